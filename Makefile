@@ -1,0 +1,79 @@
+# Bulkhead. `make help` lists the targets.
+#
+# Two commands set a fresh Debian 12 machine (Go, root) up by themselves: `make demo` and `make test`.
+
+SHELL       := /bin/bash
+.DEFAULT_GOAL := help
+
+SCENARIO    ?= bank
+KEEP        ?=
+BIN         := bin
+TOOLS       := .tools/bin
+VERSION     ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+GO_LDFLAGS  := -s -w -X bulkhead/internal/version.version=$(VERSION)
+COMMANDS    := bulkhead bulkhead-agent bulkhead-controller
+
+# Debian packages, by the names of Debian 12. Only `demo` and `generate` need any.
+DEMO_PACKAGES     := postgresql-15 postgresql-client-15
+GENERATE_PACKAGES := clang-19 llvm-19 libbpf-dev linux-libc-dev protobuf-compiler
+
+# Kernel tests are mandatory for root and skipped, with the reason, for anybody else.
+REQUIRE     ?= $(if $(filter 0,$(shell id -u)),netns$(comma)bpf)
+comma       := ,
+
+.PHONY: help
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: build
+build: ## build the three programs into bin/
+	@mkdir -p $(BIN)
+	CGO_ENABLED=0 go build -trimpath -ldflags '$(GO_LDFLAGS)' -o $(BIN)/ $(addprefix ./cmd/,$(COMMANDS))
+
+.PHONY: demo
+demo: demo-setup build ## watch a breach stay in its compartment (SCENARIO=bank|hospital|factory, KEEP=1)
+	$(BIN)/bulkhead lab run $(SCENARIO) --report out/demo-$(SCENARIO).json $(if $(KEEP),--keep)
+
+.PHONY: demo-setup
+demo-setup:
+	@mkdir -p out
+	@tools/install-packages $(DEMO_PACKAGES)
+
+.PHONY: test
+test: build ## run every test (as root also those that need the kernel)
+	BULKHEAD_REQUIRE=$(REQUIRE) go test ./...
+
+.PHONY: race
+race: ## run the concurrent parts under the race detector
+	go test -race ./internal/core/... ./internal/wire/... ./internal/agent/... ./internal/controller/... ./internal/store/... ./internal/flowstore/...
+
+.PHONY: lint
+lint: $(TOOLS)/staticcheck ## gofmt, go vet, staticcheck
+	@unformatted=$$(gofmt -l $$(git ls-files '*.go')); test -z "$$unformatted" || { echo "run gofmt -w on:"; echo "$$unformatted"; exit 1; }
+	go vet ./...
+	$(TOOLS)/staticcheck ./...
+
+.PHONY: generate
+generate: generate-setup $(TOOLS)/protoc-gen-go $(TOOLS)/protoc-gen-connect-go $(TOOLS)/bpf2go ## write the protobuf code and the eBPF objects anew
+	PATH=$(CURDIR)/$(TOOLS):$$PATH protoc -Iapi --go_out=. --go_opt=module=bulkhead --connect-go_out=. --connect-go_opt=module=bulkhead $$(cd api && ls bulkhead/v1/*.proto)
+	cd internal/dataplane/ebpf && PATH=$(CURDIR)/$(TOOLS):$$PATH go generate ./...
+
+.PHONY: generate-setup
+generate-setup:
+	@tools/install-packages $(GENERATE_PACKAGES)
+
+.PHONY: generate-check
+generate-check: generate ## fail if the committed generated code is not what its sources give
+	@changed=$$(git status --porcelain -- api internal/dataplane/ebpf); test -z "$$changed" || { echo "generated code differs; run make generate and commit:"; echo "$$changed"; exit 1; }
+
+.PHONY: bench
+bench: build ## run the benchmarks that docs/benchmarks.md records
+	tools/bench
+
+$(TOOLS)/%: tools/go.mod tools/go.sum
+	@mkdir -p $(TOOLS)
+	cd tools && GOBIN=$(CURDIR)/$(TOOLS) go install $$(go list -f '{{.ImportPath}}' tool | grep '/$*$$')
+
+.PHONY: clean
+clean: ## remove what the targets made
+	rm -rf $(BIN) out .tools
