@@ -43,7 +43,11 @@ func (p *Policy) Check() error {
 			return fmt.Errorf("address entry %d: %v is not a canonical prefix", i, a.Prefix)
 		}
 	}
-	return nil
+	return p.checkOrder()
+}
+
+func outOfOrder(list, at string) error {
+	return fmt.Errorf("%s are out of order, or one is there twice, at %s", list, at)
 }
 
 func (t *Table) check() error {
