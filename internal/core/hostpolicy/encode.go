@@ -5,8 +5,6 @@ import (
 	"encoding/binary"
 	"encoding/hex"
 	"net/netip"
-
-	"bulkhead/internal/core/model"
 )
 
 // Hash identifies the content of a Policy: what it does, not the revision that it came from.
@@ -32,6 +30,7 @@ func (p *Policy) Hash() Hash {
 		e.num(uint64(len(s.Local)))
 		for _, l := range s.Local {
 			e.addr(l.Addr)
+			e.num(uint64(l.Identity))
 			e.num(uint64(l.Set))
 		}
 		e.num(uint64(s.Isolation))
@@ -66,32 +65,53 @@ func (p *Policy) Hash() Hash {
 }
 
 // ContentID returns the ID that the set's content asks for.
-func (s *PolicySet) ContentID() PolicySetID {
-	e := encoder{buf: make([]byte, 0, 4096)}
-	for _, d := range model.Directions {
-		t := s.Table(d)
-		e.num(uint64(len(t.Funcs)))
-		for _, f := range t.Funcs {
-			e.num(uint64(len(f)))
-			for _, c := range f {
-				e.num(uint64(c.Ports.Proto))
-				e.num(uint64(c.Ports.Lo))
-				e.num(uint64(c.Ports.Hi))
-				e.num(uint64(c.Verdict))
-				e.str(string(c.Rule))
-			}
-		}
-		e.num(uint64(len(t.Peers)))
-		for _, p := range t.Peers {
-			e.num(uint64(p.Peer))
-			e.num(uint64(p.Func))
-		}
-	}
-	sum := sha256.Sum256(e.buf)
+func (s *PolicySet) ContentID() PolicySetID { return SetID(s.Ingress.Hash(), s.Egress.Hash()) }
+
+// SetID returns the ID of the policy set of two tables, by their hashes.
+func SetID(ingress, egress Hash) PolicySetID {
+	sum := sha256.Sum256(append(ingress[:], egress[:]...))
 	if n := binary.BigEndian.Uint64(sum[:8]); n != 0 {
 		return PolicySetID(n)
 	}
 	return 1
+}
+
+// Hash returns the hash of the table's canonical encoding. Rows have a fixed width: a table may have a hundred
+// thousand of them, and every one is hashed in a full compile.
+func (t *Table) Hash() Hash {
+	const chunk = 1 << 12
+	h := sha256.New()
+	e := encoder{buf: make([]byte, 0, chunk+256)}
+	flush := func() {
+		h.Write(e.buf) // a hash never fails
+		e.buf = e.buf[:0]
+	}
+	e.num(uint64(len(t.Funcs)))
+	for _, f := range t.Funcs {
+		e.num(uint64(len(f)))
+		for _, c := range f {
+			e.num(uint64(c.Ports.Proto))
+			e.num(uint64(c.Ports.Lo))
+			e.num(uint64(c.Ports.Hi))
+			e.num(uint64(c.Verdict))
+			e.str(string(c.Rule))
+			if len(e.buf) >= chunk {
+				flush()
+			}
+		}
+	}
+	e.num(uint64(len(t.Peers)))
+	for _, p := range t.Peers {
+		e.buf = binary.LittleEndian.AppendUint64(e.buf, uint64(p.Peer))
+		e.buf = binary.LittleEndian.AppendUint32(e.buf, p.Func)
+		if len(e.buf) >= chunk {
+			flush()
+		}
+	}
+	flush()
+	var out Hash
+	h.Sum(out[:0])
+	return out
 }
 
 type encoder struct{ buf []byte }

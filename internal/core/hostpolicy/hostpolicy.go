@@ -33,10 +33,10 @@ type Subject struct {
 	Workload string
 	Unit     string // "" for the host itself: whatever no unit owns
 	Identity model.IdentityID
-	// Set judges the subject's traffic, unless Local has an entry for the identity of the local address.
+	// Set judges the subject's traffic, unless Local has an entry for the local address.
 	Set PolicySetID
 	// Local lists the policy sets for local addresses whose networks differ from those of the first address.
-	// Empty for almost every workload. Sorted by prefix.
+	// Empty for almost every workload. Sorted by address.
 	Local []LocalSet
 	// Isolation is the policy set of quarantine level isolate, compiled ahead so that the agent can contain its
 	// own host without asking.
@@ -45,10 +45,12 @@ type Subject struct {
 	OnAgentLoss model.OnAgentLoss
 }
 
-// LocalSet is the policy set that judges traffic of one local address.
+// LocalSet is the policy set that judges traffic of one local address, and the identity that the workload has there:
+// what other workloads of this host, which know it exactly, look up.
 type LocalSet struct {
-	Addr netip.Addr
-	Set  PolicySetID
+	Addr     netip.Addr
+	Identity model.IdentityID
+	Set      PolicySetID
 }
 
 // PolicySet is the compiled policy of all subjects of one identity.

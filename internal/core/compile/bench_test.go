@@ -1,0 +1,53 @@
+package compile_test
+
+import (
+	"runtime"
+	"testing"
+
+	"bulkhead/internal/core/compile"
+	"bulkhead/internal/core/compile/compiletest"
+)
+
+// BenchmarkCompile compiles whole estates. Beside time it reports what the finished world holds (MB-held), and how
+// many policy sets and rows it has.
+func BenchmarkCompile(b *testing.B) {
+	for _, s := range []compiletest.Size{
+		{Workloads: 1_000, LabelSets: 100, Rules: 100},
+		{Workloads: 1_000, LabelSets: 100, Rules: 1_000},
+		{Workloads: 1_000, LabelSets: 100, Rules: 10_000},
+		{Workloads: 10_000, LabelSets: 1_000, Rules: 100},
+		{Workloads: 10_000, LabelSets: 1_000, Rules: 1_000},
+		{Workloads: 10_000, LabelSets: 1_000, Rules: 10_000},
+		{Workloads: 100_000, LabelSets: 5_000, Rules: 100},
+		{Workloads: 100_000, LabelSets: 5_000, Rules: 1_000},
+		{Workloads: 100_000, LabelSets: 5_000, Rules: 10_000},
+	} {
+		b.Run(s.String(), func(b *testing.B) {
+			docs, inv := compiletest.Estate(s)
+			var before, after runtime.MemStats
+			runtime.GC()
+			runtime.ReadMemStats(&before)
+			b.ReportAllocs()
+			b.ResetTimer()
+			var w *compile.World
+			for b.Loop() {
+				var err error
+				if w, err = compile.Compile(docs, inv, compile.Options{}); err != nil {
+					b.Fatal(err)
+				}
+			}
+			b.StopTimer()
+			runtime.GC()
+			runtime.ReadMemStats(&after)
+			rows := 0
+			for _, set := range w.Sets() {
+				rows += len(set.Ingress.Peers) + len(set.Egress.Peers)
+			}
+			b.ReportMetric(float64(after.HeapAlloc-before.HeapAlloc)/1e6, "MB-held")
+			b.ReportMetric(float64(len(w.Sets())), "sets")
+			b.ReportMetric(float64(rows), "rows")
+			runtime.KeepAlive(docs)
+			runtime.KeepAlive(inv)
+		})
+	}
+}

@@ -1,0 +1,458 @@
+package compile
+
+import (
+	"fmt"
+	"slices"
+
+	"bulkhead/internal/core/hostpolicy"
+	"bulkhead/internal/core/model"
+)
+
+// step is one thing that may decide: an essential, a quarantine, a rule or the default. The steps of a table are in
+// the order in which they are asked.
+type step struct {
+	ports     []model.PortRange
+	verdict   model.Verdict
+	rule      uint32
+	essential bool
+	source    *Rule // nil if no document's rule
+}
+
+var anyPorts = []model.PortRange{model.AnyPort}
+
+func everyPort(v model.Verdict, rule uint32) step {
+	return step{ports: anyPorts, verdict: v, rule: rule}
+}
+
+// subject is everything about a workload that its policy set depends on. Equal subjects share a policy set.
+type subject struct {
+	profile *profile
+	own     purposes   // what the networks of its own address are for
+	matched [2][]int32 // by direction: the matches that are subjects of rules and mean it
+	level   model.QuarantineLevel
+	inUse   [2][]restriction // by direction; of level restrict only
+}
+
+// restriction is a peer that a restricted workload may still talk to, and on which ports. Sorted by peer.
+type restriction struct {
+	peer  int32
+	ports []model.PortRange
+}
+
+// tableBuilder makes the table of one direction of a subject. Its scratch space is reused from table to table.
+//
+// It refines a partition of the peers: all begin as one class, and each step splits from every class the peers that
+// it speaks about. Peers that end in one class were met by the same steps, so they share a function.
+type tableBuilder struct {
+	ids       *identities
+	functions *functions
+	rules     *[2][]Rule
+	byPurpose map[purposes][]int32 // identities at addresses that serve a purpose
+	groups    [2]map[int32][]int32 // by direction: a subject's match to the rules that it is the subject of
+	matches   *matches
+	maxCells  int
+
+	paint     painter
+	steps     []step
+	universal []int32 // steps that speak about every peer
+	nodes     []node  // classes; nodes[0] is that of a peer which no step speaks about
+	child     []childOf
+	class     []int32 // peer to node
+	touched   []int32 // peers with a class other than 0
+	fn        []int32 // peer to function; of touched peers and of those in rows
+	inUse     [][]model.PortRange
+	order     []int32
+	maxOf     map[[2]int32]int32
+	recent    [1 << 12]maxEntry // in front of maxOf; two zeros are no key, as x differs from y
+
+	rows       bitset  // peers that have a row
+	candidates bitset  // shared identities that may have one
+	local      []int32 // function to its index in the table
+	named      []int32
+}
+
+// node is a class of peers: those that step singled out of the class parent.
+type node struct {
+	parent, step int32
+	restricted   int32 // index into inUse; notRestricted
+	fn           int32 // index of the function, once it is known
+}
+
+const (
+	unknown       = -1
+	notRestricted = -1
+	nothingInUse  = 0
+)
+
+type childOf struct{ step, node int32 }
+
+func newTableBuilder(w *World, m *matches, groups [2]map[int32][]int32, f *functions) *tableBuilder {
+	b := &tableBuilder{
+		ids:       w.ids,
+		functions: f,
+		rules:     &w.rules,
+		byPurpose: map[purposes][]int32{},
+		groups:    groups,
+		matches:   m,
+		maxCells:  w.opts.maxCells(),
+		class:     make([]int32, len(w.ids.ids)),
+		fn:        make([]int32, len(w.ids.ids)),
+		maxOf:     map[[2]int32]int32{},
+
+		rows:       newBitset(len(w.ids.ids)),
+		candidates: newBitset(len(w.ids.ids)),
+	}
+	for i, s := range w.nets.netsets {
+		for _, bit := range []purposes{resolver, timeServer, forensic} {
+			if s.purposes&bit != 0 {
+				b.byPurpose[bit] = append(b.byPurpose[bit], w.ids.byNetset[i]...)
+			}
+		}
+	}
+	for _, list := range b.byPurpose {
+		slices.Sort(list)
+	}
+	return b
+}
+
+// build makes the table of one direction.
+func (b *tableBuilder) build(s *subject, d model.Direction) (hostpolicy.Table, error) {
+	b.begin()
+	b.essentials(s, d)
+	switch s.level {
+	case model.QuarantineIsolate:
+		b.add(everyPort(model.Allow, b.functions.name(model.RuleForensic)), b.byPurpose[forensic])
+		b.addUniversal(everyPort(model.Deny, b.functions.name(model.RuleIsolate)))
+	case model.QuarantineRestrict:
+		b.restrict(s.inUse[d])
+		fallthrough
+	default:
+		b.applyRules(s, d)
+		for _, st := range s.profile.defaults[d].steps(b.functions) {
+			b.addUniversal(st)
+		}
+	}
+	return b.finish()
+}
+
+func (b *tableBuilder) begin() {
+	for _, p := range b.touched {
+		b.class[p] = 0
+	}
+	b.touched = b.touched[:0]
+	b.steps, b.universal = b.steps[:0], b.universal[:0]
+	b.nodes = append(b.nodes[:0], node{parent: -1, step: -1, restricted: notRestricted, fn: unknown})
+	b.child = append(b.child[:0], childOf{-1, 0})
+	b.inUse = append(b.inUse[:0], nil)
+}
+
+var (
+	dnsPorts  = []model.PortRange{{Proto: model.ProtoTCP, Lo: 53, Hi: 53}, {Proto: model.ProtoUDP, Lo: 53, Hi: 53}}
+	timePorts = []model.PortRange{{Proto: model.ProtoUDP, Lo: 123, Hi: 123}}
+)
+
+// essentials opens the way to resolvers and time servers, and at those the way in.
+func (b *tableBuilder) essentials(s *subject, d model.Direction) {
+	for _, e := range []struct {
+		bit   purposes
+		ports []model.PortRange
+		rule  model.RuleID
+	}{{resolver, dnsPorts, model.RuleDNS}, {timeServer, timePorts, model.RuleTime}} {
+		st := step{ports: e.ports, verdict: model.Allow, rule: b.functions.name(e.rule), essential: true}
+		if d == model.Egress {
+			b.add(st, b.byPurpose[e.bit])
+		} else if s.own&e.bit != 0 {
+			b.addUniversal(st)
+		}
+	}
+}
+
+// restrict closes the way to and from every workload but those in use.
+func (b *tableBuilder) restrict(inUse []restriction) {
+	closed := b.newNode(node{parent: 0, step: -1, restricted: nothingInUse})
+	for i := range b.ids.all {
+		id := &b.ids.all[i]
+		if !id.Owned || id.members != nil {
+			continue
+		}
+		at := closed
+		if len(inUse) > 0 && inUse[0].peer == int32(i) {
+			b.inUse = append(b.inUse, inUse[0].ports)
+			at = b.newNode(node{parent: b.class[i], step: -1, restricted: int32(len(b.inUse) - 1)})
+			inUse = inUse[1:]
+		} else if b.class[i] != 0 {
+			// An essential speaks about the peer; it stays above the restriction.
+			at = b.newNode(node{parent: b.class[i], step: -1, restricted: nothingInUse})
+		}
+		b.move(int32(i), at)
+	}
+}
+
+func (b *tableBuilder) applyRules(s *subject, d model.Direction) {
+	b.order = b.order[:0]
+	for _, m := range s.matched[d] {
+		b.order = append(b.order, b.groups[d][m]...)
+	}
+	slices.Sort(b.order)
+	denial := model.WouldDeny
+	if s.profile.denyDrops {
+		denial = model.Deny
+	}
+	for _, at := range b.order {
+		r := &b.rules[d][at]
+		st := step{ports: r.Ports, verdict: model.Allow, rule: r.name, source: r}
+		if r.Action == Deny {
+			st.verdict = denial
+		}
+		if b.matches.any[r.peer] {
+			b.addUniversal(st)
+		} else {
+			b.add(st, b.matches.members[r.peer])
+		}
+	}
+}
+
+func (b *tableBuilder) addUniversal(s step) {
+	b.universal = append(b.universal, int32(len(b.steps)))
+	b.steps = append(b.steps, s)
+}
+
+// add appends a step that speaks about the peers.
+func (b *tableBuilder) add(s step, peers []int32) {
+	if len(peers) == 0 {
+		return
+	}
+	at := int32(len(b.steps))
+	b.steps = append(b.steps, s)
+	for _, p := range peers {
+		from := b.class[p]
+		if b.nodes[from].restricted == nothingInUse {
+			continue
+		}
+		if b.child[from].step != at {
+			b.child[from] = childOf{at, b.newNode(node{parent: from, step: at, restricted: b.nodes[from].restricted})}
+		}
+		b.move(p, b.child[from].node)
+	}
+}
+
+func (b *tableBuilder) newNode(n node) int32 {
+	n.fn = unknown
+	b.nodes = append(b.nodes, n)
+	b.child = append(b.child, childOf{-1, 0})
+	return int32(len(b.nodes) - 1)
+}
+
+func (b *tableBuilder) move(peer, to int32) {
+	if b.class[peer] == 0 {
+		b.touched = append(b.touched, peer)
+	}
+	b.class[peer] = to
+}
+
+// function returns the function of a class.
+func (b *tableBuilder) function(n int32) (int32, error) {
+	if b.nodes[n].fn != unknown {
+		return b.nodes[n].fn, nil
+	}
+	b.order = append(b.order[:0], b.universal...)
+	for at := n; at > 0; at = b.nodes[at].parent {
+		if s := b.nodes[at].step; s >= 0 {
+			b.order = append(b.order, s)
+		}
+	}
+	slices.Sort(b.order)
+	fn, err := b.resolve(b.order, nil, false)
+	if err == nil && b.nodes[n].restricted != notRestricted {
+		fn, err = b.resolve(b.order, b.within(fn, b.inUse[b.nodes[n].restricted]), true)
+	}
+	b.nodes[n].fn = fn
+	return fn, err
+}
+
+// resolve paints the steps, or with restricted the essential ones of them, then what is left open, then the
+// restriction.
+func (b *tableBuilder) resolve(steps []int32, open []stroke, restricted bool) (int32, error) {
+	b.paint.start()
+	for _, at := range steps {
+		s := &b.steps[at]
+		if restricted && !s.essential {
+			continue
+		}
+		for _, r := range s.ports {
+			b.paint.paint(stroke{r, s.verdict, s.rule})
+		}
+		if b.paint.cells > b.maxCells {
+			return 0, b.tooMany(s)
+		}
+		if b.paint.done {
+			break
+		}
+	}
+	if restricted {
+		for _, s := range open {
+			b.paint.paint(s)
+		}
+		b.paint.paint(stroke{model.AnyPort, model.Deny, b.functions.name(model.RuleRestrict)})
+	}
+	return b.functions.intern(b.paint.finish()), nil
+}
+
+func (b *tableBuilder) tooMany(s *step) error {
+	err := &Error{Msg: fmt.Sprintf("its ports, with those of other rules between the same workloads, make more than %d ranges: use fewer, wider ones", b.maxCells)}
+	if s.source != nil {
+		err.Pos, err.Rule = s.source.Pos, s.source.ID
+	} else {
+		err.Msg = fmt.Sprintf("the services of the selective segments make more than %d ranges: use fewer, wider ones", b.maxCells)
+	}
+	return Errors{err}
+}
+
+// within returns what a function says about the ports.
+func (b *tableBuilder) within(fn int32, ports []model.PortRange) []stroke {
+	var out []stroke
+	all := b.functions.strokes[fn]
+	for _, r := range ports {
+		if r.Proto == model.ProtoAny {
+			return append(slices.Clone(all[1:]), all[0])
+		}
+		for _, s := range section(all, r.Proto) {
+			if c, ok := clip(s, r.Proto, r.Lo, r.Hi); ok {
+				out = append(out, c)
+			}
+		}
+	}
+	return out
+}
+
+// finish turns classes into rows. Peers that the default function judges have none.
+func (b *tableBuilder) finish() (hostpolicy.Table, error) {
+	def, err := b.function(0)
+	if err != nil {
+		return hostpolicy.Table{}, err
+	}
+	b.rows.clear()
+	for _, p := range b.touched {
+		fn := b.nodes[b.class[p]].fn
+		if fn == unknown {
+			if fn, err = b.function(b.class[p]); err != nil {
+				return hostpolicy.Table{}, err
+			}
+		}
+		b.fn[p] = fn
+		if fn != def {
+			b.rows.add(p)
+		}
+	}
+	b.share(def)
+	return b.table(def), nil
+}
+
+// table lists the functions in the order in which the rows, in the order of peers, first name them.
+func (b *tableBuilder) table(def int32) hostpolicy.Table {
+	t := hostpolicy.Table{Funcs: []hostpolicy.Func{b.functions.funcs[def]}}
+	n := b.rows.len()
+	if n == 0 {
+		return t
+	}
+	for len(b.local) < len(b.functions.funcs) {
+		b.local = append(b.local, unknown)
+	}
+	t.Peers = make([]hostpolicy.PeerFunc, 0, n)
+	b.named = b.named[:0]
+	for p := range b.rows.all() {
+		fn := b.fn[p]
+		if b.local[fn] == unknown {
+			b.local[fn] = int32(len(t.Funcs))
+			b.named = append(b.named, fn)
+			t.Funcs = append(t.Funcs, b.functions.funcs[fn])
+		}
+		t.Peers = append(t.Peers, hostpolicy.PeerFunc{Peer: b.ids.ids[p], Func: uint32(b.local[fn])})
+	}
+	for _, fn := range b.named {
+		b.local[fn] = unknown
+	}
+	return t
+}
+
+// share gives rows to the shared identities of which a member has one, where the most permissive of their members'
+// functions is not the default.
+func (b *tableBuilder) share(def int32) {
+	if len(b.ids.sharedAll) == 0 {
+		return
+	}
+	b.candidates.clear()
+	for p := range b.rows.all() {
+		for _, s := range b.ids.sharedIn[p] {
+			b.candidates.add(s)
+		}
+	}
+	for s := range b.candidates.all() {
+		of := b.ids.membersOf[s]
+		members := b.ids.members[of.from:of.to]
+		best := b.nodes[b.class[members[0]]].fn
+		for _, m := range members[1:] {
+			if fn := b.nodes[b.class[m]].fn; fn != best {
+				best = b.mostPermissive(best, fn)
+			}
+		}
+		if best != def {
+			b.fn[s] = best
+			b.rows.add(s)
+		}
+	}
+}
+
+// mostPermissive returns the pointwise greater of two functions; where they are equal, the rule of x stands. Folding
+// a list of functions with it gives the first greatest of them at every point. x must differ from y.
+func (b *tableBuilder) mostPermissive(x, y int32) int32 {
+	key := [2]int32{x, y}
+	recent := &b.recent[(uint32(x)*0x9e3779b1+uint32(y)*0x85ebca6b)>>20] // 12 bits
+	if recent.key == key {
+		return recent.max
+	}
+	f, ok := b.maxOf[key]
+	if !ok {
+		f = b.pointwiseMax(x, y)
+		b.maxOf[key] = f
+	}
+	*recent = maxEntry{key, f}
+	return f
+}
+
+func (b *tableBuilder) pointwiseMax(x, y int32) int32 {
+	both := [2][]stroke{b.functions.strokes[x], b.functions.strokes[y]}
+	b.paint.start()
+	for _, of := range both {
+		for _, s := range of[1:] {
+			b.paint.proto(s.ports.Proto)
+		}
+	}
+	protos := make([]model.Proto, b.paint.used)
+	for i := range protos {
+		protos[i] = b.paint.protos[i].proto
+	}
+	for _, v := range [...]model.Verdict{model.Allow, model.WouldDeny, model.Deny} {
+		for _, of := range both {
+			for _, proto := range protos {
+				for _, s := range section(of, proto) {
+					if c, ok := clip(s, proto, 0, 65535); ok && c.verdict == v {
+						b.paint.paint(c)
+					}
+				}
+			}
+		}
+	}
+	base := both[0][0]
+	if both[1][0].verdict > base.verdict {
+		base = both[1][0]
+	}
+	b.paint.paint(base)
+	return b.functions.intern(b.paint.finish())
+}
+
+// maxEntry remembers the pointwise greater of two functions.
+type maxEntry struct {
+	key [2]int32
+	max int32
+}

@@ -1,0 +1,80 @@
+package verdict_test
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"testing"
+
+	"bulkhead/internal/core/compile"
+	"bulkhead/internal/core/compile/compiletest"
+	"bulkhead/internal/core/model"
+	"bulkhead/internal/core/verdict"
+)
+
+// randomFlows returns flows between random workloads of an estate, by name or by address, on ports that rules name.
+func randomFlows(inv *model.Inventory, byAddress bool, n int) []model.Flow {
+	r := rand.New(rand.NewPCG(1, 2))
+	ports := []uint16{443, 8443, 5432, 6379, 5672, 8080}
+	end := func() model.End {
+		for {
+			inst := &inv.Instances[r.IntN(len(inv.Instances))]
+			if !byAddress {
+				return model.End{Workload: inst.Name}
+			}
+			if !inst.IsUnit() && len(inst.Addresses) > 0 {
+				return model.End{Workload: inst.Addresses[0].String(), Addr: inst.Addresses[0]}
+			}
+		}
+	}
+	flows := make([]model.Flow, 0, n)
+	for range n {
+		flows = append(flows, model.Flow{From: end(), To: end(), Proto: model.ProtoTCP, Port: ports[r.IntN(len(ports))]})
+	}
+	return flows
+}
+
+func BenchmarkJudge(b *testing.B) {
+	for _, s := range []compiletest.Size{
+		{Workloads: 1_000, LabelSets: 100, Rules: 1_000},
+		{Workloads: 10_000, LabelSets: 1_000, Rules: 1_000},
+		{Workloads: 100_000, LabelSets: 5_000, Rules: 10_000},
+	} {
+		docs, inv := compiletest.Estate(s)
+		w, err := compile.Compile(docs, inv, compile.Options{})
+		if err != nil {
+			b.Fatal(err)
+		}
+		e := verdict.New(w)
+		for _, byAddress := range []bool{false, true} {
+			flows := randomFlows(inv, byAddress, 1<<16)
+			b.Run(fmt.Sprintf("%s/byaddress=%t", s, byAddress), func(b *testing.B) {
+				b.ReportAllocs()
+				i := 0
+				for b.Loop() {
+					_, _ = e.Judge(&flows[i&(1<<16-1)]) // an address that units share is an error, and as fast
+					i++
+				}
+			})
+		}
+	}
+}
+
+// TestJudgeAllocatesNothing holds for every flow that has a verdict.
+func TestJudgeAllocatesNothing(t *testing.T) {
+	docs, inv := compiletest.Estate(compiletest.Size{Workloads: 1_000, LabelSets: 100, Rules: 1_000})
+	w, err := compile.Compile(docs, inv, compile.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	e := verdict.New(w)
+	for _, byAddress := range []bool{false, true} {
+		for _, f := range randomFlows(inv, byAddress, 500) {
+			if _, err := e.Judge(&f); err != nil {
+				continue
+			}
+			if n := testing.AllocsPerRun(10, func() { _, _ = e.Judge(&f) }); n != 0 {
+				t.Fatalf("judging %v allocates %v times", f, n)
+			}
+		}
+	}
+}
