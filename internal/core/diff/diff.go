@@ -1,0 +1,300 @@
+// Package diff says which communications a change opens and closes: what differs between two worlds in what they allow,
+// not in how it is written. Renaming, reordering or splitting rules is no change.
+//
+// The difference is exact over every workload of both inventories and every set of addresses that the documents tell
+// apart. It is reported for people: pairs with the same change are gathered into few selectors and ports.
+package diff
+
+import (
+	"cmp"
+	"slices"
+	"strings"
+
+	"bulkhead/internal/core/compile"
+	"bulkhead/internal/core/model"
+	"bulkhead/internal/core/reach"
+	"bulkhead/internal/core/verdict"
+)
+
+// Diff is the difference between two worlds. The lists are sorted by size, the largest first.
+type Diff struct {
+	// Opened was denied and passes now.
+	Opened []Communication `json:"opened"`
+	// Closed passed and is denied now.
+	Closed []Communication `json:"closed"`
+	// WouldClose was allowed and passes still, but is recorded as would-deny: it closes once the segment enforces.
+	WouldClose []Communication `json:"would_close"`
+	// WouldOpen was recorded as would-deny and is allowed now: it stays open once the segment enforces.
+	WouldOpen []Communication `json:"would_open"`
+}
+
+// Empty reports whether the worlds agree about everything.
+func (d *Diff) Empty() bool {
+	return len(d.Opened)+len(d.Closed)+len(d.WouldClose)+len(d.WouldOpen) == 0
+}
+
+// Communication is traffic whose verdict changes: from any of From to any of To on any of On.
+type Communication struct {
+	From []string `json:"from"` // selectors, "network NAME", "every workload", "any address", "any"
+	To   []string `json:"to"`
+	On   []string `json:"on"` // names of services and ports; "any"; "any but …"
+	// Before and After are the verdicts over both ends.
+	Before string `json:"before"`
+	After  string `json:"after"`
+	// Pairs counts the (source, destination) pairs of the inventory that are meant. Addresses in the same networks
+	// count as one.
+	Pairs int `json:"pairs"`
+	// Example is one flow of it, judged in both worlds.
+	Example Example `json:"example"`
+}
+
+// Example is a flow, and who decided about it in either world.
+type Example struct {
+	From   string  `json:"from"`
+	To     string  `json:"to"`
+	On     string  `json:"on"`
+	Before Verdict `json:"before"`
+	After  Verdict `json:"after"`
+}
+
+// Verdict is a verdict with what decided it at each end. The zero value is of a flow that cannot be judged in that
+// world, because it does not have the workload.
+type Verdict struct {
+	Verdict     string       `json:"verdict"`
+	EgressRule  model.RuleID `json:"egress_rule"`
+	IngressRule model.RuleID `json:"ingress_rule"`
+}
+
+// NewVerdict returns v as reports show it.
+func NewVerdict(v model.FlowVerdict) Verdict {
+	return Verdict{Verdict: v.Verdict.String(), EgressRule: v.Egress.Rule, IngressRule: v.Ingress.Rule}
+}
+
+// Between returns the difference from before to after.
+func Between(before, after *compile.World) *Diff {
+	c := &comparison{
+		u:        reach.New(before, after),
+		before:   verdict.New(before),
+		after:    verdict.New(after),
+		services: serviceNames(before.Documents(), after.Documents()),
+		changes:  map[[2]reach.FuncID][]int32{},
+		byKey:    map[string]int32{},
+	}
+	c.scan()
+	return c.report()
+}
+
+// serviceNames says which single ports a service of both documents, or of the new ones, is exactly.
+func serviceNames(before, after *model.Documents) map[model.PortRange]string {
+	names := map[model.PortRange]string{}
+	for _, docs := range []*model.Documents{after, before} {
+		for i := range docs.Services {
+			s := &docs.Services[i]
+			if len(s.Ports) == 1 && names[s.Ports[0]] == "" {
+				names[s.Ports[0]] = s.Name
+			}
+		}
+	}
+	return names
+}
+
+// change is one way in which a pair may change: from one verdict to another, on a set of ports.
+type change struct {
+	before, after model.Verdict
+	ports         reach.Ports
+}
+
+// comparison is the work of one Between.
+type comparison struct {
+	u             *reach.Universe
+	before, after *verdict.Evaluator
+	services      map[model.PortRange]string
+
+	changes map[[2]reach.FuncID][]int32 // functions before and after to the changes between them
+	all     []change
+	byKey   map[string]int32
+	// relations hold the pairs of classes of each change: those on different hosts, and those on one host where that
+	// makes a difference.
+	relations [2][]relation
+}
+
+// scan finds every pair of classes that changes.
+func (c *comparison) scan() {
+	for from := range c.u.Classes {
+		src := c.u.From(int32(from))
+		for to := range c.u.Classes {
+			src.Each(int32(to), func(p *reach.Pair, sameHost bool) {
+				if p.Egress[0] == p.Egress[1] && p.Ingress[0] == p.Ingress[1] {
+					return
+				}
+				joint := [2]reach.FuncID{c.u.Joint(p.Egress[0], p.Ingress[0]), c.u.Joint(p.Egress[1], p.Ingress[1])}
+				if joint[0] == joint[1] {
+					return
+				}
+				where := 0
+				if sameHost {
+					where = 1
+				}
+				for _, n := range c.changesOf(joint) {
+					c.relations[where][n].add(int32(to))
+				}
+			})
+		}
+		for where := range c.relations {
+			for n := range c.relations[where] {
+				c.relations[where][n].seal(int32(from))
+			}
+		}
+	}
+}
+
+// changesOf returns the changes between two functions: one for each pair of verdicts.
+func (c *comparison) changesOf(joint [2]reach.FuncID) []int32 {
+	if known, ok := c.changes[joint]; ok {
+		return known
+	}
+	out := []int32{}
+	for before := model.Deny; before <= model.Allow; before++ {
+		for after := model.Deny; after <= model.Allow; after++ {
+			if before == after {
+				continue
+			}
+			ports := c.u.Compare(joint[0], joint[1], func(b, a reach.Level) bool { return b.Verdict() == before && a.Verdict() == after })
+			if ports.Empty() {
+				continue
+			}
+			key := before.String() + " " + after.String() + " " + ports.Key()
+			n, ok := c.byKey[key]
+			if !ok {
+				n = int32(len(c.all))
+				c.byKey[key] = n
+				c.all = append(c.all, change{before, after, ports})
+				for where := range c.relations {
+					c.relations[where] = append(c.relations[where], relation{})
+				}
+			}
+			out = append(out, n)
+		}
+	}
+	c.changes[joint] = out
+	return out
+}
+
+func (c *comparison) report() *Diff {
+	d := &Diff{Opened: []Communication{}, Closed: []Communication{}, WouldClose: []Communication{}, WouldOpen: []Communication{}}
+	for n := range c.all {
+		ch := &c.all[n]
+		list := &d.Opened
+		switch {
+		case ch.after == model.Deny:
+			list = &d.Closed
+		case ch.before == model.Deny:
+		case ch.after == model.WouldDeny:
+			list = &d.WouldClose
+		default:
+			list = &d.WouldOpen
+		}
+		for where := range c.relations {
+			for _, b := range c.relations[where][n].gather() {
+				*list = append(*list, c.communication(ch, &b, where == 1))
+			}
+		}
+	}
+	for _, list := range []*[]Communication{&d.Opened, &d.Closed, &d.WouldClose, &d.WouldOpen} {
+		*list = distinct(*list)
+		slices.SortFunc(*list, compare)
+	}
+	return d
+}
+
+func compare(a, b Communication) int {
+	return cmp.Or(
+		cmp.Compare(b.Pairs, a.Pairs),
+		slices.Compare(a.From, b.From), slices.Compare(a.To, b.To), slices.Compare(a.On, b.On),
+		strings.Compare(a.Before, b.Before), strings.Compare(a.After, b.After),
+		strings.Compare(a.Example.From, b.Example.From), strings.Compare(a.Example.To, b.Example.To),
+	)
+}
+
+// distinct drops what is said twice: pairs on one host and pairs on two hosts may have the same description.
+func distinct(list []Communication) []Communication {
+	seen := map[string]int{}
+	out := list[:0]
+	for _, c := range list {
+		key := strings.Join(c.From, "\x00") + "\x01" + strings.Join(c.To, "\x00") + "\x01" + strings.Join(c.On, "\x00") + "\x01" + c.Before + c.After
+		if at, ok := seen[key]; ok {
+			out[at].Pairs = max(out[at].Pairs, c.Pairs)
+			continue
+		}
+		seen[key] = len(out)
+		out = append(out, c)
+	}
+	return out
+}
+
+// communication describes one block of pairs.
+func (c *comparison) communication(ch *change, b *block, sameHost bool) Communication {
+	from, to := c.members(b.from), c.members(b.to)
+	out := Communication{
+		From: c.u.Describe(from), To: c.u.Describe(to), On: ch.ports.Strings(c.services),
+		Before: ch.before.String(), After: ch.after.String(),
+		Pairs: c.u.CountPairs(from, to),
+	}
+	out.Example = c.example(ch, from, to, sameHost)
+	return out
+}
+
+func (c *comparison) members(classes []int32) []int32 {
+	var out []int32
+	for _, n := range classes {
+		out = append(out, c.u.Classes[n].Members...)
+	}
+	slices.Sort(out)
+	return out
+}
+
+// exampleTries bounds the search for an example that shows the change: a workload's name alone may stand for another
+// of its addresses than the one that changes.
+const exampleTries = 100
+
+// example judges one flow of the block in both worlds.
+func (c *comparison) example(ch *change, from, to []int32, sameHost bool) Example {
+	port, ok := ch.ports.First()
+	if !ok {
+		return Example{}
+	}
+	var first *Example
+	tries := 0
+	for _, a := range from {
+		for i := 0; i < len(to) && tries < exampleTries; i++ {
+			tries++
+			ends := c.u.ExampleOf([]int32{a}, to[i:i+1], sameHost)
+			if ends == nil {
+				continue
+			}
+			f := model.Flow{From: ends[0].Exactly(), To: ends[1].Exactly(), Proto: port.Proto, Port: port.Lo}
+			e := Example{
+				From: ends[0].End().String(), To: ends[1].End().String(), On: port.String(),
+				Before: judge(c.before, &f), After: judge(c.after, &f),
+			}
+			if e.Before.Verdict == ch.before.String() && e.After.Verdict == ch.after.String() {
+				return e
+			}
+			if first == nil {
+				first = &e
+			}
+		}
+	}
+	if first == nil {
+		return Example{}
+	}
+	return *first
+}
+
+func judge(e *verdict.Evaluator, f *model.Flow) Verdict {
+	v, err := e.Judge(f)
+	if err != nil {
+		return Verdict{}
+	}
+	return NewVerdict(v)
+}

@@ -1,0 +1,174 @@
+package reach
+
+import (
+	"encoding/binary"
+	"net/netip"
+	"slices"
+
+	"bulkhead/internal/core/compile"
+	"bulkhead/internal/core/model"
+)
+
+// addWorkloads makes an actor of every workload at each of its addresses, by name. A workload that has other addresses
+// in another world is the same actor there, at its first.
+func (u *Universe) addWorkloads() {
+	addrs := map[string][]netip.Addr{}
+	var names []string
+	for _, w := range u.worlds {
+		for i := range w.Inventory().Instances {
+			name := w.Inventory().Instances[i].Name
+			wl := w.Workload(name)
+			list, known := addrs[name]
+			if !known {
+				names = append(names, name)
+			}
+			for k := range wl.Points {
+				if a := wl.Points[k].Addr; a.IsValid() && !slices.Contains(list, a) {
+					list = append(list, a)
+				}
+			}
+			addrs[name] = list
+		}
+	}
+	slices.Sort(names)
+	for _, name := range names {
+		list := addrs[name]
+		if len(list) == 0 {
+			list = []netip.Addr{{}}
+		}
+		for _, a := range list {
+			u.Actors = append(u.Actors, u.workloadActor(name, a))
+		}
+	}
+}
+
+func (u *Universe) workloadActor(name string, a netip.Addr) Actor {
+	actor := Actor{Workload: name, Addr: a, views: make([]view, len(u.worlds)), alone: a.IsValid()}
+	if a.IsValid() {
+		actor.Networks = u.address.setsOf(a)
+	}
+	for i, w := range u.worlds {
+		v := &actor.views[i]
+		if v.workload = w.Workload(name); v.workload != nil {
+			v.at = v.workload.At(a)
+			actor.Labels = v.workload.Labels
+		} else if a.IsValid() {
+			u.lookUp(v, w, a)
+		}
+		if owner, shared := w.Owner(a); shared || owner == nil || owner.Name != name {
+			actor.alone = false
+		}
+		if v.workload != nil {
+			v.identity, v.seen = v.at.Identity, v.at.Seen
+		}
+	}
+	return actor
+}
+
+// lookUp finds what a world takes an address for. An address that several workloads share there is taken for the first.
+func (u *Universe) lookUp(v *view, w *compile.World, a netip.Addr) {
+	if owners := w.Owners(a); len(owners) > 0 {
+		v.workload, v.at = owners[0], owners[0].At(a)
+		return
+	}
+	v.identity = w.Unowned(a)
+	v.seen = v.identity
+}
+
+// addAddresses makes an actor of each set of addresses that no workload owns in any world and that are in the same
+// networks.
+func (u *Universe) addAddresses() {
+	for _, s := range u.address.unowned(u.worlds) {
+		actor := Actor{Addr: s.addr, Networks: s.sets, views: make([]view, len(u.worlds)), alone: true}
+		for i, w := range u.worlds {
+			u.lookUp(&actor.views[i], w, s.addr)
+		}
+		u.Actors = append(u.Actors, actor)
+	}
+}
+
+// classify groups the actors by what the tables say of them.
+func (u *Universe) classify(tables []*tables) {
+	byKey := map[string]int32{}
+	var key []byte
+	for i := range u.Actors {
+		a := &u.Actors[i]
+		places := make([]place, len(u.worlds))
+		key = append(key[:0], byte(familyOf(a.Addr)))
+		if a.Owned() {
+			key = append(key, 1)
+		}
+		for k := range u.worlds {
+			places[k] = u.placeOf(a, k, tables[k])
+			key = places[k].appendTo(key)
+		}
+		n, ok := byKey[string(key)]
+		if !ok {
+			n = int32(len(u.Classes))
+			byKey[string(key)] = n
+			u.Classes = append(u.Classes, Class{
+				family: familyOf(a.Addr), owned: a.Owned(), first: a.Workload, many: !a.Owned(), hosts: map[string]hostMembers{}, worlds: places,
+			})
+		}
+		c := &u.Classes[n]
+		c.Members = append(c.Members, int32(i))
+		c.many = c.many || a.Workload != c.first
+		h, known := c.hosts[a.host()]
+		if !known {
+			h.first = a.Workload
+		}
+		h.many = h.many || h.first != a.Workload
+		c.hosts[a.host()] = h
+		a.class = n
+	}
+}
+
+// host returns the host of the workload in the last world that has it; "" if no agent is known.
+func (a *Actor) host() string {
+	for i := len(a.views) - 1; i >= 0; i-- {
+		if wl := a.views[i].workload; wl != nil && wl.Name == a.Workload {
+			return wl.Host
+		}
+	}
+	return ""
+}
+
+func (u *Universe) placeOf(a *Actor, world int, t *tables) place {
+	v := &a.views[world]
+	p := place{
+		asDest:   t.column(model.Egress, v.identity),
+		asLocal:  t.column(model.Ingress, v.identity),
+		asRemote: t.column(model.Ingress, v.seen),
+	}
+	if v.managed() {
+		p.managed, p.unit = true, v.workload.IsUnit()
+		p.egress, p.ingress = t.rows[v.at.Set.ID][model.Egress], t.rows[v.at.Set.ID][model.Ingress]
+	}
+	for _, c := range u.worlds[world].Options().Controllers {
+		if c.Addr() == a.Addr {
+			p.controller = append(p.controller, c.Port())
+		}
+	}
+	if len(u.worlds[world].Options().Controllers) == 0 {
+		p.unit = false // only the way to controllers tells units from hosts
+	}
+	return p
+}
+
+func (p *place) appendTo(key []byte) []byte {
+	flags := byte(0)
+	if p.managed {
+		flags |= 1
+	}
+	if p.unit {
+		flags |= 2
+	}
+	key = append(key, flags, byte(len(p.controller)))
+	for _, n := range []int32{int32(p.egress), int32(p.ingress), int32(p.asDest), int32(p.asLocal), int32(p.asRemote)} {
+		key = binary.LittleEndian.AppendUint32(key, uint32(n))
+	}
+	for _, port := range p.controller {
+		key = binary.LittleEndian.AppendUint16(key, port)
+	}
+	return key
+}

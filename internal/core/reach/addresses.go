@@ -1,0 +1,208 @@
+package reach
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"bulkhead/internal/core/compile"
+	"bulkhead/internal/core/model"
+)
+
+// addressSpace cuts all addresses into intervals that no network or CIDR of the documents divides.
+type addressSpace struct {
+	starts []netip.Addr // first address of each interval, sorted; IPv4 before IPv6
+	sets   [][]string   // by interval: the sets that hold it, sorted
+}
+
+// addressSet is a set of addresses as documents name it.
+type addressSet struct {
+	name       string
+	in, except []netip.Prefix
+}
+
+func newAddressSpace(worlds []*compile.World) *addressSpace {
+	sets := addressSets(worlds)
+	s := &addressSpace{starts: []netip.Addr{netip.IPv4Unspecified(), netip.IPv6Unspecified()}}
+	cut := func(p netip.Prefix) {
+		s.starts = append(s.starts, p.Addr())
+		if next := lastOf(p).Next(); next.IsValid() {
+			s.starts = append(s.starts, next)
+		}
+	}
+	for i := range sets {
+		for _, p := range sets[i].in {
+			cut(p)
+		}
+		for _, p := range sets[i].except {
+			cut(p)
+		}
+	}
+	for _, w := range worlds {
+		for _, c := range w.Options().Controllers {
+			cut(netip.PrefixFrom(c.Addr(), c.Addr().BitLen()))
+		}
+	}
+	slices.SortFunc(s.starts, netip.Addr.Compare)
+	s.starts = slices.Compact(s.starts)
+	s.sets = make([][]string, len(s.starts))
+	for i := range sets {
+		s.add(&sets[i])
+	}
+	return s
+}
+
+// addressSets lists the networks and the literal CIDRs of all documents, sorted by name. Networks of one name that
+// differ between worlds are told apart by the number of the world.
+func addressSets(worlds []*compile.World) []addressSet {
+	byName := map[string]addressSet{}
+	for i, w := range worlds {
+		docs := w.Documents()
+		for k := range docs.Networks {
+			n := &docs.Networks[k]
+			set := addressSet{n.Name, plainPrefixes(n.CIDRs), plainPrefixes(n.Except)}
+			if before, ok := byName[n.Name]; ok && !before.equal(&set) {
+				set.name = fmt.Sprintf("%s (%s)", n.Name, []string{"before", "after"}[min(i, 1)])
+			}
+			byName[set.name] = set
+		}
+		peers := func(list []model.Peer) {
+			for _, p := range list {
+				if p.Kind == model.PeerCIDR {
+					c := plainPrefix(p.CIDR)
+					byName[c.String()] = addressSet{name: c.String(), in: []netip.Prefix{c}}
+				}
+			}
+		}
+		for k := range docs.Policies {
+			for j := range docs.Policies[k].Rules {
+				peers(docs.Policies[k].Rules[j].From)
+				peers(docs.Policies[k].Rules[j].To)
+			}
+		}
+		for k := range docs.Guardrails {
+			peers(docs.Guardrails[k].From)
+			peers(docs.Guardrails[k].To)
+		}
+	}
+	out := make([]addressSet, 0, len(byName))
+	for _, s := range byName {
+		out = append(out, s)
+	}
+	slices.SortFunc(out, func(a, b addressSet) int {
+		if a.name < b.name {
+			return -1
+		}
+		return 1
+	})
+	return out
+}
+
+func (s *addressSet) equal(o *addressSet) bool {
+	return slices.Equal(s.in, o.in) && slices.Equal(s.except, o.except)
+}
+
+// plainPrefix returns the prefix masked, IPv4-mapped IPv6 as IPv4.
+func plainPrefix(p netip.Prefix) netip.Prefix {
+	if p.Addr().Is4In6() && p.Bits() >= 96 {
+		p = netip.PrefixFrom(p.Addr().Unmap(), p.Bits()-96)
+	}
+	return p.Masked()
+}
+
+func plainPrefixes(list []netip.Prefix) []netip.Prefix {
+	out := make([]netip.Prefix, len(list))
+	for i, p := range list {
+		out[i] = plainPrefix(p)
+	}
+	slices.SortFunc(out, netip.Prefix.Compare)
+	return slices.Compact(out)
+}
+
+// lastOf returns the last address of a prefix.
+func lastOf(p netip.Prefix) netip.Addr {
+	b := p.Addr().AsSlice()
+	for i := p.Bits(); i < len(b)*8; i++ {
+		b[i/8] |= 1 << (7 - i%8)
+	}
+	a, _ := netip.AddrFromSlice(b)
+	return a
+}
+
+// add notes the set at every interval that it holds.
+func (s *addressSpace) add(set *addressSet) {
+	held := map[int]bool{}
+	mark := func(list []netip.Prefix, in bool) {
+		for _, p := range list {
+			last := lastOf(p)
+			for i := s.interval(p.Addr()); i < len(s.starts) && s.starts[i].Compare(last) <= 0; i++ {
+				if in {
+					held[i] = true
+				} else {
+					delete(held, i)
+				}
+			}
+		}
+	}
+	mark(set.in, true)
+	mark(set.except, false)
+	for i := range held {
+		s.sets[i] = append(s.sets[i], set.name)
+	}
+}
+
+// interval returns the interval that holds the address.
+func (s *addressSpace) interval(a netip.Addr) int {
+	i, ok := slices.BinarySearchFunc(s.starts, a, netip.Addr.Compare)
+	if ok {
+		return i
+	}
+	return i - 1
+}
+
+func (s *addressSpace) setsOf(a netip.Addr) []string { return s.sets[s.interval(a)] }
+
+// sample is one address that stands for all that are in the same sets.
+type sample struct {
+	addr netip.Addr
+	sets []string
+}
+
+// unowned returns a sample of each combination of sets, family and controller that some address has which no workload
+// owns.
+func (s *addressSpace) unowned(worlds []*compile.World) []sample {
+	controllers := map[netip.Addr]bool{}
+	for _, w := range worlds {
+		for _, c := range w.Options().Controllers {
+			controllers[c.Addr()] = true
+		}
+	}
+	seen := map[string]bool{}
+	var out []sample
+	for i, a := range s.starts {
+		key := fmt.Sprintf("%q %v", s.sets[i], a.Is4())
+		if controllers[a] {
+			key += a.String()
+		}
+		if seen[key] {
+			continue
+		}
+		for ; a.IsValid() && (i+1 == len(s.starts) || a.Less(s.starts[i+1])); a = a.Next() {
+			if !ownedAnywhere(worlds, a) {
+				seen[key] = true
+				out = append(out, sample{a, s.sets[i]})
+				break
+			}
+		}
+	}
+	return out
+}
+
+func ownedAnywhere(worlds []*compile.World, a netip.Addr) bool {
+	for _, w := range worlds {
+		if owner, shared := w.Owner(a); owner != nil || shared {
+			return true
+		}
+	}
+	return false
+}

@@ -1,0 +1,396 @@
+package reach
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"strings"
+
+	"bulkhead/internal/core/model"
+)
+
+// A set of actors is described by as few selectors and networks as mean exactly its members. Where labels cannot tell
+// members from others, workloads are named.
+const (
+	describedKeys  = 3   // a selector names at most so many keys, unless only the whole label set will do
+	describedNames = 8   // more workloads that labels cannot tell apart are counted, not named
+	rareValues     = 256 // a key with more values names single workloads and is no use for sets of them
+	manyLabelSets  = 1000
+)
+
+// customary are the keys that people think in. A description names them where it may.
+var customary = []string{"app", "env", "role"}
+
+// describer knows the label sets and networks of a universe.
+type describer struct {
+	u          *Universe
+	setOf      []int32 // by actor: its label set; -1 for addresses
+	sets       []labelSet
+	candidates []candidate
+	workloads  int // actors that are workloads
+	networks   map[string][]int32
+	bare       []int32 // addresses in no network
+	addresses  int
+}
+
+type labelSet struct {
+	labels     model.Labels
+	actors     []int32
+	candidates []int32
+}
+
+// candidate is a selector that may be used in a description.
+type candidate struct {
+	text      string
+	customary int
+	keys      int
+	sets      []int32 // label sets that it selects
+}
+
+func newDescriber(u *Universe) *describer {
+	d := &describer{u: u, setOf: make([]int32, len(u.Actors)), networks: map[string][]int32{}}
+	byText := map[string]int32{}
+	values := map[string]map[string]bool{}
+	for i := range u.Actors {
+		a := &u.Actors[i]
+		if !a.Owned() {
+			d.setOf[i] = -1
+			d.addresses++
+			for _, n := range a.Networks {
+				d.networks[n] = append(d.networks[n], int32(i))
+			}
+			if len(a.Networks) == 0 {
+				d.bare = append(d.bare, int32(i))
+			}
+			continue
+		}
+		d.workloads++
+		text := a.Labels.String()
+		n, ok := byText[text]
+		if !ok {
+			n = int32(len(d.sets))
+			byText[text] = n
+			d.sets = append(d.sets, labelSet{labels: a.Labels})
+			for k, v := range a.Labels {
+				if values[k] == nil {
+					values[k] = map[string]bool{}
+				}
+				values[k][v] = true
+			}
+		}
+		d.sets[n].actors = append(d.sets[n].actors, int32(i))
+		d.setOf[i] = n
+	}
+	d.addCandidates(values)
+	return d
+}
+
+// addCandidates finds the selectors of up to describedKeys keys that select some label set.
+func (d *describer) addCandidates(values map[string]map[string]bool) {
+	byText := map[string]int32{}
+	for n := range d.sets {
+		set := &d.sets[n]
+		var keys []string
+		for _, k := range set.labels.Keys() {
+			if slices.Contains(customary, k) || len(values[k]) <= rareValues && len(d.sets) <= manyLabelSets {
+				keys = append(keys, k)
+			}
+		}
+		if len(keys) > 6 {
+			slices.SortStableFunc(keys, func(a, b string) int {
+				return cmp.Compare(len(values[a]), len(values[b])) // the keys that split the fewest say the most
+			})
+			slices.SortStableFunc(keys, func(a, b string) int {
+				return cmp.Compare(btoi(!slices.Contains(customary, a)), btoi(!slices.Contains(customary, b)))
+			})
+			keys = keys[:6]
+			slices.Sort(keys)
+		}
+		subsets(keys, describedKeys, func(chosen []string) {
+			part := model.Labels{}
+			known := 0
+			for _, k := range chosen {
+				part[k] = set.labels[k]
+				if slices.Contains(customary, k) {
+					known++
+				}
+			}
+			text := part.String()
+			c, ok := byText[text]
+			if !ok {
+				c = int32(len(d.candidates))
+				byText[text] = c
+				d.candidates = append(d.candidates, candidate{text: text, customary: known, keys: len(chosen)})
+			}
+			d.candidates[c].sets = append(d.candidates[c].sets, int32(n))
+			set.candidates = append(set.candidates, c)
+		})
+	}
+}
+
+func btoi(b bool) int {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+// subsets calls fn for every non-empty subset of at most n of the keys. The slice is reused.
+func subsets(keys []string, n int, fn func([]string)) {
+	chosen := make([]string, 0, n)
+	var next func(from int)
+	next = func(from int) {
+		for i := from; i < len(keys); i++ {
+			chosen = append(chosen, keys[i])
+			fn(chosen)
+			if len(chosen) < n {
+				next(i + 1)
+			}
+			chosen = chosen[:len(chosen)-1]
+		}
+	}
+	next(0)
+}
+
+// exactly is a selector of one label set and no other.
+func (d *describer) exactly(n int32) string {
+	set := &d.sets[n]
+	if len(set.labels) == 0 {
+		return "workloads without labels"
+	}
+	text := set.labels.String()
+	without := map[string]bool{}
+	for i := range d.sets {
+		if int32(i) == n || len(d.sets[i].labels) <= len(set.labels) || !contains(d.sets[i].labels, set.labels) {
+			continue
+		}
+		for k := range d.sets[i].labels {
+			if _, ok := set.labels[k]; !ok {
+				without[k] = true
+			}
+		}
+	}
+	keys := make([]string, 0, len(without))
+	for k := range without {
+		keys = append(keys, k)
+	}
+	slices.Sort(keys)
+	for _, k := range keys {
+		text += ",!" + k
+	}
+	return text
+}
+
+func contains(all, part model.Labels) bool {
+	for k, v := range part {
+		if got, ok := all[k]; !ok || got != v {
+			return false
+		}
+	}
+	return true
+}
+
+// Describe returns the alternatives that together mean exactly the actors, which are sorted: selectors, networks,
+// "every workload", "any address", or "any" for everybody.
+func (u *Universe) Describe(actors []int32) []string {
+	if u.names == nil {
+		u.names = newDescriber(u)
+	}
+	d := u.names
+	counts := make([]int, len(d.sets))
+	var workloads, addresses []int32
+	for _, a := range actors {
+		if n := d.setOf[a]; n >= 0 {
+			counts[n]++
+			workloads = append(workloads, a)
+		} else {
+			addresses = append(addresses, a)
+		}
+	}
+	if len(workloads) == d.workloads && len(addresses) == d.addresses && d.workloads > 0 {
+		return []string{"any"}
+	}
+	return append(d.describeWorkloads(workloads, counts), d.describeAddresses(addresses)...)
+}
+
+func (d *describer) describeWorkloads(workloads []int32, counts []int) []string {
+	if len(workloads) == 0 {
+		return nil
+	}
+	if len(workloads) == d.workloads {
+		return []string{"every workload"}
+	}
+	var whole, outside []int32
+	partial := map[int32]bool{}
+	for n := range d.sets {
+		switch counts[n] {
+		case 0:
+			outside = append(outside, int32(n))
+		case len(d.sets[n].actors):
+			whole = append(whole, int32(n))
+		default:
+			partial[int32(n)] = true
+		}
+	}
+	cover := d.cover(whole)
+	if len(partial) == 0 {
+		if rest := d.cover(outside); len(rest)+1 < len(cover) || len(rest) == 1 && len(cover) > 1 {
+			return []string{"every workload but " + strings.Join(rest, " and ")}
+		}
+		return cover
+	}
+	return append(cover, d.name(workloads, partial)...)
+}
+
+// cover returns few selectors that select the label sets and no other.
+func (d *describer) cover(sets []int32) []string {
+	inside := map[int32]bool{}
+	hits := map[int32]int{} // candidate to label sets of ours that it selects
+	for _, n := range sets {
+		inside[n] = true
+		for _, c := range d.sets[n].candidates {
+			hits[c]++
+		}
+	}
+	var pure []int32
+	for c, n := range hits {
+		if n == len(d.candidates[c].sets) {
+			pure = append(pure, c)
+		}
+	}
+	slices.Sort(pure)
+	gain := make(map[int32]int, len(pure))
+	for _, c := range pure {
+		gain[c] = len(d.candidates[c].sets)
+	}
+	var out []string
+	for len(inside) > 0 {
+		best := int32(-1)
+		for _, c := range pure {
+			if gain[c] > 0 && (best < 0 || d.better(c, best, gain)) {
+				best = c
+			}
+		}
+		if best < 0 {
+			break
+		}
+		out = append(out, d.candidates[best].text)
+		for _, n := range d.candidates[best].sets {
+			if !inside[n] {
+				continue
+			}
+			delete(inside, n)
+			for _, c := range d.sets[n].candidates {
+				if _, ok := gain[c]; ok {
+					gain[c]--
+				}
+			}
+		}
+	}
+	for _, n := range sets {
+		if inside[n] {
+			out = append(out, d.exactly(n))
+		}
+	}
+	slices.Sort(out)
+	return out
+}
+
+// better prefers the selector that covers more, then the one that names more of the customary keys and fewer others.
+func (d *describer) better(a, b int32, gain map[int32]int) bool {
+	x, y := &d.candidates[a], &d.candidates[b]
+	return cmp.Or(cmp.Compare(gain[b], gain[a]), cmp.Compare(y.customary, x.customary), cmp.Compare(x.keys, y.keys), strings.Compare(x.text, y.text)) < 0
+}
+
+// name lists the workloads of label sets of which only a part is meant.
+func (d *describer) name(workloads []int32, partial map[int32]bool) []string {
+	var names []string
+	of := map[int32]int{}
+	for _, a := range workloads {
+		if n := d.setOf[a]; partial[n] {
+			of[n]++
+			names = append(names, "workload "+d.u.Actors[a].Workload)
+		}
+	}
+	slices.Sort(names)
+	if names = slices.Compact(names); len(names) <= describedNames {
+		return names
+	}
+	var out []string
+	for n, k := range of {
+		out = append(out, fmt.Sprintf("%d of the %d workloads with %s", k, len(d.sets[n].actors), d.exactly(n)))
+	}
+	slices.Sort(out)
+	return out
+}
+
+func (d *describer) describeAddresses(addresses []int32) []string {
+	if len(addresses) == 0 {
+		return nil
+	}
+	if len(addresses) == d.addresses {
+		return []string{"any address"}
+	}
+	inside := map[int32]bool{}
+	hits := map[string]int{}
+	var names []string
+	for _, a := range addresses {
+		inside[a] = true
+		for _, n := range d.u.Actors[a].Networks {
+			if hits[n] == 0 {
+				names = append(names, n)
+			}
+			hits[n]++
+		}
+	}
+	// The widest networks first: one that holds others says it all.
+	slices.SortFunc(names, func(a, b string) int {
+		return cmp.Or(cmp.Compare(len(d.networks[b]), len(d.networks[a])), strings.Compare(a, b))
+	})
+	var out []string
+	for _, n := range names {
+		if hits[n] != len(d.networks[n]) || !slices.ContainsFunc(d.networks[n], func(a int32) bool { return inside[a] }) {
+			continue
+		}
+		out = append(out, "network "+n)
+		for _, a := range d.networks[n] {
+			delete(inside, a)
+		}
+	}
+	left := map[string]int{}
+	for _, a := range addresses {
+		if inside[a] {
+			left[d.address(&d.u.Actors[a])]++
+		}
+	}
+	bare := 0
+	for _, a := range d.bare {
+		bare += btoi(inside[a])
+	}
+	if bare > 0 && bare == len(d.bare) {
+		for _, a := range d.bare {
+			delete(left, d.address(&d.u.Actors[a]))
+		}
+		out = append(out, "any other address")
+	}
+	for text := range left {
+		out = append(out, text)
+	}
+	slices.Sort(out)
+	return out
+}
+
+// address describes one set of addresses exactly.
+func (d *describer) address(a *Actor) string {
+	kind := "IPv4"
+	if !a.Addr.Is4() {
+		kind = "IPv6"
+	}
+	switch len(a.Networks) {
+	case 0:
+		return "any other " + kind + " address"
+	case 1:
+		return "network " + a.Networks[0] + " alone"
+	}
+	return "networks " + strings.Join(a.Networks, " and ") + " at once"
+}

@@ -1,0 +1,270 @@
+package reach
+
+import (
+	"strings"
+
+	"bulkhead/internal/core/model"
+)
+
+// Pair is what the ends of a flow between members of two classes say, in each world: the functions of egress and
+// ingress. An end that nobody enforces allows everything.
+type Pair struct {
+	Egress, Ingress []FuncID // by world
+}
+
+// Source looks at all destinations from one class.
+type Source struct {
+	u      *Universe
+	class  int32
+	byDest [][]FuncID    // by world and column: what the source's egress says
+	byRow  [2][][]FuncID // by remote or local, world and row: what others' ingress says
+	pair   Pair
+}
+
+const (
+	remote = 0
+	local  = 1
+)
+
+// From returns a view of all pairs whose source is the class.
+func (u *Universe) From(class int32) *Source {
+	s := &Source{u: u, class: class, byDest: make([][]FuncID, len(u.worlds))}
+	s.pair = Pair{make([]FuncID, len(u.worlds)), make([]FuncID, len(u.worlds))}
+	for i := range s.byRow {
+		s.byRow[i] = make([][]FuncID, len(u.worlds))
+	}
+	c := &u.Classes[class]
+	for w := range u.worlds {
+		p := &c.worlds[w]
+		if p.managed {
+			r := &u.rows[model.Egress][w][p.egress]
+			dest := make([]FuncID, len(u.columns[model.Egress][w]))
+			for i := range dest {
+				dest[i] = r.rest
+			}
+			for _, e := range r.entries {
+				dest[e.col] = e.fn
+			}
+			s.byDest[w] = dest
+		}
+		for i, col := range [2]colID{p.asRemote, p.asLocal} {
+			rows := u.rows[model.Ingress][w]
+			fns := make([]FuncID, len(rows))
+			for k := range rows {
+				fns[k] = rows[k].rest
+			}
+			for _, e := range u.columns[model.Ingress][w][col] {
+				fns[e.row] = e.fn
+			}
+			s.byRow[i][w] = fns
+		}
+	}
+	return s
+}
+
+// Each calls fn for what is true between members of the source's class and of the class to. There is nothing to say
+// between one workload and itself, between IPv4 and IPv6, and between addresses that nobody owns. There are two
+// things to say where some members share a host and others do not, and it makes a difference. The pair is valid during
+// the call.
+func (s *Source) Each(to int32, fn func(p *Pair, sameHost bool)) {
+	a, b := &s.u.Classes[s.class], &s.u.Classes[to]
+	if a.family != b.family && a.family != noAddress && b.family != noAddress ||
+		!a.owned && !b.owned || s.class == to && !a.many {
+		return
+	}
+	if !a.many && !b.many && a.first == b.first && a.owned && b.owned {
+		return
+	}
+	far := a.meetFar(b)
+	if far {
+		fn(s.at(b, to, remote), false)
+	}
+	if (!far || s.differs(b)) && a.meetNear(b) {
+		fn(s.at(b, to, local), true)
+	}
+}
+
+// differs reports whether it counts for the destination that the source is on its host.
+func (s *Source) differs(to *Class) bool {
+	for w := range s.u.worlds {
+		p := &to.worlds[w]
+		if p.managed && s.byRow[remote][w][p.ingress] != s.byRow[local][w][p.ingress] {
+			return true
+		}
+	}
+	return false
+}
+
+func (s *Source) at(b *Class, to int32, where int) *Pair {
+	a := &s.u.Classes[s.class]
+	for w := range s.u.worlds {
+		src, dst := &a.worlds[w], &b.worlds[w]
+		egress, ingress := s.u.open, s.u.open
+		if src.managed {
+			egress = s.byDest[w][dst.asDest]
+			if len(dst.controller) > 0 && !src.unit {
+				egress = s.u.mask(egress, w, to)
+			}
+		}
+		if dst.managed {
+			ingress = s.byRow[where][w][dst.ingress]
+			if len(dst.controller) > 0 {
+				ingress = s.u.mask(ingress, w, to)
+			}
+		}
+		s.pair.Egress[w], s.pair.Ingress[w] = egress, ingress
+	}
+	return &s.pair
+}
+
+// mask makes the way to a controller essential.
+func (u *Universe) mask(fn FuncID, world int, class int32) FuncID {
+	k := maskKey{fn, world, class}
+	out, ok := u.masked[k]
+	if !ok {
+		out = u.functions.withEssential(fn, u.Classes[class].worlds[world].controller)
+		u.masked[k] = out
+	}
+	return out
+}
+
+// meetFar reports whether two members are not on one host. Only if all members of both are on one and the same host
+// are there none.
+func (a *Class) meetFar(b *Class) bool {
+	if len(a.hosts) > 1 || len(b.hosts) > 1 {
+		return true
+	}
+	for h := range a.hosts {
+		_, same := b.hosts[h]
+		return h == "" || !same
+	}
+	return false
+}
+
+// meetNear reports whether two different workloads of the classes are on one host.
+func (a *Class) meetNear(b *Class) bool {
+	if len(a.hosts) > len(b.hosts) {
+		a, b = b, a
+	}
+	for h, x := range a.hosts {
+		if y, ok := b.hosts[h]; ok && h != "" && (x.many || y.many || x.first != y.first) {
+			return true
+		}
+	}
+	return false
+}
+
+// Example returns two different actors of the classes, on one host or not, that can meet; nil if there are none.
+func (u *Universe) Example(a, b int32, sameHost bool) *[2]*Actor {
+	return u.ExampleOf(u.Classes[a].Members, u.Classes[b].Members, sameHost)
+}
+
+// ExampleOf is Example for lists of actors.
+func (u *Universe) ExampleOf(from, to []int32, sameHost bool) *[2]*Actor {
+	for _, i := range from {
+		x := &u.Actors[i]
+		for _, j := range to {
+			y := &u.Actors[j]
+			if x.Owned() && x.Workload == y.Workload {
+				continue
+			}
+			if (x.Owned() && y.Owned() && x.host() != "" && x.host() == y.host()) != sameHost {
+				continue
+			}
+			return &[2]*Actor{x, y}
+		}
+	}
+	return nil
+}
+
+// jointKey are the functions at both ends of a pair.
+type jointKey struct{ egress, ingress FuncID }
+
+// Joint returns the function over both ends: the stricter of the two on each port, where an essential at one end
+// counts as allowed.
+func (u *Universe) Joint(egress, ingress FuncID) FuncID {
+	switch {
+	case egress == u.open:
+		return ingress
+	case ingress == u.open:
+		return egress
+	}
+	k := jointKey{egress, ingress}
+	if id, ok := u.joint[k]; ok {
+		return id
+	}
+	a, b := &u.functions.all[egress], &u.functions.all[ingress]
+	out := function{rest: min(a.rest, b.rest)}
+	walk([]*function{a, b}, nil, func(p model.PortRange, levels []Level, _ bool) {
+		if p.Proto == model.ProtoAny {
+			return
+		}
+		l := min(levels[0], levels[1])
+		if max(levels[0], levels[1]) == Essential && l == Allow {
+			l = Essential
+		}
+		out.add(levelCell{p.Proto, p.Lo, p.Hi, l})
+	})
+	id := u.functions.intern(out)
+	u.joint[k] = id
+	return id
+}
+
+// Where returns the ports on which the function has a level that the caller accepts.
+func (u *Universe) Where(id FuncID, accept func(Level) bool) Ports {
+	var b portsBuilder
+	walk([]*function{&u.functions.all[id]}, always, func(p model.PortRange, levels []Level, free bool) {
+		b.add(p, !free && accept(levels[0]), free)
+	})
+	return b.build()
+}
+
+// Compare returns the ports on which two functions have levels that the caller accepts together.
+func (u *Universe) Compare(before, after FuncID, accept func(before, after Level) bool) Ports {
+	var b portsBuilder
+	walk([]*function{&u.functions.all[before], &u.functions.all[after]}, always, func(p model.PortRange, levels []Level, free bool) {
+		b.add(p, !free && accept(levels[0], levels[1]), free)
+	})
+	return b.build()
+}
+
+// CountPairs counts the pairs of different ends that two lists of actors are. A workload is one end whatever its
+// addresses; addresses in the same networks are one end.
+func (u *Universe) CountPairs(from, to []int32) int {
+	a, b := u.ends(from), u.ends(to)
+	n := a.workloads*b.all + a.all*b.workloads - a.workloads*b.workloads
+	for name := range a.names {
+		if b.names[name] && name.workload != "" {
+			n--
+		}
+	}
+	return n
+}
+
+// endNames are the different ends of a list of actors.
+type endNames struct {
+	names          map[endName]bool
+	all, workloads int
+}
+
+type endName struct{ workload, networks string }
+
+func (u *Universe) ends(actors []int32) endNames {
+	e := endNames{names: map[endName]bool{}}
+	for _, i := range actors {
+		a := &u.Actors[i]
+		name := endName{workload: a.Workload}
+		if !a.Owned() {
+			name.networks = strings.Join(a.Networks, "\x00")
+		}
+		if e.names[name] {
+			continue
+		}
+		e.names[name] = true
+		e.all++
+		if a.Owned() {
+			e.workloads++
+		}
+	}
+	return e
+}

@@ -1,0 +1,159 @@
+// Package reach says who can talk to whom, exactly, in one world or in several at once: over every workload there is
+// and every address that none owns.
+//
+// An Actor is one end that policy can tell from others: a workload at one of its addresses, or a set of addresses that
+// are in the same networks. Actors that behave alike in all worlds, towards everybody and everybody towards them, are
+// one Class; what is true of one member is true of all. The verdict between two classes is a function of protocol and
+// port; functions are numbered across worlds, so two worlds agree about a pair if the numbers agree, and proofs and
+// differences look closer only where they do not.
+//
+// Verdicts are read from the compiled policy sets, as package verdict reads them; the tests hold both to one answer.
+package reach
+
+import (
+	"net/netip"
+
+	"bulkhead/internal/core/compile"
+	"bulkhead/internal/core/model"
+)
+
+// Actor is one end of a flow.
+type Actor struct {
+	Workload string // "" for addresses that no workload owns
+	// Addr is the workload's address, invalid if it has none; or one of the addresses.
+	Addr netip.Addr
+	// Networks are the sets that hold the address: names of networks, and literal CIDRs of rules and guardrails.
+	Networks []string
+	// Labels are the workload's in the last world that has it.
+	Labels model.Labels
+
+	views []view
+	class int32
+	alone bool // the address is this actor's and nobody else's, in every world
+}
+
+// Owned reports whether some workload has the address.
+func (a *Actor) Owned() bool { return a.Workload != "" }
+
+// End returns the actor as people name it: the workload, or one of the addresses.
+func (a *Actor) End() model.End {
+	if a.Owned() {
+		return model.End{Workload: a.Workload}
+	}
+	return model.End{Addr: a.Addr}
+}
+
+// Exactly returns the actor as the end of a flow that means this address of the workload and no other, where the
+// address is its alone in every world; else the workload.
+func (a *Actor) Exactly() model.End {
+	if a.alone {
+		return model.End{Addr: a.Addr}
+	}
+	return a.End()
+}
+
+// view is an actor in one world.
+type view struct {
+	workload       *compile.Workload // nil: nobody owns the address there
+	at             *compile.Point
+	identity, seen model.IdentityID
+}
+
+func (v *view) managed() bool { return v.workload != nil && v.workload.Managed }
+
+// family keeps apart what cannot meet.
+type family uint8
+
+const (
+	noAddress family = iota // meets both
+	ipv4
+	ipv6
+)
+
+func familyOf(a netip.Addr) family {
+	switch {
+	case !a.IsValid():
+		return noAddress
+	case a.Is4():
+		return ipv4
+	}
+	return ipv6
+}
+
+// Class is a set of actors that no world tells apart. It has at least one member.
+type Class struct {
+	Members []int32 // indexes into Universe.Actors, sorted
+
+	family family
+	owned  bool
+	first  string                 // name of one workload
+	many   bool                   // more than one workload, or addresses
+	hosts  map[string]hostMembers // in the last world; "" for no host
+	worlds []place
+}
+
+// hostMembers are the workloads of a class that are on one host.
+type hostMembers struct {
+	first string
+	many  bool // more than one
+}
+
+// place is what a class is in one world.
+type place struct {
+	managed    bool
+	unit       bool
+	egress     rowID // rows by which it judges; of a managed class
+	ingress    rowID
+	asDest     colID // what others' egress takes it for
+	asLocal    colID // what ingress on its own host takes it for
+	asRemote   colID // what ingress elsewhere takes it for
+	controller []uint16
+}
+
+// Universe is everything that may talk in its worlds. It remembers what it was asked, so it belongs to one goroutine.
+type Universe struct {
+	Actors  []Actor
+	Classes []Class
+
+	worlds    []*compile.World
+	functions *functions
+	open      FuncID // everything is allowed: the end that nobody enforces
+	rows      [2][][]row
+	columns   [2][][]column
+	address   *addressSpace
+	names     *describer
+	joint     map[jointKey]FuncID
+	masked    map[maskKey]FuncID
+}
+
+type maskKey struct {
+	fn    FuncID
+	world int
+	class int32
+}
+
+// New makes the universe of the worlds, at least one. What it says about networks and CIDRs holds for those that
+// documents of the worlds name anywhere, guardrails included.
+func New(worlds ...*compile.World) *Universe {
+	u := &Universe{
+		worlds: worlds, functions: newFunctions(),
+		joint: map[jointKey]FuncID{}, masked: map[maskKey]FuncID{},
+	}
+	u.open = u.functions.intern(function{rest: Allow})
+	u.address = newAddressSpace(worlds)
+	u.addWorkloads()
+	u.addAddresses()
+	for d := range u.rows {
+		u.rows[d] = make([][]row, len(worlds))
+		u.columns[d] = make([][]column, len(worlds))
+	}
+	tables := make([]*tables, len(worlds))
+	for i, w := range worlds {
+		tables[i] = u.tablesOf(i, w)
+	}
+	u.classify(tables)
+	return u
+}
+
+// ClassOf returns the class of an actor, as indexes into Classes and Actors.
+func (u *Universe) ClassOf(actor int32) int32 { return u.Actors[actor].class }
