@@ -525,15 +525,18 @@ func (*ControllerMessage_Isolate) isControllerMessage_Message() {}
 
 // Hello is the agent's first message.
 type Hello struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Capability    uint32                 `protobuf:"varint,1,opt,name=capability,proto3" json:"capability,omitempty"` // one growing integer; N and N−1 work together
-	AgentVersion  string                 `protobuf:"bytes,2,opt,name=agent_version,json=agentVersion,proto3" json:"agent_version,omitempty"`
-	Kernel        string                 `protobuf:"bytes,3,opt,name=kernel,proto3" json:"kernel,omitempty"`
-	Dataplane     string                 `protobuf:"bytes,4,opt,name=dataplane,proto3" json:"dataplane,omitempty"` // "ebpf", …
-	Limits        []string               `protobuf:"bytes,5,rep,name=limits,proto3" json:"limits,omitempty"`       // what the dataplane does not enforce
-	Revision      uint64                 `protobuf:"varint,6,opt,name=revision,proto3" json:"revision,omitempty"`  // applied at present; 0 none
-	Hash          []byte                 `protobuf:"bytes,7,opt,name=hash,proto3" json:"hash,omitempty"`           // of the applied policy; empty none
-	BootId        string                 `protobuf:"bytes,8,opt,name=boot_id,json=bootId,proto3" json:"boot_id,omitempty"`
+	state        protoimpl.MessageState `protogen:"open.v1"`
+	Capability   uint32                 `protobuf:"varint,1,opt,name=capability,proto3" json:"capability,omitempty"` // one growing integer; N and N−1 work together
+	AgentVersion string                 `protobuf:"bytes,2,opt,name=agent_version,json=agentVersion,proto3" json:"agent_version,omitempty"`
+	Kernel       string                 `protobuf:"bytes,3,opt,name=kernel,proto3" json:"kernel,omitempty"`
+	Dataplane    string                 `protobuf:"bytes,4,opt,name=dataplane,proto3" json:"dataplane,omitempty"` // "ebpf", …
+	Limits       []string               `protobuf:"bytes,5,rep,name=limits,proto3" json:"limits,omitempty"`       // what the dataplane does not enforce
+	Revision     uint64                 `protobuf:"varint,6,opt,name=revision,proto3" json:"revision,omitempty"`  // applied at present; 0 none
+	Hash         []byte                 `protobuf:"bytes,7,opt,name=hash,proto3" json:"hash,omitempty"`           // of the applied policy; empty none
+	BootId       string                 `protobuf:"bytes,8,opt,name=boot_id,json=bootId,proto3" json:"boot_id,omitempty"`
+	// Names the numbering of FlowBatch: sequence only grows within it, also over a restart of an agent that kept its
+	// spool, and it changes when the numbering starts again. Empty: boot_id stands for it.
+	Instance      string `protobuf:"bytes,9,opt,name=instance,proto3" json:"instance,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -620,6 +623,13 @@ func (x *Hello) GetHash() []byte {
 func (x *Hello) GetBootId() string {
 	if x != nil {
 		return x.BootId
+	}
+	return ""
+}
+
+func (x *Hello) GetInstance() string {
+	if x != nil {
+		return x.Instance
 	}
 	return ""
 }
@@ -1549,7 +1559,7 @@ const file_bulkhead_v1_agent_proto_rawDesc = "" +
 	"\x05delta\x18\x03 \x01(\v2\x1c.bulkhead.v1.HostPolicyDeltaH\x00R\x05delta\x121\n" +
 	"\bflow_ack\x18\x04 \x01(\v2\x14.bulkhead.v1.FlowAckH\x00R\aflowAck\x120\n" +
 	"\aisolate\x18\x05 \x01(\v2\x14.bulkhead.v1.IsolateH\x00R\aisolateB\t\n" +
-	"\amessage\"\xe3\x01\n" +
+	"\amessage\"\xff\x01\n" +
 	"\x05Hello\x12\x1e\n" +
 	"\n" +
 	"capability\x18\x01 \x01(\rR\n" +
@@ -1560,7 +1570,8 @@ const file_bulkhead_v1_agent_proto_rawDesc = "" +
 	"\x06limits\x18\x05 \x03(\tR\x06limits\x12\x1a\n" +
 	"\brevision\x18\x06 \x01(\x04R\brevision\x12\x12\n" +
 	"\x04hash\x18\a \x01(\fR\x04hash\x12\x17\n" +
-	"\aboot_id\x18\b \x01(\tR\x06bootId\"~\n" +
+	"\aboot_id\x18\b \x01(\tR\x06bootId\x12\x1a\n" +
+	"\binstance\x18\t \x01(\tR\binstance\"~\n" +
 	"\aWelcome\x12\x1e\n" +
 	"\n" +
 	"capability\x18\x01 \x01(\rR\n" +

@@ -1794,6 +1794,7 @@ func (x *ListFlowsRequest) GetFollow() bool {
 type ListFlowsResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Edges         []*Edge                `protobuf:"bytes,1,rep,name=edges,proto3" json:"edges,omitempty"`
+	Lost          uint64                 `protobuf:"varint,2,opt,name=lost,proto3" json:"lost,omitempty"` // follow: records left out since the last message because the reader is too slow
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1833,6 +1834,13 @@ func (x *ListFlowsResponse) GetEdges() []*Edge {
 		return x.Edges
 	}
 	return nil
+}
+
+func (x *ListFlowsResponse) GetLost() uint64 {
+	if x != nil {
+		return x.Lost
+	}
+	return 0
 }
 
 // Edge is one communication with the records of both ends joined.
@@ -3212,9 +3220,10 @@ const file_bulkhead_v1_controller_proto_rawDesc = "" +
 	"\bverdicts\x18\x06 \x03(\x0e2\x14.bulkhead.v1.VerdictR\bverdicts\x12\x12\n" +
 	"\x04rule\x18\a \x01(\tR\x04rule\x12\x14\n" +
 	"\x05limit\x18\b \x01(\rR\x05limit\x12\x16\n" +
-	"\x06follow\x18\t \x01(\bR\x06follow\"<\n" +
+	"\x06follow\x18\t \x01(\bR\x06follow\"P\n" +
 	"\x11ListFlowsResponse\x12'\n" +
-	"\x05edges\x18\x01 \x03(\v2\x11.bulkhead.v1.EdgeR\x05edges\"\x92\x06\n" +
+	"\x05edges\x18\x01 \x03(\v2\x11.bulkhead.v1.EdgeR\x05edges\x12\x12\n" +
+	"\x04lost\x18\x02 \x01(\x04R\x04lost\"\x92\x06\n" +
 	"\x04Edge\x12\x12\n" +
 	"\x04from\x18\x01 \x01(\tR\x04from\x12\x0e\n" +
 	"\x02to\x18\x02 \x01(\tR\x02to\x12\x1b\n" +

@@ -418,6 +418,7 @@ type LocalSet struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Addr          []byte                 `protobuf:"bytes,1,opt,name=addr,proto3" json:"addr,omitempty"` // 4 or 16 bytes
 	Set           uint64                 `protobuf:"fixed64,2,opt,name=set,proto3" json:"set,omitempty"`
+	Identity      uint64                 `protobuf:"fixed64,3,opt,name=identity,proto3" json:"identity,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -462,6 +463,13 @@ func (x *LocalSet) GetAddr() []byte {
 func (x *LocalSet) GetSet() uint64 {
 	if x != nil {
 		return x.Set
+	}
+	return 0
+}
+
+func (x *LocalSet) GetIdentity() uint64 {
+	if x != nil {
+		return x.Identity
 	}
 	return 0
 }
@@ -1008,10 +1016,11 @@ const file_bulkhead_v1_policy_proto_rawDesc = "" +
 	"\n" +
 	"quarantine\x18\a \x01(\x0e2\x1c.bulkhead.v1.QuarantineLevelR\n" +
 	"quarantine\x12<\n" +
-	"\ron_agent_loss\x18\b \x01(\x0e2\x18.bulkhead.v1.OnAgentLossR\vonAgentLoss\"0\n" +
+	"\ron_agent_loss\x18\b \x01(\x0e2\x18.bulkhead.v1.OnAgentLossR\vonAgentLoss\"L\n" +
 	"\bLocalSet\x12\x12\n" +
 	"\x04addr\x18\x01 \x01(\fR\x04addr\x12\x10\n" +
-	"\x03set\x18\x02 \x01(\x06R\x03set\"u\n" +
+	"\x03set\x18\x02 \x01(\x06R\x03set\x12\x1a\n" +
+	"\bidentity\x18\x03 \x01(\x06R\bidentity\"u\n" +
 	"\tPolicySet\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x06R\x02id\x12,\n" +
 	"\aingress\x18\x02 \x01(\v2\x12.bulkhead.v1.TableR\aingress\x12*\n" +

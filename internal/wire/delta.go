@@ -1,0 +1,209 @@
+package wire
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+
+	pb "bulkhead/api/bulkhead/v1"
+	"bulkhead/internal/core/hostpolicy"
+)
+
+// Errors of ApplyDelta. The way out of both is a snapshot.
+var (
+	// ErrBase says that the delta starts from another policy than the one that is here.
+	ErrBase = errors.New("the delta starts from another policy")
+	// ErrResult says that the delta did not lead to the policy that it promised.
+	ErrResult = errors.New("the delta does not lead to the policy that it promises")
+)
+
+// Diff returns what turns old into new; both are of one host. Equal policies give a delta that changes the revision
+// alone.
+func Diff(old, new *hostpolicy.Policy) *pb.HostPolicyDelta {
+	base, result := old.Hash(), new.Hash()
+	d := &pb.HostPolicyDelta{Revision: new.Revision, Base: base[:], Result: result[:]}
+
+	compare(old.Subjects, new.Subjects, hostpolicy.CompareSubjects, equalSubjects,
+		func(s *hostpolicy.Subject) { d.UpsertSubjects = append(d.UpsertSubjects, subjectToProto(s)) },
+		func(s *hostpolicy.Subject) { d.RemoveSubjects = append(d.RemoveSubjects, s.Workload) })
+	// A workload that was the host and is now a unit (or the reverse) has another place in the order but the same
+	// key: it is replaced, not removed.
+	d.RemoveSubjects = slices.DeleteFunc(d.RemoveSubjects, func(w string) bool {
+		return slices.ContainsFunc(d.UpsertSubjects, func(s *pb.Subject) bool { return s.Workload == w })
+	})
+	// The ID of a set is the hash of its content: equal IDs are equal sets.
+	compare(old.Sets, new.Sets, hostpolicy.CompareSets, func(a, b *hostpolicy.PolicySet) bool { return true },
+		func(s *hostpolicy.PolicySet) { d.UpsertSets = append(d.UpsertSets, setToProto(s)) },
+		func(s *hostpolicy.PolicySet) { d.RemoveSets = append(d.RemoveSets, uint64(s.ID)) })
+	compare(old.Addresses, new.Addresses, hostpolicy.CompareAddresses, equal[hostpolicy.Address],
+		func(a *hostpolicy.Address) { d.UpsertAddresses = append(d.UpsertAddresses, addressToProto(a)) },
+		func(a *hostpolicy.Address) { d.RemoveAddresses = append(d.RemoveAddresses, addressToProto(a)) })
+	compare(old.Ports, new.Ports, hostpolicy.ComparePorts, equal[hostpolicy.PortOwner],
+		func(o *hostpolicy.PortOwner) { d.UpsertPorts = append(d.UpsertPorts, portToProto(o)) },
+		func(o *hostpolicy.PortOwner) { d.RemovePorts = append(d.RemovePorts, portToProto(o)) })
+	if !slices.Equal(old.Controllers, new.Controllers) {
+		d.Controllers, d.ControllersChanged = controllersToProto(new.Controllers), true
+	}
+	return d
+}
+
+func equal[T comparable](a, b *T) bool { return *a == *b }
+
+func equalSubjects(a, b *hostpolicy.Subject) bool {
+	return a.Workload == b.Workload && a.Unit == b.Unit && a.Identity == b.Identity && a.Set == b.Set &&
+		slices.Equal(a.Local, b.Local) && a.Isolation == b.Isolation && a.Quarantine == b.Quarantine &&
+		a.OnAgentLoss == b.OnAgentLoss
+}
+
+// compare walks two sorted lists: upsert is called for what is new or differs, remove for what is gone.
+func compare[T any](old, new []T, order func(a, b *T) int, same func(a, b *T) bool, upsert, remove func(*T)) {
+	i, j := 0, 0
+	for i < len(old) || j < len(new) {
+		c := -1
+		switch {
+		case i == len(old):
+			c = 1
+		case j < len(new):
+			c = order(&old[i], &new[j])
+		}
+		switch {
+		case c < 0:
+			remove(&old[i])
+			i++
+		case c > 0:
+			upsert(&new[j])
+			j++
+		default:
+			if !same(&old[i], &new[j]) {
+				upsert(&new[j])
+			}
+			i, j = i+1, j+1
+		}
+	}
+}
+
+// ApplyDelta returns what the delta makes of base, and leaves base as it is. The result is checked whole and has
+// the hash that the delta promises. Errors wrap ErrBase or ErrResult where a snapshot is the way out; others say
+// that the message is malformed.
+func ApplyDelta(base *hostpolicy.Policy, d *pb.HostPolicyDelta) (*hostpolicy.Policy, error) {
+	if d == nil {
+		return nil, errors.New("the message holds no delta")
+	}
+	want, err := HashFromProto(d.GetBase())
+	if err != nil {
+		return nil, err
+	}
+	if base == nil {
+		return nil, fmt.Errorf("%w: it starts from %s, here is none", ErrBase, want.Short())
+	}
+	if got := base.Hash(); got != want {
+		return nil, fmt.Errorf("%w: it starts from %s, here is %s", ErrBase, want.Short(), got.Short())
+	}
+	if want, err = HashFromProto(d.GetResult()); err != nil {
+		return nil, err
+	}
+	p, err := patch(base, d)
+	if err != nil {
+		return nil, err
+	}
+	if err := p.Check(); err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrResult, err)
+	}
+	if got := p.Hash(); got != want {
+		return nil, fmt.Errorf("%w: it promises %s and gives %s", ErrResult, want.Short(), got.Short())
+	}
+	return p, nil
+}
+
+func patch(base *hostpolicy.Policy, d *pb.HostPolicyDelta) (*hostpolicy.Policy, error) {
+	p := &hostpolicy.Policy{Revision: d.GetRevision(), Host: base.Host, Controllers: base.Controllers}
+
+	subjects, err := convert("subject", d.GetUpsertSubjects(), subjectFromProto)
+	if err != nil {
+		return nil, err
+	}
+	p.Subjects = merge(base.Subjects, subjects, d.GetRemoveSubjects(), hostpolicy.CompareSubjects,
+		func(s *hostpolicy.Subject) string { return s.Workload })
+
+	sets, err := convert("policy set", d.GetUpsertSets(), setFromProto)
+	if err != nil {
+		return nil, err
+	}
+	p.Sets = merge(base.Sets, sets, d.GetRemoveSets(), hostpolicy.CompareSets,
+		func(s *hostpolicy.PolicySet) uint64 { return uint64(s.ID) })
+
+	addresses, err := convert("address", d.GetUpsertAddresses(), addressFromProto)
+	if err != nil {
+		return nil, err
+	}
+	gone, err := convert("address", d.GetRemoveAddresses(), addressFromProto)
+	if err != nil {
+		return nil, err
+	}
+	prefix := func(a *hostpolicy.Address) hostpolicy.Address { return hostpolicy.Address{Prefix: a.Prefix} }
+	p.Addresses = merge(base.Addresses, addresses, keys(gone, prefix), hostpolicy.CompareAddresses, prefix)
+
+	ports, err := convert("port owner", d.GetUpsertPorts(), portFromProto)
+	if err != nil {
+		return nil, err
+	}
+	closed, err := convert("port owner", d.GetRemovePorts(), portFromProto)
+	if err != nil {
+		return nil, err
+	}
+	port := func(o *hostpolicy.PortOwner) hostpolicy.PortOwner {
+		return hostpolicy.PortOwner{Addr: o.Addr, Proto: o.Proto, Port: o.Port}
+	}
+	p.Ports = merge(base.Ports, ports, keys(closed, port), hostpolicy.ComparePorts, port)
+
+	if d.GetControllersChanged() {
+		if p.Controllers, err = controllersFromProto(d.GetControllers()); err != nil {
+			return nil, err
+		}
+	}
+	return p, nil
+}
+
+func keys[T any, K comparable](list []T, key func(*T) K) []K {
+	out := make([]K, len(list))
+	for i := range list {
+		out[i] = key(&list[i])
+	}
+	return out
+}
+
+// merge returns base without what upserts replace or removes name, with the upserts, in order. Where nothing
+// changes it returns base itself.
+func merge[T any, K comparable](base, upserts []T, removes []K, order func(a, b *T) int, key func(*T) K) []T {
+	if len(upserts) == 0 && len(removes) == 0 {
+		return base
+	}
+	drop := make(map[K]bool, len(upserts)+len(removes))
+	for _, k := range removes {
+		drop[k] = true
+	}
+	for i := range upserts {
+		drop[key(&upserts[i])] = true
+	}
+	added := slices.Clone(upserts)
+	slices.SortFunc(added, func(a, b T) int { return order(&a, &b) })
+
+	var out []T
+	if n := len(base) + len(added) - len(removes); n > 0 {
+		out = make([]T, 0, n)
+	}
+	for i := range base {
+		if drop[key(&base[i])] {
+			continue
+		}
+		for len(added) > 0 && order(&added[0], &base[i]) < 0 {
+			out = append(out, added[0])
+			added = added[1:]
+		}
+		out = append(out, base[i])
+	}
+	if out = append(out, added...); len(out) == 0 {
+		return nil
+	}
+	return out
+}
