@@ -56,7 +56,7 @@ func forbidden(dir, path string) string {
 		return "agent and controller meet only in api and wire"
 	case in("internal/dataplane") && ours && !strings.HasPrefix(path, "bulkhead/internal/core/") && !strings.HasPrefix(path, "bulkhead/internal/dataplane"):
 		return "a dataplane knows only core and its port"
-	case (in("internal/store") || in("internal/flowstore")) && ours && !strings.HasPrefix(path, "bulkhead/internal/core/") && !strings.HasPrefix(path, "bulkhead/internal/store") && !strings.HasPrefix(path, "bulkhead/internal/flowstore") && !strings.HasPrefix(path, "bulkhead/internal/sqlitedb"):
+	case (in("internal/store") || in("internal/flowstore")) && ours && !strings.HasPrefix(path, "bulkhead/internal/core/") && !strings.HasPrefix(path, "bulkhead/internal/store") && !strings.HasPrefix(path, "bulkhead/internal/flowstore") && !strings.HasPrefix(path, "bulkhead/internal/sqlite"):
 		return "a store knows only core and its port"
 	case in("internal") && (strings.HasPrefix(path, "bulkhead/cmd") || strings.HasPrefix(path, "bulkhead/lab")):
 		return "internal packages do not know the programs or the lab"
