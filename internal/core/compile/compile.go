@@ -13,7 +13,6 @@ import (
 	"strings"
 	"time"
 
-	"bulkhead/internal/core/hostpolicy"
 	"bulkhead/internal/core/model"
 )
 
@@ -47,14 +46,22 @@ type World struct {
 	nets  *partition
 	ids   *identities
 
-	profiles   []*profile // by label set
-	workloads  []Workload // parallel to inv.Instances
-	byName     map[string]int32
-	units      map[string][]int32   // host to its units, sorted
-	owner      map[netip.Addr]int32 // workload, or -1-i for shared[i]
-	shared     []sharedAddress
-	sets       []*hostpolicy.PolicySet // sorted by ID
-	isolation  map[purposes]*hostpolicy.PolicySet
+	profiles  []*profile         // by label set
+	workloads []Workload         // parallel to inv.Instances
+	points    []Point            // of all workloads, in their order
+	seats     []Seat             // parallel to points
+	byName    map[string]int32   // workload to its first point
+	units     map[string][]int32 // host to its units, sorted
+	owner4    map[uint32]int32   // IPv4 address to the point that has it, or to -1-i for shared[i]
+	owner6    map[netip.Addr]int32
+	shared    []sharedAddress
+	// addressNames: some workload has a name that could be read as an address.
+	addressNames bool
+
+	functions  *functions
+	tables     []table
+	sets       []policySet
+	isolation  map[purposes]int32 // what a workload serves, to its isolation set
 	placed     placement
 	nextExpiry time.Time
 }
@@ -65,8 +72,9 @@ type Workload struct {
 	// Points holds one entry for each address, in the order of Addresses; of a workload without addresses one
 	// entry without an address.
 	Points []Point
-	family [2]int32 // index of the first point of IPv4 and of IPv6; -1 for none
+	family [2]int32 // the first point of IPv4 and of IPv6; -1 for none
 	labels int32
+	host   int32 // a number that the workloads of one host have; None if the host is not known
 }
 
 // Point is a workload at one of its addresses.
@@ -75,10 +83,8 @@ type Point struct {
 	// Identity is what the workload is there. Seen is what other hosts take it for: the same, unless workloads of
 	// other identities share the address.
 	Identity, Seen model.IdentityID
-	// Set judges the workload there. An unmanaged workload's set allows everything.
-	Set *hostpolicy.PolicySet
 
-	exact, seen, cell int32
+	workload, exact, seen, cell, set int32
 }
 
 // Compile compiles the documents for the inventory. The inventory is sorted by name, as inventory.Build returns it.
@@ -145,39 +151,27 @@ func (w *World) NextExpiry() (at time.Time, ok bool) { return w.nextExpiry, !w.n
 
 // Workload returns the workload of that name, or nil.
 func (w *World) Workload(name string) *Workload {
-	if i, ok := w.byName[name]; ok {
-		return &w.workloads[i]
+	if p, ok := w.byName[name]; ok {
+		return &w.workloads[w.points[p].workload]
 	}
 	return nil
 }
 
 // Owners returns the workloads that have the address, sorted by name.
 func (w *World) Owners(addr netip.Addr) []*Workload {
-	i, ok := w.owner[addr.Unmap()]
+	owner, ok := w.ownerOf(addr.Unmap().WithZone(""))
 	switch {
 	case !ok:
 		return nil
-	case i >= 0:
-		return []*Workload{&w.workloads[i]}
+	case owner >= 0:
+		return []*Workload{&w.workloads[w.points[owner].workload]}
 	}
-	s := &w.shared[-1-i]
-	out := make([]*Workload, len(s.owners))
-	for k, o := range s.owners {
-		out[k] = &w.workloads[o]
+	s := &w.shared[-1-owner]
+	out := make([]*Workload, len(s.points))
+	for k, p := range s.points {
+		out[k] = &w.workloads[w.points[p].workload]
 	}
 	return out
-}
-
-// Owner returns the workload that has the address, nil if none has; shared is true if several have.
-func (w *World) Owner(addr netip.Addr) (owner *Workload, shared bool) {
-	i, ok := w.owner[addr]
-	switch {
-	case !ok:
-		return nil, false
-	case i < 0:
-		return nil, true
-	}
-	return &w.workloads[i], false
 }
 
 // Unowned returns the identity of an address that no workload owns: zero if no network of the policy holds it.
@@ -213,9 +207,6 @@ func (w *World) Segments(of *Workload) []*model.Segment {
 	return out
 }
 
-// Sets returns every policy set in use, sorted by ID.
-func (w *World) Sets() []*hostpolicy.PolicySet { return w.sets }
-
 // At returns the point of the workload at the address: the first one if it does not have it.
 func (w *Workload) At(addr netip.Addr) *Point {
 	for i := range w.Points {
@@ -224,18 +215,6 @@ func (w *Workload) At(addr netip.Addr) *Point {
 		}
 	}
 	return &w.Points[0]
-}
-
-// Family returns the first point of the address family, or nil.
-func (w *Workload) Family(is4 bool) *Point {
-	f := 1
-	if is4 {
-		f = 0
-	}
-	if i := w.family[f]; i >= 0 {
-		return &w.Points[i]
-	}
-	return nil
 }
 
 func compareNames(a, b string) int { return strings.Compare(a, b) }

@@ -5,7 +5,6 @@ import (
 	"slices"
 
 	"bulkhead/internal/core/hostpolicy"
-	"bulkhead/internal/core/model"
 )
 
 // Hosts returns the names of every workload that is judged as a host, sorted.
@@ -28,54 +27,59 @@ func (w *World) HostPolicy(host string) (*hostpolicy.Policy, bool) {
 		return nil, false
 	}
 	p := &hostpolicy.Policy{Host: host, Controllers: w.opts.Controllers}
-	sets := map[hostpolicy.PolicySetID]*hostpolicy.PolicySet{}
+	sets := map[int32]bool{}
 	p.Subjects = append(p.Subjects, w.hostSubject(own, sets))
 	for _, u := range w.units[host] {
 		p.Subjects = append(p.Subjects, w.hostSubject(&w.workloads[u], sets))
 	}
-	for _, s := range sets {
-		p.Sets = append(p.Sets, *s)
+	for s := range sets {
+		p.Sets = append(p.Sets, w.policySet(s))
 	}
 	slices.SortFunc(p.Sets, func(a, b hostpolicy.PolicySet) int { return hostpolicy.CompareSets(&a, &b) })
-	w.addresses(p)
+	w.addresses(p, w.toldApart(sets))
 	return p, true
 }
 
-func (w *World) hostSubject(wl *Workload, sets map[hostpolicy.PolicySetID]*hostpolicy.PolicySet) hostpolicy.Subject {
-	use := func(s *hostpolicy.PolicySet) hostpolicy.PolicySetID {
-		sets[s.ID] = s
-		return s.ID
+func (w *World) hostSubject(wl *Workload, sets map[int32]bool) hostpolicy.Subject {
+	use := func(set int32) hostpolicy.PolicySetID {
+		sets[set] = true
+		return w.sets[set].id
 	}
 	first := &wl.Points[0]
 	s := hostpolicy.Subject{
 		Workload:    wl.Name,
 		Unit:        wl.Unit,
 		Identity:    first.Identity,
-		Set:         use(first.Set),
+		Set:         use(first.set),
 		Isolation:   use(w.isolation[w.ownPurposes(wl)]),
 		Quarantine:  wl.Quarantine.Level,
 		OnAgentLoss: w.profiles[wl.labels].onLoss,
 	}
 	for i := range wl.Points[1:] {
 		if at := &wl.Points[1+i]; at.exact != first.exact {
-			s.Local = append(s.Local, hostpolicy.LocalSet{Addr: at.Addr, Identity: at.Identity, Set: use(at.Set)})
+			s.Local = append(s.Local, hostpolicy.LocalSet{Addr: at.Addr, Identity: at.Identity, Set: use(at.set)})
 		}
 	}
 	slices.SortFunc(s.Local, func(a, b hostpolicy.LocalSet) int { return a.Addr.Compare(b.Addr) })
 	return s
 }
 
-// addresses lists what the policy's sets tell apart, and nothing else: addresses of identities that have a row, and
-// those that a listed prefix would give another identity.
-func (w *World) addresses(p *hostpolicy.Policy) {
+// toldApart marks the identities that some of the sets has a row for.
+func (w *World) toldApart(sets map[int32]bool) []bool {
 	told := make([]bool, len(w.ids.ids))
-	for i := range p.Sets {
-		for _, d := range model.Directions {
-			for _, row := range p.Sets[i].Table(d).Peers {
-				told[w.ids.index[row.Peer]] = true
+	for s := range sets {
+		for _, t := range w.sets[s].tables {
+			for _, r := range w.tables[t].rows {
+				told[r.peer] = true
 			}
 		}
 	}
+	return told
+}
+
+// addresses lists what the policy's sets tell apart, and nothing else: addresses of identities that have a row, and
+// those that a listed prefix would give another identity.
+func (w *World) addresses(p *hostpolicy.Policy, told []bool) {
 	covered := w.prefixes(p, told)
 	listed := make([]bool, len(w.placed.addrs))
 	for id, yes := range told {

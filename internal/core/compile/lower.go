@@ -44,9 +44,12 @@ func lower(docs *model.Documents, now time.Time) ([2][]Rule, *lowering) {
 		}
 	}
 	for i := range docs.Guardrails {
-		if g := &docs.Guardrails[i]; g.Via == model.ViaAny {
+		g := &docs.Guardrails[i]
+		if g.Via == model.ViaAny {
 			l.fail(g.Pos, "", "guardrail %q: via: any is not supported yet: leave via out to check direct traffic", g.Name)
 		}
+		l.match("", g.From) // for its errors
+		l.match("", g.To)
 	}
 	for _, p := range byName(docs.Policies, func(p *model.Policy) string { return p.Name }) {
 		for i := range p.Rules {

@@ -117,20 +117,33 @@ func (p *painter) finish() []stroke {
 
 // functions holds each distinct function once, for all policy sets of a world.
 type functions struct {
-	names   []model.RuleID
-	byName  map[model.RuleID]uint32
-	byKey   map[string]int32
-	strokes [][]stroke
-	funcs   []hostpolicy.Func
-	key     []byte
+	names []model.RuleID
+	cells []stroke // of all functions, one function after the other, in the order of hostpolicy.Func
+	start []uint32 // where in cells each function begins; one more than there are functions
+	funcs []hostpolicy.Func
 }
 
-func newFunctions() *functions {
-	return &functions{byName: map[model.RuleID]uint32{}, byKey: map[string]int32{}}
+// functionBuilder makes functions.
+type functionBuilder struct {
+	*functions
+	byName map[model.RuleID]uint32
+	byKey  map[string]int32
+	key    []byte
 }
+
+func newFunctionBuilder() *functionBuilder {
+	return &functionBuilder{
+		functions: &functions{start: []uint32{0}},
+		byName:    map[model.RuleID]uint32{},
+		byKey:     map[string]int32{},
+	}
+}
+
+// of returns the cells of a function.
+func (f *functions) of(fn int32) []stroke { return f.cells[f.start[fn]:f.start[fn+1]] }
 
 // name returns the index of a rule's name.
-func (f *functions) name(id model.RuleID) uint32 {
+func (f *functionBuilder) name(id model.RuleID) uint32 {
 	if i, ok := f.byName[id]; ok {
 		return i
 	}
@@ -141,7 +154,7 @@ func (f *functions) name(id model.RuleID) uint32 {
 }
 
 // intern returns the index of the function that the strokes of a finished painter make.
-func (f *functions) intern(strokes []stroke) int32 {
+func (f *functionBuilder) intern(strokes []stroke) int32 {
 	f.key = f.key[:0]
 	for _, s := range strokes {
 		f.key = append(f.key,
@@ -157,7 +170,8 @@ func (f *functions) intern(strokes []stroke) int32 {
 	}
 	i := int32(len(f.funcs))
 	f.byKey[string(f.key)] = i
-	f.strokes = append(f.strokes, slices.Clone(strokes))
+	f.cells = append(f.cells, strokes...)
+	f.start = append(f.start, uint32(len(f.cells)))
 	f.funcs = append(f.funcs, fn)
 	return i
 }

@@ -1,6 +1,7 @@
 package compile
 
 import (
+	"encoding/binary"
 	"net/netip"
 	"slices"
 
@@ -10,8 +11,7 @@ import (
 // sharedAddress is an address that several workloads have.
 type sharedAddress struct {
 	addr   netip.Addr
-	owners []int32 // workloads, sorted
-	points []int32 // parallel to owners: which of the workload's points it is
+	points []int32 // of the workloads that have it, sorted by their names
 	seen   int32   // identity that other hosts see
 	ports  []portOwner
 }
@@ -40,114 +40,137 @@ type placedAddr struct {
 // place numbers label sets and identities and gives every workload its points.
 func (w *World) place() error {
 	instances := w.inv.Instances
-	w.workloads = make([]Workload, len(instances))
-	w.byName = make(map[string]int32, len(instances))
-	w.owner = make(map[netip.Addr]int32, len(instances))
-	w.units = map[string][]int32{}
-	c := newCollector(w.nets)
-
 	total := 0
 	for i := range instances {
 		total += max(1, len(instances[i].Addresses))
 	}
-	points := make([]Point, 0, total)
+	w.workloads = make([]Workload, len(instances))
+	w.points = make([]Point, 0, total) // never grows: workloads keep parts of it
+	w.byName = make(map[string]int32, len(instances))
+	w.owner4 = make(map[uint32]int32, total)
+	w.owner6 = map[netip.Addr]int32{}
+	w.units = map[string][]int32{}
+	c := newCollector(w.nets)
+	hosts := make(map[string]int32, len(instances))
 	for i := range instances {
 		inst := &instances[i]
 		if i > 0 && instances[i-1].Name >= inst.Name {
 			return Errors{{Msg: "the inventory is not sorted at " + inst.Name + ", or has it twice"}}
 		}
-		wl := &w.workloads[i]
-		wl.Instance, wl.labels, wl.family = inst, c.labelSet(inst.Labels), [2]int32{-1, -1}
-		w.byName[inst.Name] = int32(i)
-		if inst.IsUnit() {
-			w.units[inst.Host] = append(w.units[inst.Host], int32(i))
-		}
-		begin := len(points)
-		for _, a := range inst.Addresses {
-			a = a.Unmap().WithZone("")
-			cell := w.nets.cellOf(a)
-			points = append(points, Point{Addr: a, cell: cell, exact: c.owned(wl.labels, w.nets.netsetOf(cell))})
-			f := 1
-			if a.Is4() {
-				f = 0
-			}
-			if at := int32(len(points) - begin - 1); wl.family[f] < 0 {
-				wl.family[f] = at
-			}
-			w.own(int32(i), int32(len(points)-begin-1), a)
-		}
-		if len(points) == begin {
-			points = append(points, Point{cell: -1, exact: c.owned(wl.labels, 0)})
-		}
-		wl.Points = points[begin:len(points):len(points)]
+		w.placeWorkload(c, int32(i), inst, hosts)
 	}
 	for cell := range w.nets.cells {
 		if n := w.nets.cells[cell].netset; n != 0 {
 			c.unowned(n)
 		}
 	}
-	for i := range points {
-		points[i].seen = points[i].exact
+	for i := range w.points {
+		w.points[i].seen = w.points[i].exact
 	}
 	w.share(c)
-	return w.number(c, points)
+	return w.number(c)
 }
 
-// own notes that the workload has the address.
-func (w *World) own(workload, point int32, a netip.Addr) {
-	before, taken := w.owner[a]
+func (w *World) placeWorkload(c *collector, i int32, inst *model.Instance, hosts map[string]int32) {
+	wl := &w.workloads[i]
+	*wl = Workload{Instance: inst, labels: c.labelSet(inst.Labels), host: None, family: [2]int32{-1, -1}}
+	if inst.Host != "" {
+		n, ok := hosts[inst.Host]
+		if !ok {
+			n = int32(len(hosts))
+			hosts[inst.Host] = n
+		}
+		wl.host = n
+	}
+	if inst.IsUnit() {
+		w.units[inst.Host] = append(w.units[inst.Host], i)
+	}
+	if !w.addressNames && MayBeAddress(inst.Name) {
+		w.addressNames = true
+	}
+	begin := int32(len(w.points))
+	w.byName[inst.Name] = begin
+	for _, a := range inst.Addresses {
+		a = a.Unmap().WithZone("")
+		at := int32(len(w.points))
+		cell := w.nets.cellOf(a)
+		w.points = append(w.points, Point{Addr: a, workload: i, cell: cell, exact: c.owned(wl.labels, w.nets.netsetOf(cell))})
+		if f := familyOf(a.Is4()); wl.family[f] < 0 {
+			wl.family[f] = at
+		}
+		w.own(at, a)
+	}
+	if len(inst.Addresses) == 0 {
+		w.points = append(w.points, Point{workload: i, cell: -1, exact: c.owned(wl.labels, 0)})
+	}
+	wl.Points = w.points[begin:len(w.points):len(w.points)]
+}
+
+// own notes that a workload has the address at that point.
+func (w *World) own(point int32, a netip.Addr) {
+	before, taken := w.ownerOf(a)
 	if !taken {
-		w.owner[a] = workload
+		w.setOwner(a, point)
 		return
 	}
 	if before >= 0 {
-		if before == workload {
-			return
+		if w.points[before].workload == w.points[point].workload {
+			return // the same address twice
 		}
-		first := &w.workloads[before]
-		w.shared = append(w.shared, sharedAddress{addr: a, owners: []int32{before}, points: []int32{indexOf(first, a)}})
+		w.shared = append(w.shared, sharedAddress{addr: a, points: []int32{before}})
 		before = -int32(len(w.shared))
-		w.owner[a] = before
+		w.setOwner(a, before)
 	}
 	s := &w.shared[-1-before]
-	if s.owners[len(s.owners)-1] != workload {
-		s.owners, s.points = append(s.owners, workload), append(s.points, point)
+	if last := s.points[len(s.points)-1]; w.points[last].workload != w.points[point].workload {
+		s.points = append(s.points, point)
 	}
 }
 
-func indexOf(w *Workload, a netip.Addr) int32 {
-	for i := range w.Points {
-		if w.Points[i].Addr == a {
-			return int32(i)
-		}
+// ownerOf returns the point that has a plain address, or -1-i for shared[i].
+func (w *World) ownerOf(a netip.Addr) (owner int32, ok bool) {
+	if a.Is4() {
+		b := a.As4()
+		owner, ok = w.owner4[binary.BigEndian.Uint32(b[:])]
+		return owner, ok
 	}
-	return 0
+	owner, ok = w.owner6[a]
+	return owner, ok
+}
+
+func (w *World) setOwner(a netip.Addr, owner int32) {
+	if a.Is4() {
+		b := a.As4()
+		w.owner4[binary.BigEndian.Uint32(b[:])] = owner
+		return
+	}
+	w.owner6[a] = owner
 }
 
 // share gives shared addresses the identity that other hosts see.
 func (w *World) share(c *collector) {
 	for i := range w.shared {
 		s := &w.shared[i]
-		members := make([]int32, len(s.owners))
-		for k, o := range s.owners {
-			members[k] = w.workloads[o].Points[s.points[k]].exact
+		members := make([]int32, len(s.points))
+		for k, p := range s.points {
+			members[k] = w.points[p].exact
 		}
 		s.seen = c.shared(members)
-		for k, o := range s.owners {
-			w.workloads[o].Points[s.points[k]].seen = s.seen
+		for _, p := range s.points {
+			w.points[p].seen = s.seen
 		}
 	}
 }
 
 // number replaces the collector's numbers by the sealed ones, and indexes addresses.
-func (w *World) number(c *collector, points []Point) error {
+func (w *World) number(c *collector) error {
 	ids, sealed, err := c.seal()
 	if err != nil {
 		return Errors{{Msg: err.Error()}}
 	}
 	w.ids = ids
-	for i := range points {
-		p := &points[i]
+	for i := range w.points {
+		p := &w.points[i]
 		p.exact, p.seen = sealed[p.exact], sealed[p.seen]
 		p.Identity, p.Seen = ids.ids[p.exact], ids.ids[p.seen]
 	}
@@ -162,18 +185,18 @@ func (w *World) number(c *collector, points []Point) error {
 			w.nets.netsets[i].unownedIndex = -1
 		}
 	}
-	w.index(points)
+	w.index()
 	return nil
 }
 
-func (w *World) index(points []Point) {
+func (w *World) index() {
 	p := &w.placed
 	p.byIdentity = make([][]int32, len(w.ids.ids))
 	p.byCell = make([][]int32, len(w.nets.cells))
-	p.addrs = make([]placedAddr, 0, len(w.owner))
-	for i := range points {
-		pt := &points[i]
-		if pt.Addr.IsValid() && w.owner[pt.Addr] >= 0 {
+	p.addrs = make([]placedAddr, 0, len(w.owner4)+len(w.owner6))
+	for i := range w.points {
+		pt := &w.points[i]
+		if owner, ok := w.ownerOf(pt.Addr); ok && owner == int32(i) {
 			p.addrs = append(p.addrs, placedAddr{pt.Addr, pt.seen, -1, pt.cell})
 		}
 	}

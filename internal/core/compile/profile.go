@@ -94,7 +94,7 @@ func newProfile(docs *model.Documents, segments []int32, services map[int32][]mo
 }
 
 // steps returns what the default says, for every peer.
-func (d *defaults) steps(f *functions) []step {
+func (d *defaults) steps(f *functionBuilder) []step {
 	if !d.closed {
 		return []step{everyPort(model.Allow, f.name(model.RuleOpen))}
 	}

@@ -11,24 +11,18 @@ import (
 // setBuilder makes the policy sets of a world, each distinct one once.
 type setBuilder struct {
 	w         *World
-	functions *functions
+	functions *functionBuilder
 	tables    *tableBuilder
 	matched   [2][][]int32 // by direction and identity: the matches that mean it as a subject
 	always    [2][]int32   // by direction: the matches that mean everybody
 
-	byTable map[string]builtTable // by what a table is built from
-	byHash  map[hostpolicy.Hash]builtTable
-	bySet   map[[2]int32]*hostpolicy.PolicySet
-	byID    map[hostpolicy.PolicySetID]*hostpolicy.PolicySet
-	byIdent map[int32]*hostpolicy.PolicySet // of subjects that nothing but their identity tells apart
+	byTable map[string]int32          // what a table is built from, to the table
+	byHash  map[hostpolicy.Hash]int32 // its content, to the table
+	hashes  []hostpolicy.Hash         // table to its content
+	bySet   map[[2]int32]int32        // its tables, to the policy set
+	byIdent map[int32]int32           // identity to the policy set of those that nothing else tells apart
 	profile map[*profile]uint32
 	key     []byte
-}
-
-type builtTable struct {
-	index int32
-	hash  hostpolicy.Hash
-	table hostpolicy.Table
 }
 
 // compileSets gives every point its policy set.
@@ -41,13 +35,13 @@ func (w *World) compileSets(r *termResolver) error {
 			if err != nil {
 				return err
 			}
-			wl.Points[k].Set = set
+			wl.Points[k].set = set
 		}
 	}
-	w.isolation = map[purposes]*hostpolicy.PolicySet{}
+	w.isolation = map[purposes]int32{}
 	for i := range w.workloads {
 		own := w.ownPurposes(&w.workloads[i])
-		if w.isolation[own] != nil {
+		if _, ok := w.isolation[own]; ok {
 			continue
 		}
 		set, err := b.set(&subject{own: own, level: model.QuarantineIsolate})
@@ -56,10 +50,11 @@ func (w *World) compileSets(r *termResolver) error {
 		}
 		w.isolation[own] = set
 	}
-	for _, s := range b.byID {
-		w.sets = append(w.sets, s)
+	w.functions = b.functions.functions
+	w.seats = make([]Seat, len(w.points))
+	for i := range w.seats {
+		w.seats[i] = w.seat(int32(i))
 	}
-	slices.SortFunc(w.sets, hostpolicy.CompareSets)
 	return nil
 }
 
@@ -76,12 +71,11 @@ func (w *World) ownPurposes(wl *Workload) purposes {
 func (w *World) newSetBuilder(r *termResolver) *setBuilder {
 	b := &setBuilder{
 		w:         w,
-		functions: newFunctions(),
-		byTable:   map[string]builtTable{},
-		byHash:    map[hostpolicy.Hash]builtTable{},
-		bySet:     map[[2]int32]*hostpolicy.PolicySet{},
-		byID:      map[hostpolicy.PolicySetID]*hostpolicy.PolicySet{},
-		byIdent:   map[int32]*hostpolicy.PolicySet{},
+		functions: newFunctionBuilder(),
+		byTable:   map[string]int32{},
+		byHash:    map[hostpolicy.Hash]int32{},
+		bySet:     map[[2]int32]int32{},
+		byIdent:   map[int32]int32{},
 		profile:   map[*profile]uint32{},
 	}
 	m := &matches{byKey: map[string]int32{}, terms: map[string][]int32{}}
@@ -117,12 +111,12 @@ func (w *World) newSetBuilder(r *termResolver) *setBuilder {
 }
 
 // of returns the policy set of a workload at one of its points.
-func (b *setBuilder) of(wl *Workload, at *Point) (*hostpolicy.PolicySet, error) {
+func (b *setBuilder) of(wl *Workload, at *Point) (int32, error) {
 	if !wl.Managed {
 		return b.unmanaged(), nil
 	}
 	held := wl.Quarantine.Level == model.QuarantineRestrict || wl.Quarantine.Level == model.QuarantineIsolate
-	if set := b.byIdent[at.exact]; set != nil && !held {
+	if set, ok := b.byIdent[at.exact]; ok && !held {
 		return set, nil
 	}
 	s := subject{
@@ -185,43 +179,45 @@ func comparePorts(a, b model.PortRange) int {
 	return int(a.Hi) - int(b.Hi)
 }
 
-func (b *setBuilder) set(s *subject) (*hostpolicy.PolicySet, error) {
-	var built [2]builtTable
+func (b *setBuilder) set(s *subject) (int32, error) {
+	var tables [2]int32
 	for _, d := range model.Directions {
 		t, err := b.table(s, d)
 		if err != nil {
-			return nil, err
+			return 0, err
 		}
-		built[d] = t
+		tables[d] = t
 	}
-	return b.seal(built), nil
+	return b.seal(tables), nil
 }
 
-func (b *setBuilder) seal(built [2]builtTable) *hostpolicy.PolicySet {
-	key := [2]int32{built[0].index, built[1].index}
-	if set := b.bySet[key]; set != nil {
-		return set
+// seal returns the policy set of two tables. Sets of equal content are one, whatever they were built from.
+func (b *setBuilder) seal(tables [2]int32) int32 {
+	if at, ok := b.bySet[tables]; ok {
+		return at
 	}
-	in, out := &built[model.Ingress], &built[model.Egress]
-	set := &hostpolicy.PolicySet{ID: hostpolicy.SetID(in.hash, out.hash), Ingress: in.table, Egress: out.table}
-	b.byID[set.ID] = set
-	b.bySet[key] = set
-	return set
+	w := b.w
+	at := int32(len(w.sets))
+	id := hostpolicy.SetID(b.hashes[tables[model.Ingress]], b.hashes[tables[model.Egress]])
+	w.sets = append(w.sets, policySet{id, tables})
+	b.bySet[tables] = at
+	return at
 }
 
-// keep numbers a table. Tables of equal content get one number, whatever they were built from.
-func (b *setBuilder) keep(t hostpolicy.Table) builtTable {
-	hash := t.Hash()
+// keep numbers a table. Tables of equal content are one.
+func (b *setBuilder) keep(t table, hash hostpolicy.Hash) int32 {
 	if same, ok := b.byHash[hash]; ok {
 		return same
 	}
-	built := builtTable{int32(len(b.byHash)), hash, t}
-	b.byHash[hash] = built
-	return built
+	at := int32(len(b.w.tables))
+	b.w.tables = append(b.w.tables, t)
+	b.hashes = append(b.hashes, hash)
+	b.byHash[hash] = at
+	return at
 }
 
 // table returns the table of a subject in one direction; subjects that differ in nothing that counts share it.
-func (b *setBuilder) table(s *subject, d model.Direction) (builtTable, error) {
+func (b *setBuilder) table(s *subject, d model.Direction) (int32, error) {
 	b.key = append(b.key[:0], byte(d), byte(s.own), byte(s.level))
 	if s.level != model.QuarantineIsolate {
 		p, ok := b.profile[s.profile]
@@ -245,23 +241,22 @@ func (b *setBuilder) table(s *subject, d model.Direction) (builtTable, error) {
 	if t, ok := b.byTable[string(b.key)]; ok {
 		return t, nil
 	}
-	t, err := b.tables.build(s, d)
+	t, hash, err := b.tables.build(s, d)
 	if err != nil {
-		return builtTable{}, err
+		return 0, err
 	}
-	built := b.keep(t)
-	b.byTable[string(b.key)] = built
-	return built, nil
+	at := b.keep(t, hash)
+	b.byTable[string(b.key)] = at
+	return at, nil
 }
 
 // unmanaged returns the set of workloads that nothing enforces on: they have no say.
-func (b *setBuilder) unmanaged() *hostpolicy.PolicySet {
+func (b *setBuilder) unmanaged() int32 {
 	const key = "unmanaged"
 	t, ok := b.byTable[key]
 	if !ok {
-		f := hostpolicy.Func{{Ports: model.AnyPort, Verdict: model.Allow, Rule: model.RuleUnmanaged}}
-		t = b.keep(hostpolicy.Table{Funcs: []hostpolicy.Func{f}})
+		t = b.keep(b.tables.constant(model.EndVerdict{Verdict: model.Allow, Rule: model.RuleUnmanaged}))
 		b.byTable[key] = t
 	}
-	return b.seal([2]builtTable{t, t})
+	return b.seal([2]int32{t, t})
 }

@@ -21,12 +21,12 @@ type claim struct {
 // listen equally exactly, nobody does.
 func (w *World) portOwners(s *sharedAddress) []portOwner {
 	var claims []claim
-	for k, o := range s.owners {
-		wl := &w.workloads[o]
+	for _, p := range s.points {
+		wl := &w.workloads[w.points[p].workload]
 		for i := range wl.Listening {
 			l := &wl.Listening[i]
 			if rank, ok := bound(l.Addr.Unmap().WithZone(""), s.addr); ok {
-				claims = append(claims, claim{l.Proto, l.Port, rank, wl.Points[s.points[k]].exact})
+				claims = append(claims, claim{l.Proto, l.Port, rank, w.points[p].exact})
 			}
 		}
 	}

@@ -45,7 +45,7 @@ type restriction struct {
 // it speaks about. Peers that end in one class were met by the same steps, so they share a function.
 type tableBuilder struct {
 	ids       *identities
-	functions *functions
+	functions *functionBuilder
 	rules     *[2][]Rule
 	byPurpose map[purposes][]int32 // identities at addresses that serve a purpose
 	groups    [2]map[int32][]int32 // by direction: a subject's match to the rules that it is the subject of
@@ -65,10 +65,9 @@ type tableBuilder struct {
 	maxOf     map[[2]int32]int32
 	recent    [1 << 12]maxEntry // in front of maxOf; two zeros are no key, as x differs from y
 
-	rows       bitset  // peers that have a row
-	candidates bitset  // shared identities that may have one
-	local      []int32 // function to its index in the table
-	named      []int32
+	rows       bitset // peers that have a row
+	candidates bitset // shared identities that may have one
+	local      numbering
 }
 
 // node is a class of peers: those that step singled out of the class parent.
@@ -86,7 +85,7 @@ const (
 
 type childOf struct{ step, node int32 }
 
-func newTableBuilder(w *World, m *matches, groups [2]map[int32][]int32, f *functions) *tableBuilder {
+func newTableBuilder(w *World, m *matches, groups [2]map[int32][]int32, f *functionBuilder) *tableBuilder {
 	b := &tableBuilder{
 		ids:       w.ids,
 		functions: f,
@@ -116,7 +115,7 @@ func newTableBuilder(w *World, m *matches, groups [2]map[int32][]int32, f *funct
 }
 
 // build makes the table of one direction.
-func (b *tableBuilder) build(s *subject, d model.Direction) (hostpolicy.Table, error) {
+func (b *tableBuilder) build(s *subject, d model.Direction) (table, hostpolicy.Hash, error) {
 	b.begin()
 	b.essentials(s, d)
 	switch s.level {
@@ -133,6 +132,15 @@ func (b *tableBuilder) build(s *subject, d model.Direction) (hostpolicy.Table, e
 		}
 	}
 	return b.finish()
+}
+
+// constant makes the table that gives one verdict to everything.
+func (b *tableBuilder) constant(v model.EndVerdict) (table, hostpolicy.Hash) {
+	b.begin()
+	b.rows.clear()
+	b.paint.start()
+	b.paint.paint(stroke{model.AnyPort, v.Verdict, b.functions.name(v.Rule)})
+	return b.table(b.functions.intern(b.paint.finish()))
 }
 
 func (b *tableBuilder) begin() {
@@ -311,7 +319,7 @@ func (b *tableBuilder) tooMany(s *step) error {
 // within returns what a function says about the ports.
 func (b *tableBuilder) within(fn int32, ports []model.PortRange) []stroke {
 	var out []stroke
-	all := b.functions.strokes[fn]
+	all := b.functions.of(fn)
 	for _, r := range ports {
 		if r.Proto == model.ProtoAny {
 			return append(slices.Clone(all[1:]), all[0])
@@ -326,17 +334,17 @@ func (b *tableBuilder) within(fn int32, ports []model.PortRange) []stroke {
 }
 
 // finish turns classes into rows. Peers that the default function judges have none.
-func (b *tableBuilder) finish() (hostpolicy.Table, error) {
+func (b *tableBuilder) finish() (table, hostpolicy.Hash, error) {
 	def, err := b.function(0)
 	if err != nil {
-		return hostpolicy.Table{}, err
+		return table{}, hostpolicy.Hash{}, err
 	}
 	b.rows.clear()
 	for _, p := range b.touched {
 		fn := b.nodes[b.class[p]].fn
 		if fn == unknown {
 			if fn, err = b.function(b.class[p]); err != nil {
-				return hostpolicy.Table{}, err
+				return table{}, hostpolicy.Hash{}, err
 			}
 		}
 		b.fn[p] = fn
@@ -345,34 +353,26 @@ func (b *tableBuilder) finish() (hostpolicy.Table, error) {
 		}
 	}
 	b.share(def)
-	return b.table(def), nil
+	t, hash := b.table(def)
+	return t, hash, nil
 }
 
-// table lists the functions in the order in which the rows, in the order of peers, first name them.
-func (b *tableBuilder) table(def int32) hostpolicy.Table {
-	t := hostpolicy.Table{Funcs: []hostpolicy.Func{b.functions.funcs[def]}}
-	n := b.rows.len()
-	if n == 0 {
-		return t
+// table lists the rows and hashes what they will be for a host.
+func (b *tableBuilder) table(def int32) (table, hostpolicy.Hash) {
+	t := table{def: def}
+	if n := b.rows.len(); n > 0 {
+		t.rows = make([]row, 0, n)
 	}
-	for len(b.local) < len(b.functions.funcs) {
-		b.local = append(b.local, unknown)
-	}
-	t.Peers = make([]hostpolicy.PeerFunc, 0, n)
-	b.named = b.named[:0]
 	for p := range b.rows.all() {
-		fn := b.fn[p]
-		if b.local[fn] == unknown {
-			b.local[fn] = int32(len(t.Funcs))
-			b.named = append(b.named, fn)
-			t.Funcs = append(t.Funcs, b.functions.funcs[fn])
-		}
-		t.Peers = append(t.Peers, hostpolicy.PeerFunc{Peer: b.ids.ids[p], Func: uint32(b.local[fn])})
+		t.rows = append(t.rows, row{uint32(p), b.fn[p]})
 	}
-	for _, fn := range b.named {
-		b.local[fn] = unknown
-	}
-	return t
+	b.local.reset(len(b.functions.funcs))
+	b.local.number(&t)
+	hash := hostpolicy.HashTable(b.local.funcs(b.functions.functions), len(t.rows), func(i int) hostpolicy.PeerFunc {
+		r := &t.rows[i]
+		return hostpolicy.PeerFunc{Peer: b.ids.ids[r.peer], Func: uint32(b.local.index[r.fn])}
+	})
+	return t, hash
 }
 
 // share gives rows to the shared identities of which a member has one, where the most permissive of their members'
@@ -421,7 +421,7 @@ func (b *tableBuilder) mostPermissive(x, y int32) int32 {
 }
 
 func (b *tableBuilder) pointwiseMax(x, y int32) int32 {
-	both := [2][]stroke{b.functions.strokes[x], b.functions.strokes[y]}
+	both := [2][]stroke{b.functions.of(x), b.functions.of(y)}
 	b.paint.start()
 	for _, of := range both {
 		for _, s := range of[1:] {

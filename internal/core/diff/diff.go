@@ -16,7 +16,8 @@ import (
 	"bulkhead/internal/core/verdict"
 )
 
-// Diff is the difference between two worlds. The lists are sorted by size, the largest first.
+// Diff is the difference between two worlds. In each list, what policy allows on one side of the
+// change comes before what is would-deny there, and then the largest first.
 type Diff struct {
 	// Opened was denied and passes now.
 	Opened []Communication `json:"opened"`
@@ -72,7 +73,13 @@ func NewVerdict(v model.FlowVerdict) Verdict {
 
 // Between returns the difference from before to after.
 func Between(before, after *compile.World) *Diff {
-	c := &comparison{
+	c := newComparison(before, after)
+	c.scan()
+	return c.report()
+}
+
+func newComparison(before, after *compile.World) *comparison {
+	return &comparison{
 		u:        reach.New(before, after),
 		before:   verdict.New(before),
 		after:    verdict.New(after),
@@ -80,8 +87,6 @@ func Between(before, after *compile.World) *Diff {
 		changes:  map[[2]reach.FuncID][]int32{},
 		byKey:    map[string]int32{},
 	}
-	c.scan()
-	return c.report()
 }
 
 // serviceNames says which single ports a service of both documents, or of the new ones, is exactly.
@@ -113,17 +118,22 @@ type comparison struct {
 	changes map[[2]reach.FuncID][]int32 // functions before and after to the changes between them
 	all     []change
 	byKey   map[string]int32
-	// relations hold the pairs of classes of each change: those on different hosts, and those on one host where that
-	// makes a difference.
-	relations [2][]relation
+	// relations hold, by where, the pairs of classes of each change.
+	relations [3][]relation
 }
 
 // scan finds every pair of classes that changes.
 func (c *comparison) scan() {
+	var touched [][2]int32 // relations that the present source is in
 	for from := range c.u.Classes {
+		touched = touched[:0]
 		src := c.u.From(int32(from))
 		for to := range c.u.Classes {
-			src.Each(int32(to), func(p *reach.Pair, sameHost bool) {
+			egress, ingress := src.At(int32(to), 0)
+			if e, i := src.At(int32(to), 1); e == egress && i == ingress && !src.HostCounts(int32(to)) {
+				continue
+			}
+			src.Each(int32(to), func(p *reach.Pair, where reach.Where) {
 				if p.Egress[0] == p.Egress[1] && p.Ingress[0] == p.Ingress[1] {
 					return
 				}
@@ -131,19 +141,17 @@ func (c *comparison) scan() {
 				if joint[0] == joint[1] {
 					return
 				}
-				where := 0
-				if sameHost {
-					where = 1
-				}
 				for _, n := range c.changesOf(joint) {
-					c.relations[where][n].add(int32(to))
+					r := &c.relations[where][n]
+					if len(r.open) == 0 {
+						touched = append(touched, [2]int32{int32(where), n})
+					}
+					r.add(int32(to))
 				}
 			})
 		}
-		for where := range c.relations {
-			for n := range c.relations[where] {
-				c.relations[where][n].seal(int32(from))
-			}
+		for _, t := range touched {
+			c.relations[t[0]][t[1]].seal(int32(from))
 		}
 	}
 }
@@ -196,7 +204,7 @@ func (c *comparison) report() *Diff {
 		}
 		for where := range c.relations {
 			for _, b := range c.relations[where][n].gather() {
-				*list = append(*list, c.communication(ch, &b, where == 1))
+				*list = append(*list, c.communication(ch, &b, reach.Where(where)))
 			}
 		}
 	}
@@ -209,11 +217,21 @@ func (c *comparison) report() *Diff {
 
 func compare(a, b Communication) int {
 	return cmp.Or(
+		-cmp.Compare(weight(&a), weight(&b)),
 		cmp.Compare(b.Pairs, a.Pairs),
 		slices.Compare(a.From, b.From), slices.Compare(a.To, b.To), slices.Compare(a.On, b.On),
 		strings.Compare(a.Before, b.Before), strings.Compare(a.After, b.After),
 		strings.Compare(a.Example.From, b.Example.From), strings.Compare(a.Example.To, b.Example.To),
 	)
+}
+
+// weight is greater for what policy allows on one side of the change than for what is recorded as would-deny there: the
+// former is what somebody wanted.
+func weight(c *Communication) int {
+	if c.Before == model.Allow.String() || c.After == model.Allow.String() {
+		return 1
+	}
+	return 0
 }
 
 // distinct drops what is said twice: pairs on one host and pairs on two hosts may have the same description.
@@ -233,14 +251,14 @@ func distinct(list []Communication) []Communication {
 }
 
 // communication describes one block of pairs.
-func (c *comparison) communication(ch *change, b *block, sameHost bool) Communication {
+func (c *comparison) communication(ch *change, b *block, where reach.Where) Communication {
 	from, to := c.members(b.from), c.members(b.to)
 	out := Communication{
 		From: c.u.Describe(from), To: c.u.Describe(to), On: ch.ports.Strings(c.services),
 		Before: ch.before.String(), After: ch.after.String(),
 		Pairs: c.u.CountPairs(from, to),
 	}
-	out.Example = c.example(ch, from, to, sameHost)
+	out.Example = c.example(ch, from, to, where)
 	return out
 }
 
@@ -258,7 +276,7 @@ func (c *comparison) members(classes []int32) []int32 {
 const exampleTries = 100
 
 // example judges one flow of the block in both worlds.
-func (c *comparison) example(ch *change, from, to []int32, sameHost bool) Example {
+func (c *comparison) example(ch *change, from, to []int32, where reach.Where) Example {
 	port, ok := ch.ports.First()
 	if !ok {
 		return Example{}
@@ -268,7 +286,7 @@ func (c *comparison) example(ch *change, from, to []int32, sameHost bool) Exampl
 	for _, a := range from {
 		for i := 0; i < len(to) && tries < exampleTries; i++ {
 			tries++
-			ends := c.u.ExampleOf([]int32{a}, to[i:i+1], sameHost)
+			ends := c.u.Example([]int32{a}, to[i:i+1], where)
 			if ends == nil {
 				continue
 			}

@@ -76,9 +76,14 @@ func SetID(ingress, egress Hash) PolicySetID {
 	return 1
 }
 
-// Hash returns the hash of the table's canonical encoding. Rows have a fixed width: a table may have a hundred
-// thousand of them, and every one is hashed in a full compile.
+// Hash returns the hash of the table's canonical encoding.
 func (t *Table) Hash() Hash {
+	return HashTable(t.Funcs, len(t.Peers), func(i int) PeerFunc { return t.Peers[i] })
+}
+
+// HashTable returns the hash of a table of that many rows without having it in memory. Rows have a fixed width: a
+// table may have a hundred thousand of them, and every one is hashed in a full compile.
+func HashTable(funcs []Func, rows int, row func(i int) PeerFunc) Hash {
 	const chunk = 1 << 12
 	h := sha256.New()
 	e := encoder{buf: make([]byte, 0, chunk+256)}
@@ -86,8 +91,8 @@ func (t *Table) Hash() Hash {
 		h.Write(e.buf) // a hash never fails
 		e.buf = e.buf[:0]
 	}
-	e.num(uint64(len(t.Funcs)))
-	for _, f := range t.Funcs {
+	e.num(uint64(len(funcs)))
+	for _, f := range funcs {
 		e.num(uint64(len(f)))
 		for _, c := range f {
 			e.num(uint64(c.Ports.Proto))
@@ -100,8 +105,9 @@ func (t *Table) Hash() Hash {
 			}
 		}
 	}
-	e.num(uint64(len(t.Peers)))
-	for _, p := range t.Peers {
+	e.num(uint64(rows))
+	for i := range rows {
+		p := row(i)
 		e.buf = binary.LittleEndian.AppendUint64(e.buf, uint64(p.Peer))
 		e.buf = binary.LittleEndian.AppendUint32(e.buf, p.Func)
 		if len(e.buf) >= chunk {

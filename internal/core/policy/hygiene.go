@@ -167,20 +167,15 @@ func (h *hygiene) overlapping() {
 			case !same:
 				shadow = b
 			case !a.covers(b):
-				wider = orBox(wider, b)
+				if wider == nil {
+					wider = b
+				}
 			case j < i:
 				twin = b
 			}
 		}
 		h.overlap(a, shadow, twin, wider)
 	}
-}
-
-func orBox(b, other *box) *box {
-	if b == nil {
-		return other
-	}
-	return b
 }
 
 // overlap reports the weightiest reason why a rule is pointless.

@@ -97,17 +97,17 @@ func errorf(pos model.Position, format string, args ...any) *Error {
 
 // problems collects errors up to a limit, so that a file of garbage does not make gigabytes of messages.
 type problems struct {
-	list    Errors
-	dropped int
+	list Errors
+	more bool // there are, or may be, more than the list holds
 }
 
 func (p *problems) add(errs ...*Error) {
 	for _, e := range errs {
-		if len(p.list) < maxErrors {
-			p.list = append(p.list, e)
-		} else {
-			p.dropped++
+		if p.full() {
+			p.more = true
+			return
 		}
+		p.list = append(p.list, e)
 	}
 }
 
@@ -118,8 +118,8 @@ func (p *problems) full() bool { return len(p.list) >= maxErrors }
 func (p *problems) sorted() Errors {
 	slices.SortStableFunc(p.list, func(a, b *Error) int { return comparePositions(a.Pos, b.Pos) })
 	p.list = slices.CompactFunc(p.list, func(a, b *Error) bool { return *a == *b })
-	if p.dropped > 0 {
-		return append(p.list, errorf(model.Position{}, "and %d more problems; mend these first", p.dropped))
+	if p.more {
+		return append(p.list, errorf(model.Position{}, "mend these %d problems first; the rest was not looked at", len(p.list)))
 	}
 	return p.list
 }

@@ -90,6 +90,7 @@ func (r *reader) readFile(f File) {
 	}
 	for _, c := range split(data) {
 		if r.problems.full() {
+			r.problems.more = true
 			return
 		}
 		r.chunk = c
@@ -138,7 +139,10 @@ func (r *reader) readChunk() {
 	}
 }
 
-var linePrefix = regexp.MustCompile(`^yaml: (?:line (\d+): )?`)
+var (
+	linePrefix = regexp.MustCompile(`^yaml: (?:line (\d+): )?`)
+	fromParser = regexp.MustCompile(`^did not find expected (<|node|key|'-'|',')`)
+)
 
 // yamlNodes reads every document of the text. The line of a problem is the YAML library's: for some problems that of
 // the mapping around it. The place where it arises is found by locate.
@@ -156,7 +160,11 @@ func yamlNodes(text []byte) (nodes []*yaml.Node, line int, problem string) {
 				return nil, 1, err.Error()
 			}
 			line, _ := strconv.Atoi(m[1]) // absent for the first line
-			return nil, max(line, 1), err.Error()[len(m[0]):]
+			problem = err.Error()[len(m[0]):]
+			if fromParser.MatchString(problem) {
+				line++ // the library counts those lines from 0
+			}
+			return nil, max(line, 1), problem
 		}
 		nodes = append(nodes, &n)
 	}
@@ -208,12 +216,19 @@ func locate(text []byte, problem string) (line, column int) {
 	return lo + 1, max(1, utf8.RuneCount(content[:last]))
 }
 
+// lineOf returns a line, from 1, of the text; "" if there is none.
 func lineOf(text []byte, line int) string {
-	lines := bytes.SplitN(text, []byte("\n"), line+1)
-	if line > len(lines) {
-		return ""
+	for ; line > 1; line-- {
+		end := bytes.IndexByte(text, '\n')
+		if end < 0 {
+			return ""
+		}
+		text = text[end+1:]
 	}
-	return string(lines[line-1])
+	if end := bytes.IndexByte(text, '\n'); end >= 0 {
+		text = text[:end]
+	}
+	return string(text)
 }
 
 // explainYAML says in the words of somebody who writes documents what the YAML library complains about.

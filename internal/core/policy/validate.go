@@ -26,7 +26,7 @@ func duplicates(docs *model.Documents) Errors {
 		for i := 1; i < len(metas); i++ {
 			first, m := metas[i-1], metas[i]
 			if first.Name == m.Name {
-				out = append(out, errorf(m.Pos, "the %s %q is declared already at %s; rename or remove one", kind, m.Name, first.Pos))
+				out = append(out, errorf(m.Pos, "the %s %q is declared already%s; rename or remove one", kind, m.Name, at(first.Pos)))
 				metas[i] = first
 			}
 		}
@@ -39,16 +39,16 @@ func duplicates(docs *model.Documents) Errors {
 	named(model.KindGuardrail, metas(docs.Guardrails, func(d *model.Guardrail) *model.Meta { return &d.Meta }))
 	named(model.KindExpectation, metas(docs.Expectations, func(d *model.Expectation) *model.Meta { return &d.Meta }))
 	for i := range docs.Policies {
-		at := map[string]model.Position{}
+		taken := map[string]model.Position{}
 		for _, r := range docs.Policies[i].Rules {
 			if r.Name == "" {
 				continue
 			}
-			if first, ok := at[r.Name]; ok {
-				out = append(out, errorf(r.Pos, "the policy %q has a rule named %q already at %s; rename one", docs.Policies[i].Name, r.Name, first))
+			if first, ok := taken[r.Name]; ok {
+				out = append(out, errorf(r.Pos, "the policy %q has a rule named %q already%s; rename one", docs.Policies[i].Name, r.Name, at(first)))
 				continue
 			}
-			at[r.Name] = r.Pos
+			taken[r.Name] = r.Pos
 		}
 	}
 	return out
@@ -142,12 +142,12 @@ func units(docs *model.Documents) Errors {
 		case host.Unit != nil:
 			out = append(out, errorf(w.Pos, "%q is a unit of %q, which is a unit itself; name its host %q", w.Name, host.Name, host.Unit.Host))
 		case !host.Managed:
-			out = append(out, errorf(w.Pos, "%q is a unit of %q, which is managed: false at %s; only an agent tells units apart",
-				w.Name, host.Name, host.Pos))
+			out = append(out, errorf(w.Pos, "%q is a unit of %q, which is managed: false%s; only an agent tells units apart",
+				w.Name, host.Name, at(host.Pos)))
 		}
 		if other, ok := first[*w.Unit]; ok {
-			out = append(out, errorf(w.Pos, "%q is the unit %s of %q, which is %q already at %s; remove one",
-				w.Name, w.Unit.Name, w.Unit.Host, other.Name, other.Pos))
+			out = append(out, errorf(w.Pos, "%q is the unit %s of %q, which is %q already%s; remove one",
+				w.Name, w.Unit.Name, w.Unit.Host, other.Name, at(other.Pos)))
 			continue
 		}
 		first[*w.Unit] = w
@@ -168,8 +168,8 @@ func addresses(docs *model.Documents) Errors {
 			case !ok:
 				first[a] = w
 			case other.Name != w.Name && hostOf(other) != hostOf(w):
-				out = append(out, errorf(w.Pos, "%q declares the address %s, which %q declares already at %s; only units of one host share an address",
-					w.Name, a, other.Name, other.Pos))
+				out = append(out, errorf(w.Pos, "%q declares the address %s, which %q declares already%s; only units of one host share an address",
+					w.Name, a, other.Name, at(other.Pos)))
 			}
 		}
 		if named, err := netip.ParseAddr(w.Name); err == nil && !contains(w.Addresses, named.Unmap()) {
@@ -203,12 +203,12 @@ func Unsupported(docs *model.Documents) Errors {
 }
 
 // unsupported is Unsupported with a way to find the exact place of a field.
-func unsupported(docs *model.Documents, at func(of model.Position, field string) model.Position) Errors {
+func unsupported(docs *model.Documents, place func(of model.Position, field string) model.Position) Errors {
 	var p problems
 	peers := func(list []model.Peer) {
 		for _, x := range list {
 			if x.Process != nil {
-				p.add(errorf(at(x.Pos, "process"), "process constraints are not supported yet; give the process a workload of its own by spec.unit, and name that"))
+				p.add(errorf(place(x.Pos, "process"), "process constraints are not supported yet; give the process a workload of its own by spec.unit, and name that"))
 			}
 			if x.Kind == model.PeerDomain {
 				p.add(errorf(x.Pos, "domains are not supported yet; name the addresses of %s by cidr or network", x.Domain))
@@ -217,7 +217,7 @@ func unsupported(docs *model.Documents, at func(of model.Position, field string)
 	}
 	for i := range docs.Networks {
 		if n := &docs.Networks[i]; len(n.Domains) > 0 {
-			p.add(errorf(at(n.Pos, "domains"), "domains are not supported yet; list the addresses of %s under cidrs", strings.Join(n.Domains, ", ")))
+			p.add(errorf(place(n.Pos, "domains"), "domains are not supported yet; list the addresses of %s under cidrs", strings.Join(n.Domains, ", ")))
 		}
 	}
 	for i := range docs.Policies {
@@ -231,7 +231,7 @@ func unsupported(docs *model.Documents, at func(of model.Position, field string)
 		peers(g.From)
 		peers(g.To)
 		if g.Via == model.ViaAny {
-			p.add(errorf(at(g.Pos, "via"), "via: any (over many hops) is not supported yet; write via: direct, or leave it out"))
+			p.add(errorf(place(g.Pos, "via"), "via: any (over many hops) is not supported yet; write via: direct, or leave it out"))
 		}
 	}
 	return p.sorted()

@@ -31,31 +31,56 @@ func (u *Universe) addWorkloads() {
 		}
 	}
 	slices.Sort(names)
+	l := &labelInterner{u: u, byText: map[string]int32{}, known: map[model.IdentityID]int32{}}
 	for _, name := range names {
 		list := addrs[name]
 		if len(list) == 0 {
 			list = []netip.Addr{{}}
 		}
 		for _, a := range list {
-			u.Actors = append(u.Actors, u.workloadActor(name, a))
+			u.Actors = append(u.Actors, u.workloadActor(name, a, l))
 		}
 	}
 }
 
-func (u *Universe) workloadActor(name string, a netip.Addr) Actor {
+// labelInterner numbers label sets. The identities of one world tell most of them apart without a look at the labels.
+type labelInterner struct {
+	u      *Universe
+	byText map[string]int32
+	known  map[model.IdentityID]int32
+}
+
+func (l *labelInterner) number(id model.IdentityID, labels model.Labels) int32 {
+	if n, ok := l.known[id]; ok {
+		return n
+	}
+	text := labels.String()
+	n, ok := l.byText[text]
+	if !ok {
+		n = int32(len(l.u.LabelSets))
+		l.byText[text] = n
+		l.u.LabelSets = append(l.u.LabelSets, labels)
+	}
+	l.known[id] = n
+	return n
+}
+
+func (u *Universe) workloadActor(name string, a netip.Addr, l *labelInterner) Actor {
 	actor := Actor{Workload: name, Addr: a, views: make([]view, len(u.worlds)), alone: a.IsValid()}
 	if a.IsValid() {
-		actor.Networks = u.address.setsOf(a)
+		actor.NetworkSet = u.address.kindOf(a)
+		actor.Networks = u.NetworkSets[actor.NetworkSet]
 	}
 	for i, w := range u.worlds {
 		v := &actor.views[i]
 		if v.workload = w.Workload(name); v.workload != nil {
 			v.at = v.workload.At(a)
 			actor.Labels = v.workload.Labels
+			actor.LabelSet = l.number(v.at.Identity, actor.Labels)
 		} else if a.IsValid() {
 			u.lookUp(v, w, a)
 		}
-		if owner, shared := w.Owner(a); shared || owner == nil || owner.Name != name {
+		if owners := w.Owners(a); len(owners) != 1 || owners[0].Name != name {
 			actor.alone = false
 		}
 		if v.workload != nil {
@@ -76,10 +101,17 @@ func (u *Universe) lookUp(v *view, w *compile.World, a netip.Addr) {
 }
 
 // addAddresses makes an actor of each set of addresses that no workload owns in any world and that are in the same
-// networks.
+// networks. Addresses of a family that no workload has are left out: they meet nobody.
 func (u *Universe) addAddresses() {
+	var met [3]bool
+	for i := range u.Actors {
+		met[familyOf(u.Actors[i].Addr)] = true
+	}
 	for _, s := range u.address.unowned(u.worlds) {
-		actor := Actor{Addr: s.addr, Networks: s.sets, views: make([]view, len(u.worlds)), alone: true}
+		if !met[noAddress] && !met[familyOf(s.addr)] {
+			continue
+		}
+		actor := Actor{Addr: s.addr, Networks: u.NetworkSets[s.kind], NetworkSet: s.kind, LabelSet: -1, views: make([]view, len(u.worlds)), alone: true}
 		for i, w := range u.worlds {
 			u.lookUp(&actor.views[i], w, s.addr)
 		}
@@ -111,6 +143,10 @@ func (u *Universe) classify(tables []*tables) {
 			})
 		}
 		c := &u.Classes[n]
+		for k := range places {
+			c.local = c.local || places[k].asLocal != places[k].asRemote
+			c.controls = c.controls || len(places[k].controller) > 0
+		}
 		c.Members = append(c.Members, int32(i))
 		c.many = c.many || a.Workload != c.first
 		h, known := c.hosts[a.host()]
@@ -142,7 +178,8 @@ func (u *Universe) placeOf(a *Actor, world int, t *tables) place {
 	}
 	if v.managed() {
 		p.managed, p.unit = true, v.workload.IsUnit()
-		p.egress, p.ingress = t.rows[v.at.Set.ID][model.Egress], t.rows[v.at.Set.ID][model.Ingress]
+		rows := t.rows[u.worlds[world].PolicySetID(v.at)]
+		p.egress, p.ingress = rows[model.Egress], rows[model.Ingress]
 	}
 	for _, c := range u.worlds[world].Options().Controllers {
 		if c.Addr() == a.Addr {

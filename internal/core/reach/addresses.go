@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 
 	"bulkhead/internal/core/compile"
 	"bulkhead/internal/core/model"
@@ -13,6 +14,8 @@ import (
 type addressSpace struct {
 	starts []netip.Addr // first address of each interval, sorted; IPv4 before IPv6
 	sets   [][]string   // by interval: the sets that hold it, sorted
+	kind   []int32      // by interval: number of its sets in kinds
+	kinds  [][]string   // distinct lists of sets; the first is empty
 }
 
 // addressSet is a set of addresses as documents name it.
@@ -49,7 +52,24 @@ func newAddressSpace(worlds []*compile.World) *addressSpace {
 	for i := range sets {
 		s.add(&sets[i])
 	}
+	s.number()
 	return s
+}
+
+// number gives intervals in the same sets the same number.
+func (s *addressSpace) number() {
+	s.kind, s.kinds = make([]int32, len(s.starts)), [][]string{nil}
+	byText := map[string]int32{"": 0}
+	for i, in := range s.sets {
+		text := strings.Join(in, "\x00")
+		n, ok := byText[text]
+		if !ok {
+			n = int32(len(s.kinds))
+			byText[text] = n
+			s.kinds = append(s.kinds, in)
+		}
+		s.kind[i] = n
+	}
 }
 
 // addressSets lists the networks and the literal CIDRs of all documents, sorted by name. Networks of one name that
@@ -160,12 +180,13 @@ func (s *addressSpace) interval(a netip.Addr) int {
 	return i - 1
 }
 
-func (s *addressSpace) setsOf(a netip.Addr) []string { return s.sets[s.interval(a)] }
+// kindOf returns the number of the sets that hold the address.
+func (s *addressSpace) kindOf(a netip.Addr) int32 { return s.kind[s.interval(a)] }
 
 // sample is one address that stands for all that are in the same sets.
 type sample struct {
 	addr netip.Addr
-	sets []string
+	kind int32
 }
 
 // unowned returns a sample of each combination of sets, family and controller that some address has which no workload
@@ -177,20 +198,25 @@ func (s *addressSpace) unowned(worlds []*compile.World) []sample {
 			controllers[c.Addr()] = true
 		}
 	}
-	seen := map[string]bool{}
+	type key struct {
+		kind       int32
+		is4        bool
+		controller netip.Addr
+	}
+	seen := map[key]bool{}
 	var out []sample
 	for i, a := range s.starts {
-		key := fmt.Sprintf("%q %v", s.sets[i], a.Is4())
+		k := key{kind: s.kind[i], is4: a.Is4()}
 		if controllers[a] {
-			key += a.String()
+			k.controller = a
 		}
-		if seen[key] {
+		if seen[k] {
 			continue
 		}
 		for ; a.IsValid() && (i+1 == len(s.starts) || a.Less(s.starts[i+1])); a = a.Next() {
 			if !ownedAnywhere(worlds, a) {
-				seen[key] = true
-				out = append(out, sample{a, s.sets[i]})
+				seen[k] = true
+				out = append(out, sample{a, s.kind[i]})
 				break
 			}
 		}
@@ -200,9 +226,12 @@ func (s *addressSpace) unowned(worlds []*compile.World) []sample {
 
 func ownedAnywhere(worlds []*compile.World, a netip.Addr) bool {
 	for _, w := range worlds {
-		if owner, shared := w.Owner(a); owner != nil || shared {
+		if len(w.Owners(a)) > 0 {
 			return true
 		}
 	}
 	return false
 }
+
+// CIDRName returns the name under which Actor.Networks lists a literal CIDR.
+func CIDRName(p netip.Prefix) string { return plainPrefix(p).String() }

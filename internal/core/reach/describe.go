@@ -16,6 +16,7 @@ const (
 	describedNames = 8   // more workloads that labels cannot tell apart are counted, not named
 	rareValues     = 256 // a key with more values names single workloads and is no use for sets of them
 	manyLabelSets  = 1000
+	otherKeys      = 5 // selectors use so many keys beside the customary ones
 )
 
 // customary are the keys that people think in. A description names them where it may.
@@ -29,7 +30,7 @@ type describer struct {
 	candidates []candidate
 	workloads  int // actors that are workloads
 	networks   map[string][]int32
-	bare       []int32 // addresses in no network
+	same       map[string]int // by onlyIn: how many actors there are
 	addresses  int
 }
 
@@ -48,9 +49,10 @@ type candidate struct {
 }
 
 func newDescriber(u *Universe) *describer {
-	d := &describer{u: u, setOf: make([]int32, len(u.Actors)), networks: map[string][]int32{}}
-	byText := map[string]int32{}
-	values := map[string]map[string]bool{}
+	d := &describer{u: u, setOf: make([]int32, len(u.Actors)), networks: map[string][]int32{}, same: map[string]int{}}
+	for _, l := range u.LabelSets {
+		d.sets = append(d.sets, labelSet{labels: l})
+	}
 	for i := range u.Actors {
 		a := &u.Actors[i]
 		if !a.Owned() {
@@ -59,27 +61,21 @@ func newDescriber(u *Universe) *describer {
 			for _, n := range a.Networks {
 				d.networks[n] = append(d.networks[n], int32(i))
 			}
-			if len(a.Networks) == 0 {
-				d.bare = append(d.bare, int32(i))
-			}
+			d.same[d.onlyIn(int32(i))]++
 			continue
 		}
 		d.workloads++
-		text := a.Labels.String()
-		n, ok := byText[text]
-		if !ok {
-			n = int32(len(d.sets))
-			byText[text] = n
-			d.sets = append(d.sets, labelSet{labels: a.Labels})
-			for k, v := range a.Labels {
-				if values[k] == nil {
-					values[k] = map[string]bool{}
-				}
-				values[k][v] = true
+		d.sets[a.LabelSet].actors = append(d.sets[a.LabelSet].actors, int32(i))
+		d.setOf[i] = a.LabelSet
+	}
+	values := map[string]map[string]bool{}
+	for n := range d.sets {
+		for k, v := range d.sets[n].labels {
+			if values[k] == nil {
+				values[k] = map[string]bool{}
 			}
+			values[k][v] = true
 		}
-		d.sets[n].actors = append(d.sets[n].actors, int32(i))
-		d.setOf[i] = n
 	}
 	d.addCandidates(values)
 	return d
@@ -87,24 +83,15 @@ func newDescriber(u *Universe) *describer {
 
 // addCandidates finds the selectors of up to describedKeys keys that select some label set.
 func (d *describer) addCandidates(values map[string]map[string]bool) {
+	useful := d.usefulKeys(values)
 	byText := map[string]int32{}
 	for n := range d.sets {
 		set := &d.sets[n]
 		var keys []string
 		for _, k := range set.labels.Keys() {
-			if slices.Contains(customary, k) || len(values[k]) <= rareValues && len(d.sets) <= manyLabelSets {
+			if useful[k] {
 				keys = append(keys, k)
 			}
-		}
-		if len(keys) > 6 {
-			slices.SortStableFunc(keys, func(a, b string) int {
-				return cmp.Compare(len(values[a]), len(values[b])) // the keys that split the fewest say the most
-			})
-			slices.SortStableFunc(keys, func(a, b string) int {
-				return cmp.Compare(btoi(!slices.Contains(customary, a)), btoi(!slices.Contains(customary, b)))
-			})
-			keys = keys[:6]
-			slices.Sort(keys)
 		}
 		subsets(keys, describedKeys, func(chosen []string) {
 			part := model.Labels{}
@@ -128,11 +115,25 @@ func (d *describer) addCandidates(values map[string]map[string]bool) {
 	}
 }
 
-func btoi(b bool) int {
-	if b {
-		return 1
+// usefulKeys are the customary ones and a few more: those with the fewest values, which say the most about sets.
+func (d *describer) usefulKeys(values map[string]map[string]bool) map[string]bool {
+	out := map[string]bool{}
+	var others []string
+	for k, v := range values {
+		switch {
+		case slices.Contains(customary, k):
+			out[k] = true
+		case len(v) <= rareValues && len(d.sets) <= manyLabelSets:
+			others = append(others, k)
+		}
 	}
-	return 0
+	slices.SortFunc(others, func(a, b string) int {
+		return cmp.Or(cmp.Compare(len(values[a]), len(values[b])), strings.Compare(a, b))
+	})
+	for _, k := range others[:min(otherKeys, len(others))] {
+		out[k] = true
+	}
+	return out
 }
 
 // subsets calls fn for every non-empty subset of at most n of the keys. The slice is reused.
@@ -210,7 +211,12 @@ func (u *Universe) Describe(actors []int32) []string {
 	if len(workloads) == d.workloads && len(addresses) == d.addresses && d.workloads > 0 {
 		return []string{"any"}
 	}
-	return append(d.describeWorkloads(workloads, counts), d.describeAddresses(addresses)...)
+	// "every workload but …" stands last, where nothing can be taken for a part of it.
+	named := d.describeWorkloads(workloads, counts)
+	if len(named) == 1 && strings.Contains(named[0], " but ") {
+		return append(d.describeAddresses(addresses), named...)
+	}
+	return append(named, d.describeAddresses(addresses)...)
 }
 
 func (d *describer) describeWorkloads(workloads []int32, counts []int) []string {
@@ -357,40 +363,49 @@ func (d *describer) describeAddresses(addresses []int32) []string {
 			delete(inside, a)
 		}
 	}
-	left := map[string]int{}
+	left := map[string][]int32{} // networks to the addresses that are in just those
 	for _, a := range addresses {
 		if inside[a] {
-			left[d.address(&d.u.Actors[a])]++
+			k := d.onlyIn(a)
+			left[k] = append(left[k], a)
 		}
 	}
-	bare := 0
-	for _, a := range d.bare {
-		bare += btoi(inside[a])
-	}
-	if bare > 0 && bare == len(d.bare) {
-		for _, a := range d.bare {
-			delete(left, d.address(&d.u.Actors[a]))
+	for k, list := range left {
+		if len(list) == d.same[k] {
+			out = append(out, k)
+			continue
 		}
-		out = append(out, "any other address")
-	}
-	for text := range left {
-		out = append(out, text)
+		for _, a := range list {
+			out = append(out, d.address(&d.u.Actors[a], k))
+		}
 	}
 	slices.Sort(out)
 	return out
 }
 
-// address describes one set of addresses exactly.
-func (d *describer) address(a *Actor) string {
-	kind := "IPv4"
-	if !a.Addr.Is4() {
-		kind = "IPv6"
-	}
-	switch len(a.Networks) {
+// onlyIn describes the addresses that are in just the networks that the actor's are in.
+func (d *describer) onlyIn(actor int32) string {
+	switch in := d.u.Actors[actor].Networks; len(in) {
 	case 0:
-		return "any other " + kind + " address"
+		return "any other address"
 	case 1:
-		return "network " + a.Networks[0] + " alone"
+		return "network " + in[0] + " alone"
+	default:
+		return "networks " + strings.Join(in, " and ") + " at once"
 	}
-	return "networks " + strings.Join(a.Networks, " and ") + " at once"
+}
+
+// address describes one actor of several that are in the same networks.
+func (d *describer) address(a *Actor, onlyIn string) string {
+	for i := range a.views {
+		for _, c := range d.u.worlds[i].Options().Controllers {
+			if c.Addr() == a.Addr {
+				return "address " + a.Addr.String()
+			}
+		}
+	}
+	if a.Addr.Is4() {
+		return onlyIn + " (IPv4)"
+	}
+	return onlyIn + " (IPv6)"
 }

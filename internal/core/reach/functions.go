@@ -210,6 +210,33 @@ func comparePorts(a, b model.PortRange) int {
 	return int(a.Hi) - int(b.Hi)
 }
 
+// Within interns the function that allows the ports and nothing else.
+func (u *Universe) Within(ports []model.PortRange) FuncID {
+	sorted := slices.Clone(ports)
+	slices.SortFunc(sorted, comparePorts)
+	out := function{rest: Deny}
+	for _, p := range sorted {
+		if p.Proto == model.ProtoAny {
+			return u.open
+		}
+		if n := len(out.cells); n > 0 && out.cells[n-1].proto == p.Proto && int(p.Lo) <= int(out.cells[n-1].hi)+1 {
+			out.cells[n-1].hi = max(out.cells[n-1].hi, p.Hi)
+			continue
+		}
+		out.cells = append(out.cells, levelCell{p.Proto, p.Lo, p.Hi, Allow})
+	}
+	return u.functions.intern(out)
+}
+
+// Has reports whether the function has the level anywhere.
+func (u *Universe) Has(id FuncID, l Level) bool {
+	f := &u.functions.all[id]
+	return f.rest == l || slices.ContainsFunc(f.cells, func(c levelCell) bool { return c.level == l })
+}
+
+// Functions returns how many functions there are: every FuncID is less.
+func (u *Universe) Functions() int { return len(u.functions.all) }
+
 // At returns the level of the function at one port. Essentials that protocol and port tell are not in it.
 func (u *Universe) At(id FuncID, proto model.Proto, port uint16) Level {
 	f := &u.functions.all[id]

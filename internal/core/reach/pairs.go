@@ -48,6 +48,9 @@ func (u *Universe) From(class int32) *Source {
 			s.byDest[w] = dest
 		}
 		for i, col := range [2]colID{p.asRemote, p.asLocal} {
+			if i == local && !c.local {
+				break
+			}
 			rows := u.rows[model.Ingress][w]
 			fns := make([]FuncID, len(rows))
 			for k := range rows {
@@ -62,11 +65,21 @@ func (u *Universe) From(class int32) *Source {
 	return s
 }
 
+// Where says which members of two classes a statement is about.
+type Where uint8
+
+// The places.
+const (
+	Anywhere  Where = iota // wherever they are
+	Elsewhere              // a source on another host than the destination
+	SameHost               // a source on the destination's host
+)
+
 // Each calls fn for what is true between members of the source's class and of the class to. There is nothing to say
-// between one workload and itself, between IPv4 and IPv6, and between addresses that nobody owns. There are two
-// things to say where some members share a host and others do not, and it makes a difference. The pair is valid during
-// the call.
-func (s *Source) Each(to int32, fn func(p *Pair, sameHost bool)) {
+// between one workload and itself, between IPv4 and IPv6, and between addresses that nobody owns. Most often there is
+// one thing to say, Anywhere; where it makes a difference to the destination that the source is on its host, fn is called
+// for Elsewhere and for SameHost, as far as there are such members. The pair is valid during the call.
+func (s *Source) Each(to int32, fn func(p *Pair, where Where)) {
 	a, b := &s.u.Classes[s.class], &s.u.Classes[to]
 	if a.family != b.family && a.family != noAddress && b.family != noAddress ||
 		!a.owned && !b.owned || s.class == to && !a.many {
@@ -75,17 +88,44 @@ func (s *Source) Each(to int32, fn func(p *Pair, sameHost bool)) {
 	if !a.many && !b.many && a.first == b.first && a.owned && b.owned {
 		return
 	}
-	far := a.meetFar(b)
-	if far {
-		fn(s.at(b, to, remote), false)
+	if !s.differs(b) {
+		fn(s.at(b, to, remote), Anywhere)
+		return
 	}
-	if (!far || s.differs(b)) && a.meetNear(b) {
-		fn(s.at(b, to, local), true)
+	if a.meetFar(b) {
+		fn(s.at(b, to, remote), Elsewhere)
 	}
+	if a.meetNear(b) {
+		fn(s.at(b, to, local), SameHost)
+	}
+}
+
+// At returns what the ends say in one world about a member of the class to on another host, whether or not there is one.
+// It is quick, and it is all there is to say unless HostCounts.
+func (s *Source) At(to int32, world int) (egress, ingress FuncID) {
+	a, b := &s.u.Classes[s.class].worlds[world], &s.u.Classes[to].worlds[world]
+	egress, ingress = s.u.open, s.u.open
+	if a.managed {
+		egress = s.byDest[world][b.asDest]
+	}
+	if b.managed {
+		ingress = s.byRow[remote][world][b.ingress]
+	}
+	return egress, ingress
+}
+
+// HostCounts reports whether Each may say more than At: where the destination is a controller, or where it makes a
+// difference that the source is on its host.
+func (s *Source) HostCounts(to int32) bool {
+	b := &s.u.Classes[to]
+	return b.controls || s.u.Classes[s.class].local && s.differs(b)
 }
 
 // differs reports whether it counts for the destination that the source is on its host.
 func (s *Source) differs(to *Class) bool {
+	if !s.u.Classes[s.class].local {
+		return false
+	}
 	for w := range s.u.worlds {
 		p := &to.worlds[w]
 		if p.managed && s.byRow[remote][w][p.ingress] != s.byRow[local][w][p.ingress] {
@@ -154,13 +194,8 @@ func (a *Class) meetNear(b *Class) bool {
 	return false
 }
 
-// Example returns two different actors of the classes, on one host or not, that can meet; nil if there are none.
-func (u *Universe) Example(a, b int32, sameHost bool) *[2]*Actor {
-	return u.ExampleOf(u.Classes[a].Members, u.Classes[b].Members, sameHost)
-}
-
-// ExampleOf is Example for lists of actors.
-func (u *Universe) ExampleOf(from, to []int32, sameHost bool) *[2]*Actor {
+// Example returns two different actors of the lists that can meet at such a place; nil if there are none.
+func (u *Universe) Example(from, to []int32, where Where) *[2]*Actor {
 	for _, i := range from {
 		x := &u.Actors[i]
 		for _, j := range to {
@@ -168,10 +203,10 @@ func (u *Universe) ExampleOf(from, to []int32, sameHost bool) *[2]*Actor {
 			if x.Owned() && x.Workload == y.Workload {
 				continue
 			}
-			if (x.Owned() && y.Owned() && x.host() != "" && x.host() == y.host()) != sameHost {
-				continue
+			near := x.Owned() && y.Owned() && x.host() != "" && x.host() == y.host()
+			if where == Anywhere || near == (where == SameHost) {
+				return &[2]*Actor{x, y}
 			}
-			return &[2]*Actor{x, y}
 		}
 	}
 	return nil
@@ -210,11 +245,12 @@ func (u *Universe) Joint(egress, ingress FuncID) FuncID {
 	return id
 }
 
-// Where returns the ports on which the function has a level that the caller accepts.
-func (u *Universe) Where(id FuncID, accept func(Level) bool) Ports {
+// Where returns the ports, of those that within allows, on which the function has the level.
+func (u *Universe) Where(id, within FuncID, level Level) Ports {
 	var b portsBuilder
-	walk([]*function{&u.functions.all[id]}, always, func(p model.PortRange, levels []Level, free bool) {
-		b.add(p, !free && accept(levels[0]), free)
+	walk([]*function{&u.functions.all[id], &u.functions.all[within]}, always, func(p model.PortRange, levels []Level, free bool) {
+		inside := levels[1] == Allow
+		b.add(p, !free && inside && levels[0] == level, free && inside)
 	})
 	return b.build()
 }

@@ -26,8 +26,19 @@ func (p *Ports) Contains(proto model.Proto, port uint16) bool {
 	return in != p.Rest
 }
 
-// First returns one port of the set, the one that is easiest to understand: of TCP if there is one.
+// familiar are the ports that examples are made of if they can be.
+var familiar = []model.PortRange{
+	{Proto: model.ProtoTCP, Lo: 443, Hi: 443}, {Proto: model.ProtoTCP, Lo: 22, Hi: 22}, {Proto: model.ProtoTCP, Lo: 80, Hi: 80},
+}
+
+// First returns one port of the set, the one that is easiest to understand: a familiar one, or else one of TCP if there
+// is one.
 func (p *Ports) First() (model.PortRange, bool) {
+	for _, f := range familiar {
+		if p.Contains(f.Proto, f.Lo) {
+			return f, true
+		}
+	}
 	if !p.Rest {
 		if len(p.Ranges) == 0 {
 			return model.PortRange{}, false

@@ -12,6 +12,7 @@ package reach
 
 import (
 	"net/netip"
+	"strings"
 
 	"bulkhead/internal/core/compile"
 	"bulkhead/internal/core/model"
@@ -23,9 +24,13 @@ type Actor struct {
 	// Addr is the workload's address, invalid if it has none; or one of the addresses.
 	Addr netip.Addr
 	// Networks are the sets that hold the address: names of networks, and literal CIDRs of rules and guardrails.
-	Networks []string
-	// Labels are the workload's in the last world that has it.
-	Labels model.Labels
+	// NetworkSet is their number in Universe.NetworkSets.
+	Networks   []string
+	NetworkSet int32
+	// Labels are the workload's in the last world that has it. LabelSet is their number in Universe.LabelSets, -1 for
+	// addresses.
+	Labels   model.Labels
+	LabelSet int32
 
 	views []view
 	class int32
@@ -41,6 +46,19 @@ func (a *Actor) End() model.End {
 		return model.End{Workload: a.Workload}
 	}
 	return model.End{Addr: a.Addr}
+}
+
+// Is says what the actor is: the labels of a workload, or the networks that addresses are in.
+func (a *Actor) Is() string {
+	switch {
+	case a.Owned() && len(a.Labels) == 0:
+		return "no labels"
+	case a.Owned():
+		return a.Labels.String()
+	case len(a.Networks) == 0:
+		return "an address in no network"
+	}
+	return "an address in " + strings.Join(a.Networks, " and ")
 }
 
 // Exactly returns the actor as the end of a flow that means this address of the workload and no other, where the
@@ -90,6 +108,9 @@ type Class struct {
 	many   bool                   // more than one workload, or addresses
 	hosts  map[string]hostMembers // in the last world; "" for no host
 	worlds []place
+	// local says that ingress on its own host may take it for something else than elsewhere, controls that it has a
+	// controller's address.
+	local, controls bool
 }
 
 // hostMembers are the workloads of a class that are on one host.
@@ -114,6 +135,9 @@ type place struct {
 type Universe struct {
 	Actors  []Actor
 	Classes []Class
+	// LabelSets and NetworkSets are the distinct labels and networks of actors.
+	LabelSets   []model.Labels
+	NetworkSets [][]string
 
 	worlds    []*compile.World
 	functions *functions
@@ -141,6 +165,7 @@ func New(worlds ...*compile.World) *Universe {
 	}
 	u.open = u.functions.intern(function{rest: Allow})
 	u.address = newAddressSpace(worlds)
+	u.NetworkSets = u.address.kinds
 	u.addWorkloads()
 	u.addAddresses()
 	for d := range u.rows {

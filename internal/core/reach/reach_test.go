@@ -27,7 +27,7 @@ func world(t testing.TB, docs *model.Documents, inv *model.Inventory, controller
 // end returns the actor as an evaluator takes it; ok is false if no flow can name exactly this actor.
 func end(w *compile.World, a *reach.Actor) (model.End, bool) {
 	if a.Addr.IsValid() {
-		if _, shared := w.Owner(a.Addr); !shared {
+		if len(w.Owners(a.Addr)) < 2 {
 			return model.End{Addr: a.Addr}, true
 		}
 	}
@@ -59,8 +59,8 @@ func TestEvaluatorAgrees(t *testing.T) {
 		for a := range u.Classes {
 			src := u.From(int32(a))
 			for b := range u.Classes {
-				src.Each(int32(b), func(p *reach.Pair, sameHost bool) {
-					x := u.Example(int32(a), int32(b), sameHost)
+				src.Each(int32(b), func(p *reach.Pair, where reach.Where) {
+					x := u.Example(u.Classes[a].Members, u.Classes[b].Members, where)
 					if x == nil {
 						t.Fatalf("seed %d: a pair without an example", seed)
 					}
@@ -84,7 +84,7 @@ func TestEvaluatorAgrees(t *testing.T) {
 							Ingress: model.EndVerdict{Verdict: u.At(p.Ingress[0], port.Proto, port.Lo).Verdict(), Rule: want.Ingress.Rule},
 						}
 						if got != want {
-							t.Fatalf("seed %d: %s to %s on %v (same host: %v): got %+v, want %+v", seed, from, to, port, sameHost, got, want)
+							t.Fatalf("seed %d: %s to %s on %v (place %v): got %+v, want %+v", seed, from, to, port, where, got, want)
 						}
 						policyEssential := strings.HasPrefix(string(want.Egress.Rule), "essential/") || strings.HasPrefix(string(want.Ingress.Rule), "essential/")
 						if want.Verdict == model.Allow && policyEssential != (u.At(joint, port.Proto, port.Lo) == reach.Essential) {
@@ -178,10 +178,10 @@ func TestEveryMemberAgrees(t *testing.T) {
 
 // pairOf returns what the universe says about two actors.
 func pairOf(u *reach.Universe, a, b int32) *reach.Pair {
-	sameHost := u.ExampleOf([]int32{a}, []int32{b}, true) != nil
+	near := u.Example([]int32{a}, []int32{b}, reach.SameHost) != nil
 	var out *reach.Pair
-	u.From(u.ClassOf(a)).Each(u.ClassOf(b), func(p *reach.Pair, near bool) {
-		if out == nil || near == sameHost {
+	u.From(u.ClassOf(a)).Each(u.ClassOf(b), func(p *reach.Pair, where reach.Where) {
+		if where == reach.Anywhere || near == (where == reach.SameHost) {
 			out = &reach.Pair{Egress: slices.Clone(p.Egress), Ingress: slices.Clone(p.Ingress)}
 		}
 	})

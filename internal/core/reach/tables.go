@@ -2,6 +2,7 @@ package reach
 
 import (
 	"encoding/binary"
+	"slices"
 
 	"bulkhead/internal/core/compile"
 	"bulkhead/internal/core/hostpolicy"
@@ -45,14 +46,21 @@ func (t *tables) column(d model.Direction, id model.IdentityID) colID { return t
 
 func (u *Universe) tablesOf(world int, w *compile.World) *tables {
 	t := &tables{rows: map[hostpolicy.PolicySetID][2]rowID{}}
-	funcs := map[*hostpolicy.Cell]FuncID{}
-	byKey := [2]map[string]rowID{{}, {}}
-	for _, set := range w.Sets() {
+	r := &rowReader{u: u, w: w, world: world, funcs: map[int32]FuncID{}, byKey: [2]map[string]rowID{{}, {}}}
+	for i := range u.Actors {
+		v := &u.Actors[i].views[world]
+		if !v.managed() {
+			continue
+		}
+		id := w.PolicySetID(v.at)
+		if _, done := t.rows[id]; done {
+			continue
+		}
 		var ids [2]rowID
 		for _, d := range model.Directions {
-			ids[d] = u.row(world, d, set.Table(d), byKey[d], funcs)
+			ids[d] = r.row(v.at, d)
 		}
-		t.rows[set.ID] = ids
+		t.rows[id] = ids
 	}
 	for _, d := range model.Directions {
 		t.cols[d] = u.columnsOf(world, d)
@@ -60,32 +68,47 @@ func (u *Universe) tablesOf(world int, w *compile.World) *tables {
 	return t
 }
 
-// row interns a table. Functions are recognised by their first cell: tables of one world share them.
-func (u *Universe) row(world int, d model.Direction, t *hostpolicy.Table, byKey map[string]rowID, funcs map[*hostpolicy.Cell]FuncID) rowID {
-	of := make([]FuncID, len(t.Funcs))
-	for i, f := range t.Funcs {
-		id, ok := funcs[&f[0]]
-		if !ok {
-			id = u.functions.of(f)
-			funcs[&f[0]] = id
-		}
-		of[i] = id
+// rowReader interns the tables of one world.
+type rowReader struct {
+	u       *Universe
+	w       *compile.World
+	world   int
+	funcs   map[int32]FuncID // functions of the world
+	byKey   [2]map[string]rowID
+	entries []rowEntry
+	key     []byte
+}
+
+func (r *rowReader) function(n int32) FuncID {
+	id, ok := r.funcs[n]
+	if !ok {
+		id = r.u.functions.of(r.w.Function(n))
+		r.funcs[n] = id
 	}
-	r := row{rest: of[0]}
-	key := binary.LittleEndian.AppendUint32(nil, uint32(r.rest))
-	for _, p := range t.Peers {
-		if fn := of[p.Func]; fn != r.rest {
-			r.entries = append(r.entries, rowEntry{peer: p.Peer, fn: fn})
-			key = binary.LittleEndian.AppendUint64(key, uint64(p.Peer))
-			key = binary.LittleEndian.AppendUint32(key, uint32(fn))
+	return id
+}
+
+func (r *rowReader) row(at *compile.Point, d model.Direction) rowID {
+	r.entries = r.entries[:0]
+	rest := r.function(r.w.WalkTable(at, d, func(peer model.IdentityID, fn int32) {
+		r.entries = append(r.entries, rowEntry{peer: peer, fn: r.function(fn)})
+	}))
+	r.key = binary.LittleEndian.AppendUint32(r.key[:0], uint32(rest))
+	kept := r.entries[:0]
+	for _, e := range r.entries {
+		if e.fn != rest {
+			kept = append(kept, e)
+			r.key = binary.LittleEndian.AppendUint64(r.key, uint64(e.peer))
+			r.key = binary.LittleEndian.AppendUint32(r.key, uint32(e.fn))
 		}
 	}
-	if id, ok := byKey[string(key)]; ok {
+	if id, ok := r.byKey[d][string(r.key)]; ok {
 		return id
 	}
-	id := rowID(len(u.rows[d][world]))
-	byKey[string(key)] = id
-	u.rows[d][world] = append(u.rows[d][world], r)
+	rows := &r.u.rows[d][r.world]
+	id := rowID(len(*rows))
+	r.byKey[d][string(r.key)] = id
+	*rows = append(*rows, row{rest: rest, entries: slices.Clone(kept)})
 	return id
 }
 

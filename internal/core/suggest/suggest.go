@@ -114,8 +114,8 @@ type RuleEvidence struct {
 	Connections    uint64         `json:"connections"`
 	Sources        int            `json:"sources"`
 	Destinations   int            `json:"destinations"`
-	First          time.Time      `json:"first"`
-	Last           time.Time      `json:"last"`
+	First          time.Time      `json:"first,omitzero"`
+	Last           time.Time      `json:"last,omitzero"`
 	Processes      []string       `json:"processes,omitempty"` // "client > server" where known
 	OverPermission OverPermission `json:"over_permission"`
 	Dynamic        bool           `json:"dynamic,omitempty"` // a range stands for many short-lived ports: review it
@@ -129,8 +129,8 @@ type Suspicion struct {
 	Connections  uint64    `json:"connections"`
 	Destinations int       `json:"destinations"`
 	Ports        int       `json:"ports"`
-	First        time.Time `json:"first"`
-	Last         time.Time `json:"last"`
+	First        time.Time `json:"first,omitzero"`
+	Last         time.Time `json:"last,omitzero"`
 	Examples     []string  `json:"examples"`
 	Why          string    `json:"why"`
 }

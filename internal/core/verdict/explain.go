@@ -99,8 +99,8 @@ func (e *Evaluator) Explain(f *model.Flow) (*Explanation, error) {
 	}
 	x := explainer{e: e, c: &c}
 	out := &Explanation{
-		From: name(&c.from),
-		To:   name(&c.to),
+		From: x.name(&c.from),
+		To:   x.name(&c.to),
 		On:   model.PortRange{Proto: c.proto, Lo: c.port, Hi: c.port}.String(),
 	}
 	var egress, ingress model.EndVerdict
@@ -110,22 +110,30 @@ func (e *Evaluator) Explain(f *model.Flow) (*Explanation, error) {
 	return out, nil
 }
 
-func name(p *party) string {
-	if p.workload != nil {
-		return p.workload.Name
-	}
-	return p.addr.String()
-}
-
 type explainer struct {
 	e *Evaluator
 	c *connection
 }
 
+func (x *explainer) name(p *party) string {
+	if p.seat != nil {
+		return x.workload(p).Name
+	}
+	return p.addr.String()
+}
+
+// workload returns the workload of an end, nil if nobody owns its address.
+func (x *explainer) workload(p *party) *compile.Workload {
+	if p.seat == nil {
+		return nil
+	}
+	return x.e.world.Of(p.seat)
+}
+
 // candidate is something that the other end may be, as far as this end can tell.
 type candidate struct {
-	workload *compile.Workload
-	at       *compile.Point
+	workload *compile.Workload // nil: nobody owns the address
+	id       model.IdentityID
 	identity model.Identity
 }
 
@@ -155,39 +163,41 @@ func (x *explainer) end(d model.Direction) (EndExplanation, model.EndVerdict) {
 }
 
 func (x *explainer) party(p *party) Party {
-	out := Party{Address: p.addr.String(), Labels: model.Labels{}}
-	if !p.addr.IsValid() {
-		out.Address = ""
+	number, id := x.identity(p)
+	out := Party{Labels: model.Labels{}, Networks: append([]string{}, id.Networks...), Identity: number.String()}
+	if a := x.e.address(p); a.IsValid() {
+		out.Address = a.String()
 	}
-	id := x.identity(p)
-	out.Networks = append([]string{}, id.Networks...)
-	if p.workload == nil {
-		out.Identity = x.e.world.Unowned(p.addr).String()
+	w := x.workload(p)
+	if w == nil {
 		return out
 	}
-	w := p.workload
 	out.Workload, out.Host, out.Unit, out.Managed = w.Name, w.Host, w.Unit, w.Managed
 	out.Labels = out.Labels.With(w.Labels)
-	out.Identity = p.at.Identity.String()
 	if w.Quarantine.Level != model.QuarantineNone {
 		out.Quarantine = w.Quarantine.Level.String()
 	}
 	return out
 }
 
-func (x *explainer) identity(p *party) model.Identity {
-	if p.workload == nil {
-		return x.e.world.Identity(x.e.world.Unowned(p.addr))[0]
+// identity returns exactly what an end is.
+func (x *explainer) identity(p *party) (model.IdentityID, model.Identity) {
+	var index int32
+	if p.seat != nil {
+		index = p.seat.Exact
+	} else {
+		index = x.e.world.UnownedIndex(p.addr)
 	}
-	return x.e.world.Identity(p.at.Identity)[0]
+	id := x.e.world.IdentityID(index)
+	return id, x.e.world.Identity(id)[0]
 }
 
 func (x *explainer) segments(p *party, d model.Direction) []Segment {
 	out := []Segment{}
-	if p.workload == nil {
+	if p.seat == nil {
 		return out
 	}
-	for _, s := range x.e.world.Segments(p.workload) {
+	for _, s := range x.e.world.Segments(x.workload(p)) {
 		seg := Segment{Name: s.Name, Mode: s.Mode.String(), Closes: s.Closes(d)}
 		if s.Mode == model.ModeSelective {
 			for _, r := range x.servicePorts(s) {
@@ -220,10 +230,10 @@ func (x *explainer) servicePorts(s *model.Segment) []model.PortRange {
 func (x *explainer) known(d model.Direction, self *party, out *EndExplanation) (model.EndVerdict, bool) {
 	v := model.EndVerdict{Verdict: model.Allow}
 	var why string
-	if !self.managed() {
+	if self.seat == nil || !self.seat.Managed {
 		v.Rule = model.RuleUnmanaged
 		why = "no workload has this address, so it has no say; the other end decides alone"
-		if self.workload != nil {
+		if self.seat != nil {
 			why = "nothing enforces at this workload (managed: false), so it has no say; the other end decides alone"
 		}
 	} else if v.Rule = x.e.essential(x.c, d); v.Rule != "" {
@@ -275,13 +285,15 @@ func (x *explainer) candidates(d model.Direction, self, other *party, out *EndEx
 
 // mayBe returns what the other end may be, ordered so that of equal verdicts the first one counts.
 func (x *explainer) mayBe(d model.Direction, other *party) []candidate {
-	if other.workload == nil || d == model.Egress || x.c.sameHost || other.at.Seen == other.at.Identity {
-		return []candidate{{other.workload, other.at, x.identity(other)}}
+	if other.seat == nil || d == model.Egress || x.c.sameHost || other.seat.Seen == other.seat.Exact {
+		id, identity := x.identity(other)
+		return []candidate{{x.workload(other), id, identity}}
 	}
 	var out []candidate
-	for _, w := range x.e.world.Owners(other.addr) {
-		at := w.At(other.addr)
-		out = append(out, candidate{w, at, x.e.world.Identity(at.Identity)[0]})
+	addr := x.e.address(other)
+	for _, w := range x.e.world.Owners(addr) {
+		at := w.At(addr)
+		out = append(out, candidate{w, at.Identity, x.e.world.Identity(at.Identity)[0]})
 	}
 	slices.SortStableFunc(out, func(a, b candidate) int { return strings.Compare(a.identity.Key(), b.identity.Key()) })
 	return out
@@ -300,8 +312,8 @@ func (x *explainer) decide(d model.Direction, self *party, other *candidate) (mo
 		steps     []Step
 		unrelated int
 		decided   bool
-		me        = x.identity(self)
-		segments  = x.e.world.Segments(self.workload)
+		_, me     = x.identity(self)
+		segments  = x.e.world.Segments(x.workload(self))
 		rules     = x.e.world.Rules(d)
 	)
 	for i := range rules {
@@ -337,7 +349,8 @@ func (x *explainer) byPurpose(d model.Direction, self *party, other *candidate) 
 	server := other.identity
 	where := "towards"
 	if d == model.Ingress {
-		server, where = x.identity(self), "at"
+		where = "at"
+		_, server = x.identity(self)
 	}
 	for _, p := range []struct {
 		purpose model.Purpose
@@ -368,7 +381,7 @@ func (x *explainer) purposeNetwork(p model.Purpose, id *model.Identity) string {
 }
 
 func (x *explainer) byQuarantine(d model.Direction, self *party, other *candidate) (model.EndVerdict, Step, bool) {
-	q := &self.workload.Quarantine
+	q := &x.workload(self).Quarantine
 	deny := func(rule model.RuleID, why string) (model.EndVerdict, Step, bool) {
 		return model.EndVerdict{Rule: rule}, Step{Rule: rule, Action: "deny", Outcome: Decided, Why: why}, true
 	}
@@ -397,7 +410,7 @@ func (x *explainer) inUse(d model.Direction, q *model.Quarantine, other *candida
 			continue
 		}
 		for i := range peer.Points {
-			if peer.Points[i].Identity == other.at.Identity {
+			if peer.Points[i].Identity == other.id {
 				return true
 			}
 		}

@@ -8,7 +8,6 @@ package verdict
 import (
 	"fmt"
 	"net/netip"
-	"slices"
 	"strings"
 
 	"bulkhead/internal/core/compile"
@@ -52,12 +51,10 @@ type connection struct {
 
 // party is one end: a workload at one of its addresses, or an address that nobody owns.
 type party struct {
-	workload *compile.Workload // nil: nobody owns addr
-	at       *compile.Point
-	addr     netip.Addr
+	seat  *compile.Seat // nil: nobody owns addr
+	given bool          // the flow names the address
+	addr  netip.Addr    // if given
 }
-
-func (p *party) managed() bool { return p.workload != nil && p.workload.Managed }
 
 // resolve finds the ends of the flow.
 func (e *Evaluator) resolve(f *model.Flow, c *connection) error {
@@ -68,34 +65,47 @@ func (e *Evaluator) resolve(f *model.Flow, c *connection) error {
 	if err := e.party(&f.To, &c.to); err != nil {
 		return err
 	}
-	meet(&c.from, &c.to)
-	if a, b := c.from.workload, c.to.workload; a != nil && b != nil {
-		c.sameHost = a.Host != "" && a.Host == b.Host
+	e.meet(&c.from, &c.to)
+	if a, b := c.from.seat, c.to.seat; a != nil && b != nil {
+		c.sameHost = a.Host != compile.None && a.Host == b.Host
 	}
 	return nil
 }
 
 func (e *Evaluator) party(end *model.End, p *party) error {
-	if end.Workload != "" {
-		if p.workload = e.world.Workload(end.Workload); p.workload != nil {
+	if e.named(end) {
+		if p.seat = e.world.Find(end.Workload); p.seat != nil {
 			return nil
 		}
 	}
 	if !end.Addr.IsValid() {
-		if end.Workload == "" {
-			return fmt.Errorf("an end of the flow has neither a workload nor an address")
-		}
-		return fmt.Errorf("no workload is named %q, and it is not an address", end.Workload)
+		return unknownError(end)
 	}
-	p.addr = end.Addr.Unmap().WithZone("")
-	owner, shared := e.world.Owner(p.addr)
-	if shared {
+	p.given, p.addr = true, end.Addr.Unmap().WithZone("")
+	var shared bool
+	if p.seat, shared = e.world.FindAddr(p.addr); shared {
 		return sharedError(p.addr, e.world.Owners(p.addr))
 	}
-	if owner != nil {
-		p.workload, p.at = owner, owner.At(p.addr)
-	}
 	return nil
+}
+
+// named reports whether the end may be named by Workload. What is read from text has an address there too, and a name
+// costs more to look up than to look at.
+func (e *Evaluator) named(end *model.End) bool {
+	if end.Workload == "" {
+		return false
+	}
+	if !end.Addr.IsValid() || e.world.HasAddressNames() {
+		return true
+	}
+	return !compile.MayBeAddress(end.Workload)
+}
+
+func unknownError(end *model.End) error {
+	if end.Workload == "" {
+		return fmt.Errorf("an end of the flow has neither a workload nor an address")
+	}
+	return fmt.Errorf("no workload is named %q, and it is not an address", end.Workload)
 }
 
 func sharedError(addr netip.Addr, owners []*compile.Workload) error {
@@ -112,38 +122,43 @@ func sharedError(addr netip.Addr, owners []*compile.Workload) error {
 }
 
 // meet chooses the addresses at which two ends talk: the first pair of one family, in the order in which the
-// workloads declare theirs. An end that was given as an address keeps it.
-func meet(from, to *party) {
+// workloads declare theirs. An end that was given as an address keeps it. Where no pair is of one family, the first
+// addresses stand.
+func (e *Evaluator) meet(from, to *party) {
 	switch {
-	case !from.chosen() && !to.chosen():
-		first := &from.workload.Points[0]
-		for _, is4 := range [2]bool{first.Addr.Is4(), !first.Addr.Is4()} {
-			a, b := from.workload.Family(is4), to.workload.Family(is4)
-			if a != nil && b != nil {
-				from.choose(a)
-				to.choose(b)
-				return
-			}
+	case !from.given && !to.given:
+		a, b := from.seat, to.seat
+		if !a.Placed || !b.Placed || a.Is4 == b.Is4 {
+			return
 		}
-		from.choose(first)
-		to.choose(&to.workload.Points[0])
-	case !from.chosen():
-		from.chooseFamily(to.addr.Is4())
-	case !to.chosen():
-		to.chooseFamily(from.addr.Is4())
+		// a's first address meets b's first of that family, or else a's other family meets b's first address.
+		if other := e.world.InFamily(b, a.Is4); other != nil {
+			to.seat = other
+		} else if other := e.world.InFamily(a, b.Is4); other != nil {
+			from.seat = other
+		}
+	case !from.given:
+		e.meetAddress(from, to.addr)
+	case !to.given:
+		e.meetAddress(to, from.addr)
 	}
 }
 
-func (p *party) chosen() bool { return p.workload == nil || p.at != nil }
-
-func (p *party) choose(at *compile.Point) { p.at, p.addr = at, at.Addr }
-
-func (p *party) chooseFamily(is4 bool) {
-	if at := p.workload.Family(is4); at != nil {
-		p.choose(at)
+func (e *Evaluator) meetAddress(p *party, addr netip.Addr) {
+	if p.seat.Placed && p.seat.Is4 == addr.Is4() {
 		return
 	}
-	p.choose(&p.workload.Points[0])
+	if seat := e.world.InFamily(p.seat, addr.Is4()); seat != nil {
+		p.seat = seat
+	}
+}
+
+// address returns the address of an end; invalid if the workload has none.
+func (e *Evaluator) address(p *party) netip.Addr {
+	if p.given {
+		return p.addr
+	}
+	return e.world.PointOf(p.seat).Addr
 }
 
 // end returns the verdict at one end, in the order that DESIGN §2 gives.
@@ -152,13 +167,13 @@ func (e *Evaluator) end(c *connection, d model.Direction) model.EndVerdict {
 	if d == model.Egress {
 		self = &c.from
 	}
-	if !self.managed() {
+	if self.seat == nil || !self.seat.Managed {
 		return model.EndVerdict{Verdict: model.Allow, Rule: model.RuleUnmanaged}
 	}
 	if rule := e.essential(c, d); rule != "" {
 		return model.EndVerdict{Verdict: model.Allow, Rule: rule}
 	}
-	return self.at.Set.Table(d).Judge(e.peer(c, d), c.proto, c.port)
+	return e.world.Decide(self.seat, d, e.peer(c, d), c.proto, c.port)
 }
 
 // essential returns the essential that the flow is at this end, of those that no policy set holds; "" if none.
@@ -166,30 +181,32 @@ func (e *Evaluator) essential(c *connection, d model.Direction) model.RuleID {
 	if rule, ok := essential.Match(c.proto, c.port); ok {
 		return rule
 	}
-	if c.from.workload == c.to.workload {
+	if c.from.seat != nil && c.to.seat != nil && c.from.seat.Workload == c.to.seat.Workload {
 		return model.RuleSameWorkload
 	}
-	if len(e.controllers) == 0 || c.proto != model.ProtoTCP || d == model.Egress && c.from.workload.IsUnit() {
+	if len(e.controllers) == 0 || c.proto != model.ProtoTCP || d == model.Egress && c.from.seat.Unit {
 		return ""
 	}
-	if slices.Contains(e.controllers, netip.AddrPortFrom(c.to.addr, c.port)) {
-		return model.RuleController
+	for i := range e.controllers {
+		if at := &e.controllers[i]; at.Port() == c.port && at.Addr() == e.address(&c.to) {
+			return model.RuleController
+		}
 	}
 	return ""
 }
 
-// peer returns the identity that the other end is judged for. The near end is judged for exactly the named
-// workload; the far end of a flow between hosts sees an address, which workloads may share.
-func (e *Evaluator) peer(c *connection, d model.Direction) model.IdentityID {
+// peer returns the index of the identity that the other end is judged for. The near end is judged for exactly the
+// named workload; the far end of a flow between hosts sees an address, which workloads may share.
+func (e *Evaluator) peer(c *connection, d model.Direction) int32 {
 	other := &c.from
 	if d == model.Egress {
 		other = &c.to
 	}
 	switch {
-	case other.workload == nil:
-		return e.world.Unowned(other.addr)
+	case other.seat == nil:
+		return e.world.UnownedIndex(other.addr)
 	case d == model.Ingress && !c.sameHost:
-		return other.at.Seen
+		return other.seat.Seen
 	}
-	return other.at.Identity
+	return other.seat.Exact
 }

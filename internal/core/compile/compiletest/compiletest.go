@@ -149,11 +149,13 @@ func (e *estate) inventory() *model.Inventory {
 			"app": app(i / 10), "role": roles[i%5], "env": envs[i/5%2], "loc": fmt.Sprintf("loc-%d", i/10%7),
 		}
 	}
+	var used [sites]int // addresses of each site
 	for host := 0; len(inv.Instances) < e.Workloads; host++ {
 		set := host % len(labels)
 		name := fmt.Sprintf("host-%06d", host)
 		site := (set/10 + host/len(labels)%2) % sites // an app is at two sites
-		n := host / sites
+		used[site]++
+		n := used[site] + 2 // the first ones are resolvers
 		addrs := []netip.Addr{netip.AddrFrom4([4]byte{10, byte(site<<4) | byte(n>>16&15), byte(n >> 8), byte(n)})}
 		if host%10 == 3 {
 			addrs = append(addrs, netip.AddrFrom16([16]byte{0: 0xfd, 5: byte(site), 13: byte(host >> 16), 14: byte(host >> 8), 15: byte(host)}))

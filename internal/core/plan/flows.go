@@ -1,0 +1,135 @@
+package plan
+
+import (
+	"cmp"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"bulkhead/internal/core/diff"
+	"bulkhead/internal/core/model"
+	"bulkhead/internal/core/verdict"
+)
+
+// flowKey is what the verdict of a recorded flow depends on.
+type flowKey struct {
+	from, to         string
+	fromAddr, toAddr netip.Addr
+	proto            model.Proto
+	port             uint16
+}
+
+// effect is what a change does to a flow, the worst first.
+type effect uint8
+
+const (
+	broken effect = iota
+	wouldBreak
+	restored
+	cleared
+)
+
+func effectOf(before, after model.Verdict) effect {
+	switch {
+	case after == model.Deny:
+		return broken
+	case before == model.Deny:
+		return restored
+	case after == model.WouldDeny:
+		return wouldBreak
+	}
+	return cleared
+}
+
+type changedFlow struct {
+	Flow
+	effect effect
+}
+
+// judgeFlows judges every recorded flow in both worlds. Records of one flow are joined.
+func judgeFlows(before, after *verdict.Evaluator, flows []model.RecordedFlow, limit int) Flows {
+	out := Flows{Changed: []Flow{}}
+	byKey := map[flowKey]int{}
+	var changed []changedFlow
+	for i := range flows {
+		f := &flows[i]
+		was, err1 := before.Judge(&f.Flow)
+		is, err2 := after.Judge(&f.Flow)
+		if err2 != nil {
+			out.Unknown++
+			continue
+		}
+		if err1 != nil { // the workload is new: until now, nothing judged it
+			was = unjudged
+		}
+		out.Judged++
+		if was.Verdict == is.Verdict {
+			continue
+		}
+		key := flowKey{f.From.Workload, f.To.Workload, f.From.Addr, f.To.Addr, f.Proto, f.Port}
+		n, ok := byKey[key]
+		if !ok {
+			n = len(changed)
+			byKey[key] = n
+			changed = append(changed, changedFlow{newFlow(f, was, is), effectOf(was.Verdict, is.Verdict)})
+		}
+		changed[n].add(f)
+	}
+	for i := range changed {
+		switch changed[i].effect {
+		case broken:
+			out.Broken++
+		case wouldBreak:
+			out.WouldBreak++
+		case restored:
+			out.Restored++
+		case cleared:
+			out.Cleared++
+		}
+	}
+	slices.SortFunc(changed, compareChanged)
+	for i := range changed[:min(limit, len(changed))] {
+		out.Changed = append(out.Changed, changed[i].Flow)
+	}
+	out.Omitted = len(changed) - len(out.Changed)
+	return out
+}
+
+var unjudged = model.Join(
+	model.EndVerdict{Verdict: model.Allow, Rule: model.RuleUnmanaged},
+	model.EndVerdict{Verdict: model.Allow, Rule: model.RuleUnmanaged},
+)
+
+func compareChanged(a, b changedFlow) int {
+	return cmp.Or(
+		cmp.Compare(a.effect, b.effect), b.LastSeen.Compare(a.LastSeen), cmp.Compare(b.Connections, a.Connections),
+		strings.Compare(a.From, b.From), strings.Compare(a.To, b.To), strings.Compare(a.On, b.On),
+	)
+}
+
+func newFlow(f *model.RecordedFlow, was, is model.FlowVerdict) Flow {
+	out := Flow{
+		From: f.From.String(), To: f.To.String(), On: model.PortRange{Proto: f.Proto, Lo: f.Port, Hi: f.Port}.String(),
+		Before: diff.NewVerdict(was), After: diff.NewVerdict(is), DecidedBy: is.Egress.Rule,
+	}
+	if is.Ingress.Verdict < is.Egress.Verdict {
+		out.DecidedBy = is.Ingress.Rule
+	}
+	if is.Verdict == model.Allow && is.Egress.Rule == model.RuleUnmanaged {
+		out.DecidedBy = is.Ingress.Rule
+	}
+	return out
+}
+
+func (c *changedFlow) add(f *model.RecordedFlow) {
+	c.Connections += max(f.Connections, 1)
+	if f.Last.After(c.LastSeen) || c.LastSeen.IsZero() {
+		c.LastSeen = f.Last
+	}
+	if c.FromProcess == "" {
+		c.FromProcess = f.FromName
+	}
+	if c.ToProcess == "" {
+		c.ToProcess = f.ToName
+	}
+}

@@ -1,0 +1,404 @@
+// Package prove answers the questions that documents ask about themselves: guardrails, which are properties of the
+// whole policy and are proved for every workload and every address there is; and expectations, which are single cases.
+package prove
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"bulkhead/internal/core/compile"
+	"bulkhead/internal/core/model"
+	"bulkhead/internal/core/reach"
+	"bulkhead/internal/core/verdict"
+)
+
+// Guardrail is what the proof of one guardrail came to.
+type Guardrail struct {
+	Name string `json:"name"`
+	At   string `json:"at,omitempty"` // place of the document
+	// Holds says that policy allows none of what must never be.
+	Holds bool `json:"holds"`
+	// Enforced says that all of it is dropped. A guardrail that holds and is not enforced yet is kept by a segment
+	// in mode observe somewhere: see NotEnforced.
+	Enforced       bool     `json:"enforced"`
+	Counterexample *Witness `json:"counterexample,omitempty"` // set unless Holds
+	NotEnforced    *Witness `json:"not_enforced,omitempty"`   // set if Holds and not Enforced
+}
+
+// Witness is a pair of ends, the ports on which it shows something, and who decides about it.
+type Witness struct {
+	From        string       `json:"from"`         // a workload, or an address
+	FromIs      string       `json:"from_is"`      // its labels, or the networks it is in
+	To          string       `json:"to"`           //
+	ToIs        string       `json:"to_is"`        //
+	On          []string     `json:"on"`           // every port of the pair that shows it
+	Port        string       `json:"port"`         // one of them
+	EgressRule  model.RuleID `json:"egress_rule"`  // who decides about Port at the source
+	IngressRule model.RuleID `json:"ingress_rule"` // and at the destination
+}
+
+// String returns the witness in one sentence.
+func (w *Witness) String() string {
+	return fmt.Sprintf("%s (%s) may reach %s (%s) on %s; for %s, %s decides at the source and %s at the destination",
+		w.From, w.FromIs, w.To, w.ToIs, strings.Join(w.On, ", "), w.Port, w.EgressRule, w.IngressRule)
+}
+
+// Guardrails proves every guardrail of the world's documents, in their order. A guardrail is violated by a pair of
+// different ends, at least one of them a workload, for which the verdict is allow; what is essential does not count.
+// The proof is over the workloads of the inventory and over all addresses that none of them owns.
+func Guardrails(w *compile.World) []Guardrail {
+	docs := w.Documents()
+	if len(docs.Guardrails) == 0 {
+		return nil
+	}
+	p := newProof(w)
+	p.run()
+	out := make([]Guardrail, len(docs.Guardrails))
+	for i := range docs.Guardrails {
+		out[i] = p.result(i)
+	}
+	return out
+}
+
+// proof is the work of one Guardrails. Guardrails are numbered as in the documents; sets of them are bit masks.
+type proof struct {
+	world    *compile.World
+	u        *reach.Universe
+	judge    *verdict.Evaluator
+	services map[model.PortRange]string
+	within   []reach.FuncID // by guardrail: its ports
+	words    int
+	means    [2]meaning // as sources, and as destinations
+	says     []says     // by function
+	verdicts map[[2]int32]holding
+
+	violated []*finding
+	unkept   []*finding
+	pending  []uint64 // guardrails that are not violated so far
+	lax      []uint64 // guardrails that are enforced as far as has been seen
+}
+
+// says tells what levels a function has.
+type says struct{ allow, would, known bool }
+
+// holding tells what a joint function does within the ports of a guardrail.
+type holding struct{ allow, would bool }
+
+type finding struct {
+	from, to *reach.Actor
+	ports    reach.Ports
+}
+
+func newProof(w *compile.World) *proof {
+	docs := w.Documents()
+	n := len(docs.Guardrails)
+	p := &proof{
+		world: w, u: reach.New(w), judge: verdict.New(w), services: map[model.PortRange]string{},
+		within: make([]reach.FuncID, n), words: (n + 63) / 64, verdicts: map[[2]int32]holding{},
+		violated: make([]*finding, n), unkept: make([]*finding, n),
+	}
+	byName := map[string][]model.PortRange{}
+	for i := range docs.Services {
+		s := &docs.Services[i]
+		byName[s.Name] = s.Ports
+		if len(s.Ports) == 1 && p.services[s.Ports[0]] == "" {
+			p.services[s.Ports[0]] = s.Name
+		}
+	}
+	p.pending, p.lax = make([]uint64, p.words), make([]uint64, p.words)
+	for i := range docs.Guardrails {
+		var on []model.PortRange
+		for _, ref := range docs.Guardrails[i].On {
+			if ref.Service != "" {
+				on = append(on, byName[ref.Service]...)
+			} else {
+				on = append(on, ref.Range)
+			}
+		}
+		p.within[i] = p.u.Within(on)
+		p.pending[i/64] |= 1 << (i % 64)
+		p.lax[i/64] |= 1 << (i % 64)
+	}
+	p.match()
+	return p
+}
+
+// match finds, for each end, the guardrails that speak about each label set, each set of networks and each class.
+func (p *proof) match() {
+	docs := p.world.Documents()
+	for end := range p.means {
+		m := &p.means[end]
+		m.labels = make([]uint64, len(p.u.LabelSets)*p.words)
+		m.networks = make([]uint64, len(p.u.NetworkSets)*p.words)
+		m.everybody = make([]uint64, p.words)
+		for g := range docs.Guardrails {
+			peers := docs.Guardrails[g].From
+			if end == 1 {
+				peers = docs.Guardrails[g].To
+			}
+			for i := range peers {
+				p.matchPeer(m, &peers[i], g)
+			}
+		}
+		m.classes = make([]uint64, len(p.u.Classes)*p.words)
+		mask := make([]uint64, p.words)
+		for i := range p.u.Actors {
+			p.of(end, &p.u.Actors[i], mask)
+			class := m.classes[int(p.u.ClassOf(int32(i)))*p.words:]
+			for w := range mask {
+				class[w] |= mask[w]
+			}
+		}
+	}
+}
+
+// meaning says which guardrails speak about what, as bit masks of words words each.
+type meaning struct {
+	labels    []uint64 // by label set
+	networks  []uint64 // by set of networks
+	everybody []uint64
+	classes   []uint64 // by class: about some member
+}
+
+func (p *proof) matchPeer(m *meaning, peer *model.Peer, g int) {
+	word, bit := g/64, uint64(1)<<(g%64)
+	inNetwork := func(name string) {
+		for n, networks := range p.u.NetworkSets {
+			if slices.Contains(networks, name) {
+				m.networks[n*p.words+word] |= bit
+			}
+		}
+	}
+	switch peer.Kind {
+	case model.PeerAny:
+		m.everybody[word] |= bit
+	case model.PeerWorkloads:
+		for n, labels := range p.u.LabelSets {
+			if peer.Workloads.Matches(labels) {
+				m.labels[n*p.words+word] |= bit
+			}
+		}
+	case model.PeerNetwork:
+		inNetwork(peer.Network)
+	case model.PeerCIDR:
+		inNetwork(reach.CIDRName(peer.CIDR))
+	}
+}
+
+// of fills mask with the guardrails that speak about the actor.
+func (p *proof) of(end int, a *reach.Actor, mask []uint64) {
+	m := &p.means[end]
+	for w := range mask {
+		mask[w] = m.everybody[w]
+		if a.LabelSet >= 0 {
+			mask[w] |= m.labels[int(a.LabelSet)*p.words+w]
+		}
+		if a.Addr.IsValid() {
+			mask[w] |= m.networks[int(a.NetworkSet)*p.words+w]
+		}
+	}
+}
+
+// members returns the members of a class that a guardrail speaks about.
+func (p *proof) members(end, g int, class int32) []int32 {
+	mask := make([]uint64, p.words)
+	var out []int32
+	for _, i := range p.u.Classes[class].Members {
+		if p.of(end, &p.u.Actors[i], mask); mask[g/64]&(1<<(g%64)) != 0 {
+			out = append(out, i)
+		}
+	}
+	return out
+}
+
+// run looks at every pair of classes that some guardrail speaks about, as long as there is something left to learn.
+func (p *proof) run() {
+	for from := range p.u.Classes {
+		sources := p.means[0].classes[from*p.words : (from+1)*p.words]
+		if !overlap(sources, p.pending) {
+			continue
+		}
+		src := p.u.From(int32(from))
+		for to := range p.u.Classes {
+			dests := p.means[1].classes[to*p.words : (to+1)*p.words]
+			egress, ingress := src.At(int32(to), 0)
+			if !p.worthIt(egress, ingress, sources, dests) && !src.HostCounts(int32(to)) {
+				continue
+			}
+			src.Each(int32(to), func(pair *reach.Pair, where reach.Where) {
+				p.judgePair(int32(from), int32(to), pair, where, sources, dests)
+			})
+		}
+	}
+}
+
+func overlap(a, b []uint64) bool {
+	for i := range a {
+		if a[i]&b[i] != 0 {
+			return true
+		}
+	}
+	return false
+}
+
+// worthIt reports whether the functions may tell something new about a guardrail that speaks about the pair.
+func (p *proof) worthIt(egress, ingress reach.FuncID, sources, dests []uint64) bool {
+	out, in := p.saysOf(egress), p.saysOf(ingress)
+	allow := out.allow && in.allow
+	would := (out.allow || out.would) && (in.allow || in.would) && (out.would || in.would)
+	if !allow && !would {
+		return false
+	}
+	for i := range sources {
+		both := sources[i] & dests[i] & p.pending[i]
+		if both != 0 && (allow || both&p.lax[i] != 0) {
+			return true
+		}
+	}
+	return false
+}
+
+func (p *proof) saysOf(id reach.FuncID) *says {
+	for len(p.says) <= int(id) {
+		p.says = append(p.says, says{})
+	}
+	s := &p.says[id]
+	if !s.known {
+		*s = says{p.u.Has(id, reach.Allow), p.u.Has(id, reach.WouldDeny), true}
+		if p.u.Has(id, reach.Essential) { // allowed at this end: what the other end says counts
+			s.allow = true
+		}
+	}
+	return s
+}
+
+func (p *proof) judgePair(from, to int32, pair *reach.Pair, where reach.Where, sources, dests []uint64) {
+	joint := p.u.Joint(pair.Egress[0], pair.Ingress[0])
+	for g := range p.within {
+		bit := uint64(1) << (g % 64)
+		if sources[g/64]&dests[g/64]&p.pending[g/64]&bit == 0 {
+			continue
+		}
+		h := p.holding(joint, g)
+		if !h.allow && (!h.would || p.lax[g/64]&bit == 0) {
+			continue
+		}
+		ends := p.u.Example(p.members(0, g, from), p.members(1, g, to), where)
+		if ends == nil {
+			continue
+		}
+		if h.allow {
+			p.violated[g] = &finding{ends[0], ends[1], p.u.Where(joint, p.within[g], reach.Allow)}
+			p.pending[g/64] &^= bit
+		} else {
+			p.unkept[g] = &finding{ends[0], ends[1], p.u.Where(joint, p.within[g], reach.WouldDeny)}
+			p.lax[g/64] &^= bit
+		}
+	}
+}
+
+func (p *proof) holding(joint reach.FuncID, g int) holding {
+	k := [2]int32{int32(joint), int32(p.within[g])}
+	h, ok := p.verdicts[k]
+	if !ok {
+		allow, would := p.u.Where(joint, p.within[g], reach.Allow), p.u.Where(joint, p.within[g], reach.WouldDeny)
+		h = holding{!allow.Empty(), !would.Empty()}
+		p.verdicts[k] = h
+	}
+	return h
+}
+
+func (p *proof) result(g int) Guardrail {
+	doc := &p.world.Documents().Guardrails[g]
+	out := Guardrail{Name: doc.Name, At: doc.Pos.String(), Holds: p.violated[g] == nil}
+	switch {
+	case !out.Holds:
+		out.Counterexample = p.witness(p.violated[g], model.Allow)
+	case p.unkept[g] != nil:
+		out.NotEnforced = p.witness(p.unkept[g], model.WouldDeny)
+	default:
+		out.Enforced = true
+	}
+	return out
+}
+
+func (p *proof) witness(f *finding, want model.Verdict) *Witness {
+	w := &Witness{
+		From: f.from.End().String(), FromIs: f.from.Is(), To: f.to.End().String(), ToIs: f.to.Is(), On: f.ports.Strings(p.services),
+	}
+	port, ok := f.ports.First()
+	if !ok {
+		return w
+	}
+	w.Port = port.String()
+	v, err := p.judge.Judge(&model.Flow{From: f.from.Exactly(), To: f.to.Exactly(), Proto: port.Proto, Port: port.Lo})
+	if err == nil && v.Verdict == want {
+		w.EgressRule, w.IngressRule = v.Egress.Rule, v.Ingress.Rule
+	}
+	return w
+}
+
+// Case is what one case of an expectation came to.
+type Case struct {
+	Expectation string       `json:"expectation"`
+	At          string       `json:"at,omitempty"` // place of the case
+	From        string       `json:"from"`
+	To          string       `json:"to"`
+	On          string       `json:"on"`
+	Expect      string       `json:"expect"`
+	Got         string       `json:"got,omitempty"`
+	EgressRule  model.RuleID `json:"egress_rule,omitempty"`
+	IngressRule model.RuleID `json:"ingress_rule,omitempty"`
+	Error       string       `json:"error,omitempty"` // why it cannot be judged
+	Pass        bool         `json:"pass"`
+}
+
+// String returns the case in one sentence.
+func (c *Case) String() string {
+	text := fmt.Sprintf("%s to %s on %s: expected %s", c.From, c.To, c.On, c.Expect)
+	switch {
+	case c.Error != "":
+		return text + ", but it cannot be judged: " + c.Error
+	case c.Pass:
+		return text
+	}
+	return fmt.Sprintf("%s, got %s (%s at the source, %s at the destination)", text, c.Got, c.EgressRule, c.IngressRule)
+}
+
+// Expectations judges every case of every expectation of the world's documents, in their order.
+func Expectations(w *compile.World) []Case {
+	e := verdict.New(w)
+	var out []Case
+	docs := w.Documents()
+	for i := range docs.Expectations {
+		for k := range docs.Expectations[i].Cases {
+			out = append(out, judge(e, docs.Expectations[i].Name, &docs.Expectations[i].Cases[k]))
+		}
+	}
+	return out
+}
+
+func judge(e *verdict.Evaluator, name string, c *model.ExpectationCase) Case {
+	out := Case{
+		Expectation: name, At: c.Pos.String(), From: c.From, To: c.To, On: c.On.String(), Expect: c.Expect.String(),
+	}
+	v, err := e.Judge(&model.Flow{From: endOf(c.From), To: endOf(c.To), Proto: c.On.Proto, Port: c.On.Lo})
+	if err != nil {
+		out.Error = err.Error()
+		return out
+	}
+	out.Got, out.EgressRule, out.IngressRule = v.Verdict.String(), v.Egress.Rule, v.Ingress.Rule
+	out.Pass = v.Verdict == c.Expect
+	return out
+}
+
+// endOf reads a workload's name or an address, as documents give them.
+func endOf(s string) model.End {
+	end := model.End{Workload: s}
+	if a, err := netip.ParseAddr(s); err == nil {
+		end.Addr = a
+	}
+	return end
+}

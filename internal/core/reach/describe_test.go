@@ -1,0 +1,214 @@
+package reach_test
+
+import (
+	"math/rand/v2"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+
+	"bulkhead/internal/core/compile/compiletest"
+	"bulkhead/internal/core/model"
+	"bulkhead/internal/core/policytest"
+	"bulkhead/internal/core/reach"
+)
+
+var controller = netip.MustParseAddrPort("203.0.113.200:443")
+
+// TestDescriptionsAreExact reads descriptions back: they mean the actors that were described and no others.
+func TestDescriptionsAreExact(t *testing.T) {
+	counted := 0
+	for seed := range uint64(200) {
+		docs, inv, _ := policytest.Generate(seed, policytest.Small)
+		u := reach.New(world(t, docs, inv, controller))
+		rng := rand.New(rand.NewPCG(seed, 3))
+		for range 20 {
+			var some []int32
+			share := rng.Float64()
+			switch rng.IntN(3) {
+			case 0: // whole classes
+				for i := range u.Classes {
+					if rng.Float64() < share {
+						some = append(some, u.Classes[i].Members...)
+					}
+				}
+			case 1: // whole label sets
+				in := map[string]bool{}
+				for i := range u.Actors {
+					text := u.Actors[i].Labels.String()
+					if _, ok := in[text]; !ok {
+						in[text] = rng.Float64() < share
+					}
+					if in[text] {
+						some = append(some, int32(i))
+					}
+				}
+			case 2: // anything, but no part of a workload
+				in := map[string]bool{}
+				for i := range u.Actors {
+					name := u.Actors[i].Workload + u.Actors[i].Addr.String()
+					if u.Actors[i].Owned() {
+						name = u.Actors[i].Workload
+					}
+					if _, ok := in[name]; !ok {
+						in[name] = rng.Float64() < share
+					}
+					if in[name] {
+						some = append(some, int32(i))
+					}
+				}
+			}
+			slices.Sort(some)
+			text := u.Describe(some)
+			got, ok := read(t, u, text)
+			if !ok {
+				counted++
+				continue
+			}
+			if slices.ContainsFunc(text, func(s string) bool { return strings.HasPrefix(s, "workload ") }) {
+				// A workload of which one address of several is meant is named whole.
+				some = wholeWorkloads(u, some)
+			}
+			if !slices.Equal(got, some) {
+				t.Fatalf("seed %d: %q means %s, not %s", seed, text, names(u, got), names(u, some))
+			}
+		}
+	}
+	if counted > 400 {
+		t.Fatalf("%d descriptions of 4000 only count", counted)
+	}
+}
+
+func wholeWorkloads(u *reach.Universe, some []int32) []int32 {
+	in := map[string]bool{}
+	for _, i := range some {
+		in[u.Actors[i].Workload] = true
+	}
+	var out []int32
+	for i := range u.Actors {
+		if a := &u.Actors[i]; a.Owned() && in[a.Workload] || slices.Contains(some, int32(i)) {
+			out = append(out, int32(i))
+		}
+	}
+	return out
+}
+
+func names(u *reach.Universe, list []int32) string {
+	var out []string
+	for _, i := range list {
+		out = append(out, u.Actors[i].End().String()+u.Actors[i].Addr.String()+"{"+u.Actors[i].Labels.String()+strings.Join(u.Actors[i].Networks, "+")+"}")
+	}
+	return strings.Join(out, "; ")
+}
+
+// read returns the actors that a description means; false if it only counts them.
+func read(t *testing.T, u *reach.Universe, text []string) ([]int32, bool) {
+	t.Helper()
+	in := map[int32]bool{}
+	for _, s := range text {
+		match, ok := reader(t, s)
+		if !ok {
+			return nil, false
+		}
+		for i := range u.Actors {
+			if match(&u.Actors[i]) {
+				in[int32(i)] = true
+			}
+		}
+	}
+	var out []int32
+	for i := range u.Actors {
+		if in[int32(i)] {
+			out = append(out, int32(i))
+		}
+	}
+	return out, true
+}
+
+func reader(t *testing.T, s string) (func(*reach.Actor) bool, bool) {
+	t.Helper()
+	cut := func(prefix string) (string, bool) { return strings.CutPrefix(s, prefix) }
+	switch {
+	case s == "any":
+		return func(*reach.Actor) bool { return true }, true
+	case s == "every workload":
+		return (*reach.Actor).Owned, true
+	case s == "any address":
+		return func(a *reach.Actor) bool { return !a.Owned() }, true
+	case s == "any other address":
+		return func(a *reach.Actor) bool { return !a.Owned() && len(a.Networks) == 0 }, true
+	case s == "workloads without labels":
+		return func(a *reach.Actor) bool { return a.Owned() && len(a.Labels) == 0 }, true
+	case strings.Contains(s, "workloads with "):
+		return nil, false
+	}
+	for _, family := range []string{" (IPv4)", " (IPv6)"} {
+		if rest, ok := strings.CutSuffix(s, family); ok {
+			m, ok := reader(t, rest)
+			// Controllers are named by their address.
+			return func(a *reach.Actor) bool {
+				return m(a) && a.Addr.Is4() == (family == " (IPv4)") && a.Addr != controller.Addr()
+			}, ok
+		}
+	}
+	if rest, ok := cut("every workload but "); ok {
+		var not []func(*reach.Actor) bool
+		for _, part := range strings.Split(rest, " and ") {
+			m, ok := reader(t, part)
+			if !ok {
+				return nil, false
+			}
+			not = append(not, m)
+		}
+		return func(a *reach.Actor) bool {
+			return a.Owned() && !slices.ContainsFunc(not, func(m func(*reach.Actor) bool) bool { return m(a) })
+		}, true
+	}
+	if text, ok := cut("address "); ok {
+		return func(a *reach.Actor) bool { return !a.Owned() && a.Addr.String() == text }, true
+	}
+	if name, ok := cut("workload "); ok {
+		return func(a *reach.Actor) bool { return a.Workload == name }, true
+	}
+	if rest, ok := cut("networks "); ok {
+		rest = strings.TrimSuffix(rest, " at once")
+		return func(a *reach.Actor) bool { return !a.Owned() && strings.Join(a.Networks, " and ") == rest }, true
+	}
+	if rest, ok := cut("network "); ok {
+		if name, ok := strings.CutSuffix(rest, " alone"); ok {
+			return func(a *reach.Actor) bool { return !a.Owned() && slices.Equal(a.Networks, []string{name}) }, true
+		}
+		return func(a *reach.Actor) bool { return !a.Owned() && slices.Contains(a.Networks, rest) }, true
+	}
+	sel, err := model.ParseSelector(s)
+	if err != nil {
+		t.Fatalf("description %q cannot be read: %v", s, err)
+	}
+	return func(a *reach.Actor) bool { return a.Owned() && sel.Matches(a.Labels) }, true
+}
+
+// TestDescriptionsAreShort: what people call one thing is described by one selector.
+func TestDescriptionsAreShort(t *testing.T) {
+	docs, inv := compiletest.Estate(compiletest.Size{Workloads: 1000, LabelSets: 100, Rules: 100})
+	u := reach.New(world(t, docs, inv))
+	for _, c := range []struct{ selector, want string }{
+		{"app=app-00003,role=api,env=prod", "app=app-00003,env=prod,role=api"},
+		{"app=app-00003", "app=app-00003"},
+		{"env=prod", "env=prod"},
+		{"app=app-00003,env=dev", "app=app-00003,env=dev"},
+		{"role in (api,db),env=dev", "env=dev,role=api|env=dev,role=db"},
+		{"env!=prod", "env=dev"},
+		{"role!=web", "every workload but role=web"},
+	} {
+		sel := model.MustParseSelector(c.selector)
+		var some []int32
+		for i := range u.Actors {
+			if u.Actors[i].Owned() && sel.Matches(u.Actors[i].Labels) {
+				some = append(some, int32(i))
+			}
+		}
+		if got := strings.Join(u.Describe(some), "|"); got != c.want {
+			t.Errorf("%s: got %s, want %s", c.selector, got, c.want)
+		}
+	}
+}
