@@ -1,0 +1,552 @@
+package dataplanetest
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"bulkhead/internal/core/model"
+	"bulkhead/internal/dataplane"
+)
+
+// testLive changes policy under flows that are open.
+func testLive(t *testing.T, open Open) {
+	whole := newHost(t, open)
+	for _, f := range families {
+		for _, d := range []model.Direction{model.Egress, model.Ingress} {
+			t.Run(fmt.Sprintf("%s %s is cut when it is denied", f.name, d), func(t *testing.T) { whole.with(t).cut(f, d) })
+			t.Run(fmt.Sprintf("%s UDP %s stops when it is denied", f.name, d), func(t *testing.T) { whole.with(t).stop(f, d) })
+		}
+		t.Run(f.name+" is cut between units", func(t *testing.T) { whole.with(t).cutSameHost(f) })
+		t.Run(f.name+" goes on when it stays allowed", func(t *testing.T) { whole.with(t).goesOn(f) })
+		t.Run(f.name+" quarantine isolates and lifts", func(t *testing.T) { whole.with(t).quarantine(f) })
+	}
+	t.Run("a handshake that policy overtakes", func(t *testing.T) { whole.with(t).dialing() })
+	t.Run("an idle connection is cut", func(t *testing.T) { whole.with(t).idle() })
+	t.Run("many connections are cut at once", func(t *testing.T) { whole.with(t).many() })
+	t.Run("a reply is never judged alone", func(t *testing.T) { whole.with(t).reply() })
+	t.Run("live bytes are told", func(t *testing.T) { whole.with(t).updates() })
+	t.Run("a unit's cgroup becomes known", func(t *testing.T) { whole.with(t).lateUnit() })
+}
+
+// pair makes a server and a client that is connected to it, on the two hosts, with unit one at near.
+func (h *host) pair(network, farAddr, nearAddr string, d model.Direction) (client *Socket, server *Socket) {
+	h.t.Helper()
+	if d == model.Egress {
+		server = h.farP.Listen(network, at(farAddr, 0))
+		client = h.one.MustDial(network, server.Addr)
+	} else {
+		server = h.one.Listen(network, at(nearAddr, 0))
+		client = h.farP.MustDial(network, server.Addr)
+	}
+	if err := client.Exchange("hello", ""); err != "" {
+		h.t.Fatalf("exchange: %s", err)
+	}
+	h.t.Cleanup(func() { client.Close(); server.Close() })
+	return client, server
+}
+
+func (h *host) cut(f family, d model.Direction) {
+	h.apply(policy{one: everything(model.Allow)})
+	client, server := h.pair(f.tcp, f.far, f.near, d)
+	h.events.one("opening", all(kind(dataplane.EventOpen), port(server.Port()), workload("near/one")))
+	stream := client.Stream(3*time.Second, "")
+	time.Sleep(50 * time.Millisecond)
+	st := h.apply(policy{one: everything(model.Deny)})
+	if st.Reset != 1 {
+		h.t.Errorf("%d connections were reset instead of 1", st.Reset)
+	}
+	before, _ := server.Seen()
+	res, err := stream()
+	want := "ECONNRESET" // at the far end: the reset has arrived
+	if d == model.Egress {
+		want = "ECONNABORTED"
+	}
+	if err != want && !(d == model.Egress && err == "EPIPE") {
+		h.t.Errorf("the client sees %q instead of %q", err, want)
+	}
+	if res.Took > time.Second {
+		h.t.Errorf("it learns of it after %v", res.Took)
+	}
+	if after, _ := server.Seen(); after != before {
+		h.t.Errorf("%d messages came through after Apply had returned", after-before)
+	}
+	e := h.events.one("the denial", all(kind(dataplane.EventDeny), port(server.Port()), workload("near/one")))
+	if !e.Rejudged || e.Count != 1 || e.Dir != d || e.Verdict != model.Deny || e.Process.PID != uint32(h.one.PID()) {
+		h.t.Errorf("denial: %s", describe(&e))
+	}
+	h.events.one("its end", all(kind(dataplane.EventClose), port(server.Port()), workload("near/one")))
+	h.events.clear()
+}
+
+func (h *host) stop(f family, d model.Direction) {
+	h.apply(policy{one: everything(model.Allow)})
+	client, server := h.pair(f.udp, f.far, f.near, d)
+	h.apply(policy{one: everything(model.Deny)})
+	before, _ := server.Seen()
+	want := "timeout"
+	if d == model.Egress {
+		want = "EPERM"
+	}
+	for range 3 {
+		if err := client.Exchange("hello", ""); err != want {
+			h.t.Errorf("the client sees %q instead of %q", err, want)
+		}
+	}
+	if after, _ := server.Seen(); after != before {
+		h.t.Errorf("%d messages came through", after-before)
+	}
+	denied := all(kind(dataplane.EventDeny), port(server.Port()), workload("near/one"))
+	h.events.wait("three attempts", func() bool { _, n := h.events.count(denied); return n == 3 })
+	if first := h.events.find(denied)[0]; !first.Rejudged {
+		h.t.Errorf("first denial: %s", describe(&first))
+	}
+	h.events.clear()
+}
+
+func (h *host) cutSameHost(f family) {
+	h.apply(policy{one: everything(model.Allow), two: everything(model.Allow)})
+	server := h.two.Listen(f.tcp, at(f.loop, 0))
+	defer server.Close()
+	client := h.one.MustDial(f.tcp, server.Addr)
+	defer client.Close()
+	stream := client.Stream(3*time.Second, "")
+	time.Sleep(20 * time.Millisecond)
+	h.apply(policy{one: everything(model.Allow), two: []Rule{rule(model.Ingress, oneID, "any", model.Deny), rule(model.Egress, nobody, "any", model.Allow)}})
+	if res, err := stream(); err != "ECONNRESET" || res.Took > time.Second {
+		h.t.Errorf("the client sees %q after %v", err, res.Took)
+	}
+	e := h.events.one("the denial", all(kind(dataplane.EventDeny), workload("near/two"), port(server.Port())))
+	if e.RemoteWorkload != "near/one" || !e.Rejudged {
+		h.t.Errorf("denial: %s", describe(&e))
+	}
+	h.events.clear()
+}
+
+// goesOn changes policy many times under a flow that stays allowed.
+func (h *host) goesOn(f family) {
+	h.apply(policy{one: everything(model.Allow)})
+	client, server := h.pair(f.tcp, f.far, f.near, model.Egress)
+	udp, udpServer := h.pair(f.udp, f.far, f.near, model.Ingress)
+	h.events.clear()
+	stream, datagrams := client.Stream(2*time.Second, ""), udp.Stream(2*time.Second, "")
+	for i := range 40 {
+		extra := rule(model.Egress, netID, fmt.Sprintf("tcp/%d", 1000+i), model.Deny)
+		addresses := standard()
+		if i%2 == 0 { // the peer's identity changes, and the rules with it
+			for p, a := range addresses {
+				if a.Identity == farID {
+					a.Identity = otherID
+					addresses[p] = a
+				}
+			}
+		}
+		id := addresses[Far4+"/32"].Identity
+		if st := h.apply(policy{addresses: addresses, one: []Rule{
+			extra, rule(model.Egress, id, "any", model.Allow), rule(model.Ingress, id, "any", model.Allow),
+		}}); st.Reset != 0 || !st.Changed {
+			h.t.Fatalf("change %d: %+v", i, st)
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	if res, err := stream(); err != "" || res.Bad != 0 || res.Good == 0 {
+		h.t.Errorf("TCP: %v, %s", res, err)
+	}
+	if res, err := datagrams(); err != "" || res.Bad != 0 || res.Good == 0 {
+		h.t.Errorf("UDP: %v, %s", res, err)
+	}
+	for _, p := range []uint16{server.Port(), udpServer.Port()} {
+		h.events.none("a denial", all(kind(dataplane.EventDeny), port(p)))
+		h.events.none("a second opening", all(kind(dataplane.EventOpen), port(p), rejudged(false)))
+		h.events.none("a judgement that says nothing new", all(kind(dataplane.EventOpen), port(p), rejudged(true)))
+	}
+	h.events.clear()
+}
+
+func (h *host) quarantine(f family) {
+	p := policy{one: everything(model.Allow), two: everything(model.Allow)}
+	h.apply(p)
+	client, server := h.pair(f.tcp, f.far, f.near, model.Egress)
+	inbound, inServer := h.pair(f.tcp, f.far, f.near, model.Ingress)
+	forensic := h.farP.Listen(f.tcp, at(f.other, 0))
+	defer forensic.Close()
+	kept := h.one.MustDial(f.tcp, forensic.Addr)
+	defer kept.Close()
+	bystander := h.two.MustDial(f.tcp, server.Addr)
+	defer bystander.Close()
+	out, in := client.Stream(3*time.Second, ""), inbound.Stream(3*time.Second, "")
+	time.Sleep(20 * time.Millisecond)
+
+	ctx := context.Background()
+	start := time.Now()
+	if err := h.d.Isolate(ctx, "near/one", true); err != nil {
+		h.t.Fatal(err)
+	}
+	took := time.Since(start)
+	seen, _ := server.Seen()
+	if res, err := out(); err != "ECONNABORTED" && err != "EPIPE" {
+		h.t.Errorf("outbound: %v, %s", res, err)
+	}
+	if res, err := in(); err != "ECONNRESET" {
+		h.t.Errorf("inbound: %v, %s", res, err)
+	}
+	if now, _ := server.Seen(); now != seen {
+		h.t.Errorf("%d messages came through", now-seen)
+	}
+	if took > 250*time.Millisecond {
+		h.t.Errorf("isolating took %v", took)
+	}
+	for _, s := range []*Socket{kept, bystander} {
+		if err := s.Exchange("still here", ""); err != "" {
+			h.t.Errorf("a flow that isolation does not concern: %s", err)
+		}
+	}
+	if _, err := h.one.Dial(f.tcp, server.Addr); err != "EPERM" {
+		h.t.Errorf("a new connection of the isolated: %q", err)
+	}
+	if _, err := h.farP.Dial(f.tcp, inServer.Addr); err != "timeout" {
+		h.t.Errorf("a new connection to the isolated: %q", err)
+	}
+	e := h.events.one("a denial", all(kind(dataplane.EventDeny), port(server.Port()), workload("near/one"), rejudged(true)))
+	if e.Rule != model.RuleIsolate {
+		h.t.Errorf("denial: %s", describe(&e))
+	}
+
+	p.revision = 7
+	p.two = []Rule{rule(model.Egress, farID, "any", model.Allow), rule(model.Ingress, farID, "any", model.Allow)}
+	h.apply(p) // does not lift it
+	if _, err := h.one.Dial(f.tcp, server.Addr); err != "EPERM" {
+		h.t.Errorf("after another Apply: %q", err)
+	}
+	if err := h.d.Isolate(ctx, "near/one", false); err != nil {
+		h.t.Fatal(err)
+	}
+	if s, err := h.one.Dial(f.tcp, server.Addr); err != "" {
+		h.t.Errorf("after it was lifted: %s", err)
+	} else {
+		s.Close()
+	}
+	h.events.clear()
+}
+
+// dialing changes policy while a connection is being made: nothing of it may pass, and it is not forgotten.
+func (h *host) dialing() {
+	h.apply(policy{one: everything(model.Allow)})
+	// Nobody answers at an address that no host has, so the connection hangs in its handshake.
+	c := h.one.begin(request{Do: "dial", ID: "x", Net: "tcp4", To: "10.77.0.99:80", Wait: 2 * time.Second})
+	h.events.one("the attempt", all(kind(dataplane.EventOpen), port(80), workload("near/one")))
+	h.apply(policy{one: everything(model.Deny)})
+	if a := h.one.await(c); a.Err != "ECONNABORTED" || a.Took > time.Second {
+		h.t.Errorf("%s after %v", a.Err, a.Took)
+	}
+	h.events.clear()
+}
+
+// idle cuts a connection on which nothing moves: only the sweep can.
+func (h *host) idle() {
+	h.apply(policy{one: everything(model.Allow)})
+	server := h.farP.Listen("tcp4", at(Far4, 0))
+	defer server.Close()
+	client := h.one.MustDial("tcp4", server.Addr)
+	defer client.Close()
+	h.events.one("opening", all(kind(dataplane.EventOpen), port(server.Port()), workload("near/one")))
+	if st := h.apply(policy{one: everything(model.Deny)}); st.Reset != 1 {
+		h.t.Errorf("%d reset", st.Reset)
+	}
+	if _, err := client.Read(time.Second); err != "ECONNABORTED" {
+		h.t.Errorf("the client sees %q", err)
+	}
+	h.events.clear()
+}
+
+// many cuts connections of which some stay allowed.
+func (h *host) many() {
+	const n = 50
+	h.apply(policy{one: everything(model.Allow), two: everything(model.Allow)})
+	server := h.farP.Listen("tcp4", at(Far4, 0))
+	defer server.Close()
+	var cut, kept []*Socket
+	for range n {
+		cut = append(cut, h.one.MustDial("tcp4", server.Addr))
+		kept = append(kept, h.two.MustDial("tcp4", server.Addr))
+	}
+	h.events.wait("openings", func() bool { return len(h.events.find(all(kind(dataplane.EventOpen), port(server.Port())))) >= 2*n })
+	if st := h.apply(policy{one: everything(model.Deny), two: everything(model.Allow)}); st.Reset != n {
+		h.t.Errorf("%d reset instead of %d", st.Reset, n)
+	}
+	for _, s := range cut {
+		if err := s.Exchange("x", ""); err == "" {
+			h.t.Error("one of them lives")
+		}
+		s.Close()
+	}
+	for _, s := range kept {
+		if err := s.Exchange("x", ""); err != "" {
+			h.t.Errorf("one that should live: %s", err)
+		}
+		s.Close()
+	}
+	h.events.clear()
+}
+
+// reply lets one direction pass only: the answers belong to it, and do not open the other direction.
+func (h *host) reply() {
+	for _, f := range families {
+		for _, network := range []string{f.tcp, f.udp} {
+			p := network[:3]
+			h.apply(policy{one: []Rule{rule(model.Egress, farID, p, model.Allow)}})
+			server := h.farP.Listen(network, at(f.far, 0))
+			client := h.one.MustDial(network, server.Addr)
+			for range 3 {
+				if err := client.Exchange("x", ""); err != "" {
+					h.t.Errorf("%s: %s", network, err)
+				}
+			}
+			// The far end may not open a flow of its own to the client's port.
+			if network == f.udp {
+				other := h.farP.Bind(f.udp, at(f.far, 0))
+				if err := other.Exchange("x", client.Addr); err != "timeout" {
+					h.t.Errorf("%s: an unasked datagram: %q", network, err)
+				}
+				other.Close()
+			}
+			client.Close()
+			server.Close()
+		}
+	}
+	h.events.clear()
+}
+
+// updates watches the counters of a connection that stays open.
+func (h *host) updates() {
+	h.apply(policy{one: everything(model.Allow)})
+	client, server := h.pair("tcp4", Far4, Near4, model.Egress)
+	big := strings.Repeat("0123456789", 5000)
+	for range 3 {
+		if err := client.Exchange(big, ""); err != "" {
+			h.t.Fatal(err)
+		}
+	}
+	m := all(port(server.Port()), workload("near/one"))
+	h.events.wait("an update", func() bool { return h.events.carried(all(kind(dataplane.EventUpdate), m)).sent > 0 })
+	client.Close()
+	h.events.one("its end", all(kind(dataplane.EventClose), m))
+	want := traffic{sent: uint64(3*len(big) + 5), received: uint64(3*len(big) + 5)}
+	if got := h.events.carried(m); got != want {
+		h.t.Errorf("carried %+v instead of %+v", got, want)
+	}
+	h.events.clear()
+}
+
+// lateUnit names the cgroup of a unit while its processes already talk.
+func (h *host) lateUnit() {
+	late := h.Start("late")
+	h.apply(policy{host: everything(model.Allow), late: everything(model.Deny)})
+	server := h.farP.Listen("tcp4", at(Far4, 0))
+	defer server.Close()
+	client := late.MustDial("tcp4", server.Addr)
+	defer client.Close()
+	if err := client.Exchange("x", ""); err != "" {
+		h.t.Fatal(err)
+	}
+	e := h.events.one("opening", all(kind(dataplane.EventOpen), port(server.Port())))
+	if e.Workload != "near" {
+		h.t.Errorf("before its cgroup is known: %s", describe(&e))
+	}
+	units := h.units()
+	units["late"] = []string{h.Unit("late"), h.Unit("gone")} // the second has ended already
+	p := policy{host: everything(model.Allow), late: everything(model.Allow)}
+	p.late[1].Name = "lab/late"
+	apply := func() dataplane.ApplyStats {
+		st, err := h.d.Apply(context.Background(), &dataplane.State{Policy: p.build(), Units: units})
+		if err != nil {
+			h.t.Fatal(err)
+		}
+		return st
+	}
+	if st := apply(); st.Reset != 0 {
+		h.t.Errorf("%d reset", st.Reset)
+	}
+	if err := client.Exchange("x", ""); err != "" {
+		h.t.Fatal(err)
+	}
+	e = h.events.one("judged again", all(kind(dataplane.EventOpen), port(server.Port()), rejudged(true)))
+	if e.Workload != "near/late" || e.Rule != "lab/late" {
+		h.t.Errorf("with its cgroup known: %s", describe(&e))
+	}
+	p.late = everything(model.Deny)
+	if st := apply(); st.Reset != 1 {
+		h.t.Errorf("%d reset", st.Reset)
+	}
+	if _, err := late.Dial("tcp4", server.Addr); err != "EPERM" {
+		h.t.Errorf("the unit's next connection: %q", err)
+	}
+	// Its cgroup ends being a unit's: it is the host's again.
+	delete(units, "late")
+	apply()
+	if s, err := late.Dial("tcp4", server.Addr); err != "" {
+		h.t.Errorf("as a part of the host: %s", err)
+	} else {
+		s.Close()
+	}
+	h.events.clear()
+}
+
+// testExisting installs the dataplane under flows that are open.
+func testExisting(t *testing.T, open Open) {
+	b := NewBed(t)
+	h := &host{Bed: b, t: t, open: open}
+	h.own, h.one, h.two, h.farP = b.Start(""), b.Start("one"), b.Start("two/inner"), b.StartFar()
+	out, outServer := h.pair("tcp4", Far4, Near4, model.Egress)
+	in, inServer := h.pair("tcp6", Far6, Near6, model.Ingress)
+	loop := h.two.Listen("tcp4", "127.0.0.1:0")
+	lo := h.one.MustDial("tcp4", loop.Addr)
+	udpServer := h.one.Listen("udp4", "0.0.0.0:5353")
+	udp := h.farP.MustDial("udp4", at(Near4, 5353))
+	if err := udp.Exchange("before", ""); err != "" {
+		t.Fatal(err)
+	}
+	idle := h.one.Listen("tcp4", at(Near4, 0))
+
+	h.d = b.Open(open)
+	h.events = record(t, h.d)
+	for what, m := range map[string]match{
+		"outbound": all(dir(model.Egress), port(outServer.Port())),
+		"inbound":  all(dir(model.Ingress), port(inServer.Port())),
+		"loopback": all(dir(model.Egress), port(loop.Port())),
+	} {
+		e := h.events.one(what, all(kind(dataplane.EventOpen), m))
+		if !e.Existing || e.Rejudged || e.Rule != model.RuleOpen && e.Rule != model.RuleSameWorkload || e.Process.PID != uint32(h.one.PID()) {
+			t.Errorf("%s: %s", what, describe(&e))
+		}
+	}
+	for _, s := range []*Socket{out, in, lo, udp} {
+		if err := s.Exchange("hello", ""); err != "" {
+			t.Errorf("before any policy: %s", err)
+		}
+	}
+	e := h.events.one("datagrams", all(kind(dataplane.EventOpen), proto(model.ProtoUDP)))
+	if e.Dir != model.Ingress || e.Port != 5353 || e.Process.PID != uint32(h.one.PID()) {
+		t.Errorf("datagrams: %s", describe(&e))
+	}
+
+	// Policy allows them in their own direction only.
+	p := policy{
+		one: []Rule{
+			rule(model.Egress, farID, fmt.Sprintf("tcp/%d", outServer.Port()), model.Allow),
+			rule(model.Ingress, farID, fmt.Sprintf("tcp/%d", inServer.Port()), model.Allow),
+			rule(model.Ingress, farID, "udp/5353", model.Allow),
+			rule(model.Ingress, farID, fmt.Sprintf("tcp/%d", idle.Port()), model.WouldDeny),
+			rule(model.Egress, twoID, fmt.Sprintf("tcp/%d", loop.Port()), model.Allow),
+		},
+		two: []Rule{rule(model.Ingress, oneID, fmt.Sprintf("tcp/%d", loop.Port()), model.Allow)},
+	}
+	if st := h.apply(p); st.Reset != 0 {
+		t.Errorf("%d reset:\n%s", st.Reset, h.events.text())
+	}
+	for name, s := range map[string]*Socket{"outbound": out, "inbound": in, "loopback": lo, "datagrams": udp} {
+		if err := s.Exchange("hello", ""); err != "" {
+			t.Errorf("%s, allowed: %s\n%s", name, err, h.events.text())
+		}
+	}
+	// A socket that listened before is judged like any other.
+	s := h.farP.MustDial("tcp4", idle.Addr)
+	s.Exchange("x", "")
+	e = h.events.one("a new connection to an old listener", all(kind(dataplane.EventOpen), port(idle.Port())))
+	if e.Existing || e.Verdict != model.WouldDeny || e.Workload != "near/one" || e.Process.PID != uint32(h.one.PID()) {
+		t.Errorf("old listener: %s", describe(&e))
+	}
+	if st := h.apply(policy{}); st.Reset < 4 {
+		t.Errorf("%d reset", st.Reset)
+	}
+	for name, s := range map[string]*Socket{"outbound": out, "inbound": in, "loopback": lo, "datagrams": udp} {
+		if err := s.Exchange("hello", ""); err == "" {
+			t.Errorf("%s goes on although it is denied", name)
+		}
+	}
+	_ = udpServer
+}
+
+// testReopen lets an agent go and come back.
+func testReopen(t *testing.T, open Open) {
+	h := newHost(t, open)
+	allowed := h.farP.Listen("tcp4", at(Far4, 0))
+	denied := h.farP.Listen("tcp4", at(Far4, 0))
+	p := policy{one: []Rule{rule(model.Egress, farID, fmt.Sprintf("tcp/%d", allowed.Port()), model.Allow)}, two: everything(model.Allow)}
+	h.apply(p)
+	if err := h.d.Isolate(context.Background(), "near/two", true); err != nil {
+		t.Fatal(err)
+	}
+	live := h.one.MustDial("tcp4", allowed.Addr)
+	stream := live.Stream(4*time.Second, "")
+	check := func(when string) {
+		t.Helper()
+		if s, err := h.one.Dial("tcp4", allowed.Addr); err != "" {
+			t.Errorf("%s: what is allowed: %s", when, err)
+		} else {
+			if err := s.Exchange("x", ""); err != "" {
+				t.Errorf("%s: what is allowed: %s", when, err)
+			}
+			s.Close()
+		}
+		if _, err := h.one.Dial("tcp4", denied.Addr); err != "EPERM" {
+			t.Errorf("%s: what is denied: %q", when, err)
+		}
+		if _, err := h.two.Dial("tcp4", allowed.Addr); err != "EPERM" {
+			t.Errorf("%s: what is isolated: %q", when, err)
+		}
+	}
+	check("with the agent")
+	h.events.clear()
+	before, err := h.d.Counters()
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.events.stop()
+	if err := h.d.Close(); err != nil {
+		t.Fatal(err)
+	}
+	check("without an agent")
+	h.d = h.Open(open)
+	check("with the next agent")
+	h.events = record(t, h.d)
+	// What happened meanwhile is told to the next one, by name, before it has applied anything.
+	h.events.wait("what happened meanwhile", func() bool {
+		_, n := h.events.count(all(kind(dataplane.EventDeny), workload("near/one"), port(denied.Port())))
+		return n == 2
+	})
+	if e := h.events.find(all(kind(dataplane.EventOpen), workload("near/one"))); len(e) != 2 || e[0].Rule != "lab/egress-allow" {
+		t.Errorf("openings meanwhile:\n%s", h.events.text())
+	}
+	if st := h.apply(p); st.Changed || st.Reset != 0 {
+		t.Errorf("the same policy again: %+v", st)
+	}
+	check("after the same policy again")
+	if err := h.d.Isolate(context.Background(), "near/two", false); err != nil {
+		t.Fatal(err)
+	}
+	if s, err := h.two.Dial("tcp4", allowed.Addr); err != "" {
+		t.Errorf("lifted: %s", err)
+	} else {
+		s.Close()
+	}
+	if res, err := stream(); err != "" || res.Bad > 0 {
+		t.Errorf("the live connection: %v, %s", res, err)
+	}
+	after, err := h.d.Counters()
+	if err != nil || after.Denied <= before.Denied || after.Allowed <= before.Allowed || after.EventsLost != 0 || after.Errors != 0 {
+		t.Errorf("counters: %+v, then %+v, %v", before, after, err)
+	}
+
+	h.events.stop()
+	if err := h.d.Remove(); err != nil {
+		t.Fatal(err)
+	}
+	if s, err := h.one.Dial("tcp4", denied.Addr); err != "" {
+		t.Errorf("removed, and yet: %s", err)
+	} else {
+		s.Close()
+	}
+}

@@ -1,0 +1,288 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * Everything that is not TCP in a TCP socket: UDP, ICMP of ping and raw sockets, other protocols. One socket may talk
+ * to many peers, so flows are kept in a map. Whoever sent the first packet opened the flow; what comes back belongs
+ * to it. Denied flows are not kept: a flood of them must not push out those that are allowed.
+ */
+#ifndef BULKHEAD_CONNECTIONS_H
+#define BULKHEAD_CONNECTIONS_H
+
+#include "socket.h"
+
+static const struct connection no_connection;
+
+/*
+ * take returns what has been counted since the last event. Only one caller gets each byte: the totals told are
+ * raised by compare-and-swap.
+ */
+static __always_inline __u64 take(__u64 *told, __u64 total)
+{
+	__u64 old = READ_ONCE(*told);
+
+	if (total <= old || __sync_val_compare_and_swap(told, old, total) != old)
+		return 0;
+	return total - old;
+}
+
+static __noinline void describe_connection(struct event *e, const struct connection_key *k, struct connection *c)
+{
+	__u64 word = READ_ONCE(c->word);
+
+	e->rule = c->rule;
+	e->peer = c->peer;
+	e->rsubject = c->rsubject;
+	e->process = c->process;
+	copy_addr(e->flow.laddr, c->laddr);
+	copy_addr(e->flow.raddr, k->raddr);
+	e->flow.proto = k->proto;
+	e->flow.lport = k->lport;
+	e->flow.rport = k->rport;
+	e->flow.port = c->port;
+	e->flow.dir = word & FLOW_OUT ? OUT : IN;
+}
+
+static __always_inline void count_connection(struct event *e, struct connection *c)
+{
+	e->sent = take(&c->told_sent, READ_ONCE(c->sent));
+	e->received = take(&c->told_received, READ_ONCE(c->received));
+	e->packets_sent = take(&c->told_packets_sent, READ_ONCE(c->packets_sent));
+	e->packets_received = take(&c->told_packets_received, READ_ONCE(c->packets_received));
+}
+
+/*
+ * end_connection forgets a flow and tells that it ended. Whoever deletes the entry tells; the event is written before,
+ * for a deleted entry may belong to another flow at once.
+ */
+static __noinline bool end_connection(const struct connection_key *key, struct connection *c)
+{
+	struct event *e = new_event(EVENT_CLOSE, READ_ONCE(c->word));
+
+	if (!e)
+		return bpf_map_delete_elem(&connections, key) == 0;
+	describe_connection(e, key, c);
+	e->sent = READ_ONCE(c->sent) - READ_ONCE(c->told_sent);
+	e->received = READ_ONCE(c->received) - READ_ONCE(c->told_received);
+	e->packets_sent = READ_ONCE(c->packets_sent) - READ_ONCE(c->told_packets_sent);
+	e->packets_received = READ_ONCE(c->packets_received) - READ_ONCE(c->told_packets_received);
+	if (bpf_map_delete_elem(&connections, key) != 0) {
+		bpf_ringbuf_discard(e, 0);
+		return false;
+	}
+	submit(e);
+	return true;
+}
+
+static __always_inline bool expired(const struct connection *c, __u64 now, const struct settings *cfg)
+{
+	__u64 last = READ_ONCE(c->last);
+
+	return now > last && now - last > (c->replied ? cfg->replied : cfg->unreplied);
+}
+
+/* visit_connection ends flows that have been silent for too long and tells what has passed in the others. */
+static long visit_connection(struct bpf_map *map, struct connection_key *key, struct connection *c, void *unused)
+{
+	struct settings *cfg = get_config();
+	struct event *e;
+
+	if (!cfg || !READ_ONCE(c->word))
+		return 0;
+	if (expired(c, bpf_ktime_get_ns(), cfg)) {
+		end_connection(key, c);
+		return 0;
+	}
+	if (READ_ONCE(c->packets_sent) == READ_ONCE(c->told_packets_sent) &&
+	    READ_ONCE(c->packets_received) == READ_ONCE(c->told_packets_received))
+		return 0;
+	e = new_event(EVENT_UPDATE, READ_ONCE(c->word));
+	if (!e)
+		return 0;
+	describe_connection(e, key, c);
+	count_connection(e, c);
+	submit(e);
+	return 0;
+}
+
+/*
+ * seems_served guesses who opened a flow that went on before the dataplane was there: a socket with a port that is
+ * not handed out to clients answers one that is.
+ */
+static __always_inline bool seems_served(__u64 socket_word, const struct flow *f)
+{
+	return (socket_word & FLOW_EXISTING) && f->proto == IPPROTO_UDP && f->lport < 32768 && f->rport >= 32768;
+}
+
+/* pass counts a packet of a flow that may go on. */
+static __always_inline bool pass(struct __sk_buff *skb, struct connection *c, const struct details *details, bool egress)
+{
+	__u32 size = skb->len > details->payload ? skb->len - details->payload : 0;
+	__u64 now = bpf_ktime_get_coarse_ns();
+
+	if (now - c->last > SECOND / 8)
+		WRITE_ONCE(c->last, now);
+	if (egress) {
+		__sync_fetch_and_add(&c->sent, size);
+		__sync_fetch_and_add(&c->packets_sent, 1);
+	} else {
+		__sync_fetch_and_add(&c->received, size);
+		__sync_fetch_and_add(&c->packets_received, 1);
+	}
+	if (!c->replied && egress != !!(READ_ONCE(c->word) & FLOW_OUT))
+		c->replied = 1;
+	return true;
+}
+
+/* settle_connection records a decision for an entry whose word was old and tells about it once; see settle. */
+static __noinline __u64 settle_connection(struct connection *c, __u64 old, __u64 new, const struct flow *f,
+					  const struct decision *d)
+{
+	bool changed = !(old & FLOW_SEEN) || (old & FLOW_VERDICT) != d->verdict || c->rule != d->rule ||
+		       word_subject(old) != word_subject(new);
+	__u32 flags = 0;
+	__u64 seen;
+
+	new = (new & ~(__u64)FLOW_VERDICT) | d->verdict | FLOW_JUDGED | FLOW_SEEN | FLOW_DIR | FLOW_OPENED;
+	seen = __sync_val_compare_and_swap(&c->word, old, new);
+	if (seen != old)
+		return seen;
+	c->rule = d->rule;
+	c->peer = d->peer;
+	c->rsubject = d->rsubject;
+	if (!changed)
+		return new;
+	if (old & FLOW_OPENED)
+		flags |= EVENT_REJUDGED;
+	else if (new & FLOW_EXISTING)
+		flags |= EVENT_EXISTING;
+	tell_verdict(f, d, &c->process, new, flags);
+	return new;
+}
+
+/* A packet of a socket without a fixed peer, and the key of its flow. */
+struct datagram {
+	struct flow flow;
+	struct details details;
+	struct connection_key key;
+	bool egress;
+};
+
+/* new_connection makes an entry for a flow that may go on. */
+static __noinline struct connection *new_connection(struct datagram *p, struct socket_state *s)
+{
+	struct connection *c;
+
+	bpf_map_update_elem(&connections, &p->key, &no_connection, BPF_NOEXIST);
+	c = bpf_map_lookup_elem(&connections, &p->key);
+	if (!c || READ_ONCE(c->word))
+		return c;
+	/* Two processors may both come here with the same packet's siblings, and write the same. */
+	copy_addr(c->laddr, p->flow.laddr);
+	c->port = p->flow.port;
+	c->last = bpf_ktime_get_coarse_ns();
+	c->process = s->process;
+	s->flow = p->flow;
+	return c;
+}
+
+/*
+ * judge_datagram is the slow path: the flow is new (c is NULL), or its verdict is of another generation. It returns
+ * whether the packet may pass.
+ */
+static __noinline bool judge_datagram(struct __sk_buff *skb, struct bpf_sock *sk, struct socket_state *s,
+				      struct datagram *p, struct connection *c)
+{
+	__u64 old = c ? READ_ONCE(c->word) : 0, socket_word = READ_ONCE(s->word), state, new;
+	struct decision d = {};
+	__u32 subject, flags;
+
+	subject = resolved(socket_word) ? word_subject(socket_word) : subject_of_socket(sk);
+	if (skb->ifindex == LOOPBACK_IFINDEX)
+		d.rsubject = peer_on_host(skb, &p->flow, skb->protocol == bpf_htons(ETH_P_IPV6));
+	state = judge(&p->flow, subject, &d);
+	if (!resolved(socket_word))
+		set_word(&s->word, socket_word, make_word(state_gen(state), subject, socket_word & 0xffff));
+	if (!c) {
+		/* A raw socket's copy of a packet is not a flow of its own. */
+		bool copy = sk->type == SOCK_RAW && !p->egress;
+
+		if (d.verdict == DENY && !copy)
+			deny_attempt(&p->flow, &d, &s->process, subject);
+		if (d.verdict == DENY || copy)
+			return d.verdict != DENY;
+		c = new_connection(p, s);
+		if (!c) {
+			count(COUNT_ERRORS);
+			return true;
+		}
+		old = READ_ONCE(c->word);
+	}
+	flags = (old & (FLOW_OPENED | FLOW_SEEN)) | (p->flow.dir == OUT ? FLOW_OUT : 0) | (socket_word & FLOW_EXISTING);
+	new = settle_connection(c, old, make_word(state_gen(state), subject, flags), &p->flow, &d);
+	return (new & FLOW_VERDICT) != DENY;
+}
+
+/* on_datagram judges a packet of a socket that has no connection of its own. */
+static __noinline bool on_datagram(struct __sk_buff *skb, struct bpf_sock *sk, bool egress)
+{
+	struct socket_state *s = bpf_sk_storage_get(&sockets, sk, 0, 0);
+	struct settings *cfg = get_config();
+	struct datagram p = {.egress = egress};
+	struct connection *c;
+	__u64 word;
+
+	if (!s) {
+		/* What the kernel sends for itself: resets, ICMP, neighbour discovery. */
+		if (sk->type == SOCK_RAW && bpf_sk_cgroup_id(sk) == KERNEL_CGROUP)
+			return true;
+		s = bpf_sk_storage_get(&sockets, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
+	}
+	if (!s || !cfg) {
+		count(COUNT_ERRORS);
+		return true;
+	}
+	if (!read_packet(skb, &p.flow, egress, &p.details)) {
+		count(COUNT_ERRORS);
+		p.flow.port = 0;
+	}
+	if ((p.flow.proto == IPPROTO_ICMP || p.flow.proto == IPPROTO_ICMPV6) &&
+	    fixed_essential(p.flow.proto, p.flow.port))
+		return true;
+	p.key.cookie = bpf_get_socket_cookie(skb);
+	copy_addr(p.key.raddr, p.flow.raddr);
+	p.key.rport = p.flow.rport;
+	p.key.lport = p.flow.lport;
+	p.key.proto = p.flow.proto;
+	c = bpf_map_lookup_elem(&connections, &p.key);
+	if (c && READ_ONCE(c->word) && expired(c, bpf_ktime_get_coarse_ns(), cfg)) {
+		end_connection(&p.key, c);
+		c = NULL;
+	}
+	if (!c || !READ_ONCE(c->word)) {
+		p.flow.dir = egress && !seems_served(s->word, &p.flow) ? OUT : IN;
+		if (p.flow.proto == IPPROTO_UDP || p.flow.proto == IPPROTO_UDPLITE || p.flow.proto == IPPROTO_SCTP)
+			p.flow.port = p.flow.dir == OUT ? p.flow.rport : p.flow.lport;
+		if (!judge_datagram(skb, sk, s, &p, NULL))
+			goto drop;
+		c = bpf_map_lookup_elem(&connections, &p.key);
+		return c ? pass(skb, c, &p.details, egress) : true;
+	}
+	word = READ_ONCE(c->word);
+	p.flow.dir = word & FLOW_OUT ? OUT : IN;
+	p.flow.port = c->port;
+	copy_addr(p.flow.laddr, c->laddr);
+	if (!resolved(word)) {
+		if (!judge_datagram(skb, sk, s, &p, c))
+			goto drop;
+	} else if ((word & FLOW_VERDICT) == DENY) {
+		struct decision d = {.rule = c->rule, .peer = c->peer, .rsubject = c->rsubject};
+
+		deny_attempt(&p.flow, &d, &c->process, word_subject(word));
+		goto drop;
+	}
+	return pass(skb, c, &p.details, egress);
+drop:
+	count(COUNT_DROPPED);
+	return false;
+}
+
+#endif

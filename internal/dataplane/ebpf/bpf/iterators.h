@@ -1,0 +1,352 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * What the agent runs over all sockets: seeding those that were there before it, judging all of them again and
+ * resetting those that are denied, and telling how much has passed. Also the end of every TCP connection.
+ */
+#ifndef BULKHEAD_ITERATORS_H
+#define BULKHEAD_ITERATORS_H
+
+#include "connections.h"
+#include "tcp.h"
+
+/* subject_by_cgroup walks from the socket's cgroup up; it returns the subject, and whether it is one of ours at all. */
+static __always_inline __u32 subject_by_cgroup(struct sock *sk, bool *ours)
+{
+	struct cgroup_subsys_state *css;
+	struct settings *c = get_config();
+	struct cgroup *cg = sk->sk_cgrp_data.cgroup;
+	__u32 subject = 0;
+	int i;
+
+	*ours = false;
+	if (!c || !cg)
+		return 0;
+	for (i = 0; i < 32; i++) {
+		__u64 id = cg->kn->id;
+
+		if (id == c->root_cgroup)
+			*ours = true;
+		if (!subject)
+			subject = subject_of_cgroup(id);
+		css = cg->self.parent;
+		if (!css)
+			break;
+		cg = css->cgroup;
+		if (!cg)
+			break;
+	}
+	return subject ? subject - 1 : 0;
+}
+
+/* connection_tuple fills in the addresses and ports of a TCP socket. */
+static __always_inline void connection_tuple(struct sock_common *sk, struct flow *f)
+{
+	if (sk->skc_family == AF_INET) {
+		map_v4(f->laddr, sk->skc_rcv_saddr);
+		map_v4(f->raddr, sk->skc_daddr);
+	} else {
+		copy_addr(f->laddr, sk->skc_v6_rcv_saddr.in6_u.u6_addr32);
+		copy_addr(f->raddr, sk->skc_v6_daddr.in6_u.u6_addr32);
+	}
+	f->lport = sk->skc_num;
+	f->rport = bpf_ntohs(sk->skc_dport);
+	f->proto = IPPROTO_TCP;
+}
+
+/*
+ * bytes_of returns payload bytes sent, without retransmissions, and received. The kernel counts a FIN that it has
+ * received as a byte.
+ */
+static __always_inline void bytes_of(struct tcp_sock *tp, struct sock *sk, __u64 *sent, __u64 *received)
+{
+	*sent = tp->bytes_sent - tp->bytes_retrans;
+	*received = tp->bytes_received;
+	if (*received && (sk->__sk_common.skc_flags & (1ul << SOCK_DONE)))
+		*received -= 1;
+}
+
+static __always_inline void tell_bytes(struct socket_state *s, __u64 word, __u8 kind, __u64 sent, __u64 received)
+{
+	struct event *e;
+
+	sent = take(&s->sent, sent);
+	received = take(&s->received, received);
+	if (kind == EVENT_UPDATE && !sent && !received)
+		return;
+	e = new_event(kind, word);
+	if (!e)
+		return;
+	e->rule = s->rule;
+	e->peer = s->peer;
+	e->rsubject = s->rsubject;
+	e->process = s->process;
+	e->flow = s->flow;
+	e->sent = sent;
+	e->received = received;
+	submit(e);
+}
+
+/* report_accepted opens the connection that a handshake has just made; see on_listener. */
+static __always_inline void report_accepted(struct sock_common *sk, struct socket_state *s)
+{
+	struct decision d;
+	struct handshake *h;
+	struct flow f = {};
+	__u32 zero = 0;
+	__u64 old;
+
+	h = bpf_map_lookup_elem(&handshakes, &zero);
+	old = READ_ONCE(s->word);
+	if (!h || !h->state || old & (FLOW_JUDGED | FLOW_TUPLE))
+		return;
+	connection_tuple(sk, &f);
+	f.dir = IN;
+	f.port = f.lport;
+	if (!same_flow(&f, &h->flow))
+		return;
+	d = h->decision;
+	settle(s, old, make_word(state_gen(h->state), h->subject, (old & 0xffff) & ~FLOW_OUT), &f, &d);
+}
+
+/*
+ * adopt remembers a socket that the kernel has made on behalf of a process, such as those of a multipath TCP socket:
+ * the process listens or connects right now.
+ */
+static __always_inline void adopt(struct sock *sk)
+{
+	struct task_struct *task = bpf_get_current_task_btf();
+	struct socket_state *s;
+	bool ours = false;
+	__u32 subject;
+
+	if (task->flags & PF_KTHREAD)
+		return;
+	subject = subject_by_cgroup(sk, &ours);
+	if (!ours)
+		return;
+	s = bpf_sk_storage_get(&sockets, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
+	if (!s)
+		return;
+	s->cgroup = sk->sk_cgrp_data.cgroup->kn->id;
+	current_process(&s->process);
+	WRITE_ONCE(s->word, make_word(state_gen(state_of(subject)), subject, 0));
+}
+
+SEC("tp_btf/inet_sock_set_state")
+int BPF_PROG(bulkhead_set_state, struct sock *sk, int from, int to)
+{
+	struct socket_state *s;
+	struct tcp_sock *tp;
+	__u64 word, sent = 0, received = 0;
+
+	if (sk->sk_protocol != IPPROTO_TCP)
+		return 0;
+	s = bpf_sk_storage_get(&sockets, sk, 0, 0);
+	if (!s) {
+		if (to == TCP_LISTEN || to == TCP_SYN_SENT)
+			adopt(sk);
+		return 0;
+	}
+	if (to != TCP_ESTABLISHED && to != TCP_CLOSE)
+		return 0;
+	if (to == TCP_ESTABLISHED) {
+		if (from == TCP_SYN_RECV)
+			report_accepted(&sk->__sk_common, s);
+		return 0;
+	}
+	word = READ_ONCE(s->word);
+	if (!(word & FLOW_OPENED) || !set_word(&s->word, word, word & ~(__u64)FLOW_OPENED))
+		return 0;
+	tp = bpf_skc_to_tcp_sock(sk);
+	if (tp)
+		bytes_of(tp, sk, &sent, &received);
+	tell_bytes(s, word, EVENT_CLOSE, sent, received);
+	return 0;
+}
+
+SEC("iter/bpf_sk_storage_map")
+int bulkhead_update(struct bpf_iter__bpf_sk_storage_map *ctx)
+{
+	struct sock *sk = ctx->sk;
+	struct socket_state *s;
+	struct tcp_sock *tp;
+	__u64 word, sent, received;
+
+	if (!sk || sk->sk_protocol != IPPROTO_TCP)
+		return 0;
+	s = bpf_sk_storage_get(&sockets, sk, 0, 0);
+	if (!s)
+		return 0;
+	word = READ_ONCE(s->word);
+	if (!(word & FLOW_OPENED))
+		return 0;
+	tp = bpf_skc_to_tcp_sock(sk);
+	if (!tp)
+		return 0;
+	bytes_of(tp, sk, &sent, &received);
+	tell_bytes(s, word, EVENT_UPDATE, sent, received);
+	return 0;
+}
+
+/* stays_here reports whether both ends of the flow are on this host. */
+static __always_inline bool stays_here(const struct flow *f)
+{
+	return same_addr(f->laddr, f->raddr) || is_loopback(f->raddr) || bpf_map_lookup_elem(&own, f->raddr) != NULL;
+}
+
+/*
+ * bulkhead_sweep judges every connection of the network namespace that has not been judged since policy changed for its
+ * subject, and resets those that are denied. It writes a byte for each that it resets.
+ */
+SEC("iter/tcp")
+int bulkhead_sweep(struct bpf_iter__tcp *ctx)
+{
+	struct sock_common *skc = ctx->sk_common;
+	struct settings *c = get_config();
+	struct socket_state *s;
+	struct decision d = {};
+	struct tcp_sock *tp;
+	struct flow f = {};
+	__u32 subject, flags;
+	__u64 word, state;
+	__u8 mark = 1;
+	bool ours;
+
+	if (!skc || !c)
+		return 0;
+	s = bpf_sk_storage_get(&sockets, skc, 0, 0);
+	if (!s || skc->skc_state == TCP_CLOSE)
+		return 0;
+	tp = bpf_skc_to_tcp_sock(skc);
+	if (!tp)
+		return 0;
+	word = READ_ONCE(s->word);
+	if (skc->skc_state == TCP_LISTEN) {
+		/* So that connect, which cannot find out, knows who listens. */
+		if (!resolved(word)) {
+			subject = subject_by_cgroup((struct sock *)tp, &ours);
+			set_word(&s->word, word, make_word(state_gen(state_of(subject)), subject, FLOW_DIR));
+		}
+		return 0;
+	}
+	if (!(word & FLOW_JUDGED) || !resolved(word)) {
+		subject = subject_by_cgroup((struct sock *)tp, &ours);
+		state = state_of(subject);
+		if (word & FLOW_TUPLE) {
+			f = s->flow;
+		} else {
+			/* Only one that was there before; a new one is judged by its first packet. */
+			if (!(word & FLOW_EXISTING) || !(word & FLOW_DIR))
+				return 0;
+			connection_tuple(skc, &f);
+			f.dir = word & FLOW_OUT ? OUT : IN;
+			f.port = f.dir == OUT ? f.rport : f.lport;
+		}
+		flags = word & 0xffff;
+		if (!(word & FLOW_TUPLE) && stays_here(&f))
+			flags |= FLOW_LOOP;
+		if (flags & FLOW_LOOP) {
+			/* Who is at the other end is not known, or may have changed with the units: its next packet tells. */
+			if (state_pset(state) && (!s->rsubject || !reached(word_gen(word), c->units_since)))
+				return 0;
+			d.rsubject = s->rsubject;
+		}
+		state = judge(&f, subject, &d);
+		word = settle(s, word, make_word(state_gen(state), subject, flags), &f, &d);
+	}
+	if ((word & FLOW_VERDICT) != DENY || !(word & FLOW_JUDGED))
+		return 0;
+	if (bpf_ksym_exists(bpf_sock_destroy) && bpf_sock_destroy(skc) == 0)
+		bpf_seq_write(ctx->meta->seq, &mark, sizeof(mark));
+	return 0;
+}
+
+/* socket_of returns the internet socket behind an open file, if it is in one of our cgroups. */
+static __always_inline struct sock *socket_of(struct bpf_iter__task_file *ctx, bool *ours)
+{
+	struct file *file = ctx->file;
+	struct socket *socket;
+	struct sock *sk;
+
+	if (!file)
+		return NULL;
+	socket = bpf_sock_from_file(file);
+	if (!socket)
+		return NULL;
+	sk = socket->sk;
+	if (!sk || (sk->__sk_common.skc_family != AF_INET && sk->__sk_common.skc_family != AF_INET6))
+		return NULL;
+	subject_by_cgroup(sk, ours);
+	return *ours ? sk : NULL;
+}
+
+static __always_inline __u64 listening_key(struct sock *sk)
+{
+	return (__u64)sk->__sk_common.skc_net.net->ns.inum << 32 | (__u64)(sk->sk_protocol & 0xff) << 16 |
+	       sk->__sk_common.skc_num;
+}
+
+/* bulkhead_listening notes the ports that are listened on. It runs before bulkhead_seed. */
+SEC("iter/task_file")
+int bulkhead_listening(struct bpf_iter__task_file *ctx)
+{
+	bool ours = false;
+	struct sock *sk = socket_of(ctx, &ours);
+	__u8 one = 1;
+	__u64 key;
+
+	if (!sk || sk->__sk_common.skc_state != TCP_LISTEN || sk->sk_protocol != IPPROTO_TCP)
+		return 0;
+	key = listening_key(sk);
+	bpf_map_update_elem(&listening, &key, &one, BPF_ANY);
+	return 0;
+}
+
+/*
+ * bulkhead_seed remembers a socket that was there before the dataplane: its process, who opened its connection, and
+ * what had passed by then.
+ */
+SEC("iter/task_file")
+int bulkhead_seed(struct bpf_iter__task_file *ctx)
+{
+	bool ours = false;
+	struct sock *sk = socket_of(ctx, &ours);
+	struct task_struct *task;
+	struct socket_state *s;
+	struct tcp_sock *tp;
+	__u32 flags;
+	__u64 key;
+
+	task = ctx->task;
+	if (!sk || !task)
+		return 0;
+	s = bpf_sk_storage_get(&sockets, sk, 0, 0);
+	if (s)
+		return 0; /* made since the programs were attached, or open in another process too */
+	s = bpf_sk_storage_get(&sockets, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
+	if (!s)
+		return 0;
+	s->process.tgid = task->tgid;
+	s->process.uid = task->cred->euid.val;
+	s->process.start = task->group_leader->start_boottime;
+	bpf_probe_read_kernel_str(s->process.comm, sizeof(s->process.comm), task->group_leader->comm);
+	if (sk->sk_cgrp_data.cgroup)
+		s->cgroup = sk->sk_cgrp_data.cgroup->kn->id;
+	s->process.cgroup = s->cgroup;
+	flags = FLOW_EXISTING;
+	if (sk->sk_protocol == IPPROTO_TCP && sk->__sk_common.skc_state == TCP_LISTEN) {
+		flags = FLOW_DIR;
+	} else if (sk->sk_protocol == IPPROTO_TCP) {
+		key = listening_key(sk);
+		flags |= FLOW_DIR;
+		if (!bpf_map_lookup_elem(&listening, &key))
+			flags |= FLOW_OUT;
+		tp = bpf_skc_to_tcp_sock(sk);
+		if (tp)
+			bytes_of(tp, sk, &s->sent, &s->received);
+	}
+	WRITE_ONCE(s->word, make_word(0, 0, flags));
+	return 0;
+}
+
+#endif

@@ -1,0 +1,246 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * The verdict: from a flow and a subject to allow, would-deny or deny and the rule that decided. Every program asks
+ * here, and so does the probe that tests compare with the evaluator.
+ */
+#ifndef BULKHEAD_JUDGE_H
+#define BULKHEAD_JUDGE_H
+
+#include "maps.h"
+
+#define ICMP_PORT(type, code) ((__u16)((type) << 8 | (code)))
+
+/* fixed_essential returns the rule of package essential that the protocol and destination port belong to, or 0. */
+static __always_inline __u64 fixed_essential(__u8 proto, __u16 port)
+{
+	__u8 type = port >> 8;
+
+	switch (proto) {
+	case IPPROTO_ICMP:
+		return type == 3 || type == 11 || type == 12 ? RULE_ICMP_ERROR : 0;
+	case IPPROTO_ICMPV6:
+		if (type >= 1 && type <= 4)
+			return RULE_ICMP_ERROR;
+		return (type >= 130 && type <= 137) || type == 143 ? RULE_ND : 0;
+	case IPPROTO_UDP:
+		return port == 67 || port == 68 || port == 546 || port == 547 ? RULE_DHCP : 0;
+	}
+	return 0;
+}
+
+/* reached reports whether generation gen is since or later; generations may wrap around. */
+static __always_inline bool reached(__u32 gen, __u32 since)
+{
+	return (__s32)(gen - since) >= 0;
+}
+
+static __always_inline __u64 value_at(const struct versioned *v, __u32 gen)
+{
+	return reached(gen, v->since) ? v->cur : v->prev;
+}
+
+static __always_inline void copy_addr(__u32 *to, const __u32 *from)
+{
+	to[0] = from[0];
+	to[1] = from[1];
+	to[2] = from[2];
+	to[3] = from[3];
+}
+
+static __always_inline bool same_addr(const __u32 *a, const __u32 *b)
+{
+	return a[0] == b[0] && a[1] == b[1] && a[2] == b[2] && a[3] == b[3];
+}
+
+/* identity_of returns the identity of the remote address, or, if several workloads share it, of its port. */
+static __always_inline __u64 identity_of(const struct flow *f, __u32 gen)
+{
+	struct net_key prefix = {.bits = 128};
+	struct versioned *v, *owner;
+	__u64 id;
+	bool shared;
+
+	v = bpf_map_lookup_elem(&addresses, f->raddr);
+	if (!v) {
+		copy_addr(prefix.addr, f->raddr);
+		v = bpf_map_lookup_elem(&prefixes, &prefix);
+	}
+	if (!v)
+		return 0;
+	id = value_at(v, gen);
+	shared = reached(gen, v->since) ? v->cur_shared : v->prev_shared;
+	if (shared && f->dir == OUT) {
+		struct port_key key = {.port = f->port, .proto = f->proto};
+
+		copy_addr(key.addr, f->raddr);
+		owner = bpf_map_lookup_elem(&ports, &key);
+		if (owner) {
+			__u64 exact = value_at(owner, gen);
+
+			if (exact)
+				return exact;
+		}
+	}
+	return id;
+}
+
+/*
+ * is_controller reports whether the flow is one between an agent and its controller: the host's own on its way there,
+ * or anybody's to the port of a controller that answers here.
+ */
+static __always_inline bool is_controller(const struct flow *f, __u32 subject, __u32 gen)
+{
+	struct port_key key = {.port = f->port, .proto = f->proto};
+	struct versioned *v;
+
+	if (f->proto != IPPROTO_TCP || (f->dir == OUT && subject != 0))
+		return false;
+	copy_addr(key.addr, f->dir == OUT ? f->raddr : f->laddr);
+	v = bpf_map_lookup_elem(&controllers, &key);
+	return v && value_at(v, gen);
+}
+
+/* identity_at returns the identity that a subject of this host has at an address of its. */
+static __always_inline __u64 identity_at(__u32 subject, const __u32 *addr, __u32 gen)
+{
+	struct subject_info *info = bpf_map_lookup_elem(&subject_info, &subject);
+	struct local_key key = {.subject = subject};
+	struct versioned *v;
+	__u64 id = 0;
+
+	if ((__u32)state_at(subject, gen) & SUBJECT_LOCAL_IDENTITIES) {
+		copy_addr(key.addr, addr);
+		v = bpf_map_lookup_elem(&local_identities, &key);
+		id = v ? value_at(v, gen) : 0;
+	}
+	if (!id && info)
+		id = value_at(&info->identity, gen);
+	return id;
+}
+
+/* find_row returns the most specific row of the policy set for the peer, or NULL if the set has none at all. */
+static __always_inline struct row *find_row(__u32 pset, __u64 peer, const struct flow *f)
+{
+	struct row_key key = {.peer = peer, .pset = pset, .kind = ROW_ANY | f->dir};
+	struct row *any, *r;
+
+	any = bpf_map_lookup_elem(&rows, &key);
+	if (!any && peer) {
+		key.peer = 0;
+		any = bpf_map_lookup_elem(&rows, &key);
+	}
+	if (!any)
+		return NULL;
+	if (any->has & HAS_PORT) {
+		key.kind = ROW_PORT | f->dir;
+		key.proto = f->proto;
+		key.port = f->port;
+		r = bpf_map_lookup_elem(&rows, &key);
+		if (r)
+			return r;
+	}
+	if (any->has & HAS_RANGE) {
+		struct range_key range = {
+			.bits = 128,
+			.pset = pset,
+			.peer_hi = key.peer >> 32,
+			.peer_lo = key.peer,
+			.dir = f->dir,
+			.proto = f->proto,
+			.port = bpf_htons(f->port),
+		};
+
+		r = bpf_map_lookup_elem(&ranges, &range);
+		if (r)
+			return r;
+	}
+	if (any->has & HAS_PROTO) {
+		key.kind = ROW_PROTO | f->dir;
+		key.proto = f->proto;
+		key.port = 0;
+		r = bpf_map_lookup_elem(&rows, &key);
+		if (r)
+			return r;
+	}
+	return any;
+}
+
+static __always_inline void judge_once(const struct flow *f, __u32 subject, __u64 state, __u32 gen, struct decision *d)
+{
+	__u32 pset = state_pset(state);
+	struct row *r;
+
+	d->peer = 0;
+	d->verdict = ALLOW;
+	d->rule = fixed_essential(f->proto, f->port);
+	if (d->rsubject) {
+		__u32 rsubject = d->rsubject - 1;
+
+		d->peer = identity_at(rsubject, f->raddr, gen);
+		if (!d->rule && rsubject == subject)
+			d->rule = RULE_SAME_WORKLOAD;
+	} else {
+		d->peer = identity_of(f, gen);
+	}
+	if (!d->rule && is_controller(f, subject, gen))
+		d->rule = RULE_CONTROLLER;
+	if (!d->rule && pset == 0)
+		d->rule = RULE_OPEN;
+	if (d->rule)
+		return;
+	if ((__u32)state & SUBJECT_LOCAL_SETS) {
+		struct local_key key = {.subject = subject};
+		struct versioned *v;
+
+		copy_addr(key.addr, f->laddr);
+		v = bpf_map_lookup_elem(&local_sets, &key);
+		if (v && value_at(v, gen))
+			pset = value_at(v, gen);
+	}
+	r = find_row(pset, d->peer, f);
+	if (!r) {
+		d->rule = RULE_MISSING;
+		d->verdict = DENY;
+		return;
+	}
+	d->rule = r->rule;
+	d->verdict = r->verdict;
+}
+
+/* read_barrier keeps what is read before it from being read after it: an atomic operation with a result is ordered. */
+static __always_inline void read_barrier(void)
+{
+	__u64 word = 0, before;
+
+	before = __sync_lock_test_and_set(&word, 1);
+	barrier_var(before);
+}
+
+/*
+ * judge decides the flow for the subject; d->rsubject says who is at the other end, where that is known. It returns
+ * the state of the subject under which the verdict holds. What a generation needs is deleted only when the next one is
+ * in force, so a generation that is still in force afterwards proves that all that was read belonged to it.
+ */
+GLOBAL __u64 judge(const struct flow *f, __u32 subject, struct decision *d)
+{
+	__u64 state = 0;
+	int i;
+
+	if (!f || !d)
+		return 0;
+	for (i = 0; i < 4; i++) {
+		__u32 gen = generation();
+
+		state = state_at(subject, gen);
+		judge_once(f, subject, state, gen, d);
+		read_barrier();
+		if (generation() == gen)
+			break;
+	}
+	count(COUNT_JUDGED);
+	if (d->rule == RULE_MISSING)
+		count(COUNT_ERRORS);
+	return state;
+}
+
+#endif

@@ -1,0 +1,171 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* From a packet at a cgroup to a flow. */
+#ifndef BULKHEAD_PACKET_H
+#define BULKHEAD_PACKET_H
+
+#include "judge.h"
+
+#define TCP_FIN 0x01
+#define TCP_SYN 0x02
+#define TCP_RST 0x04
+#define TCP_ACK 0x10
+
+/* What of a packet is not part of its flow. */
+struct details {
+	__u32 payload; /* offset of what follows the transport header */
+	__u32 seq;     /* TCP */
+	__u8 tcp_flags;
+	__u8 icmp_type;
+	__u8 pad[2];
+};
+
+static __always_inline void map_v4(__u32 *to, __u32 addr)
+{
+	to[0] = 0;
+	to[1] = 0;
+	to[2] = bpf_htonl(0xffff);
+	to[3] = addr;
+}
+
+static __always_inline bool is_v4(const __u32 *addr)
+{
+	return !addr[0] && !addr[1] && addr[2] == bpf_htonl(0xffff);
+}
+
+static __always_inline bool is_loopback(const __u32 *addr)
+{
+	if (is_v4(addr))
+		return (addr[3] & bpf_htonl(0xff000000)) == bpf_htonl(0x7f000000);
+	return !addr[0] && !addr[1] && !addr[2] && addr[3] == bpf_htonl(1);
+}
+
+static __always_inline bool is_echo(__u8 proto, __u8 type)
+{
+	return proto == IPPROTO_ICMP ? type == 8 || type == 0 : type == 128 || type == 129;
+}
+
+/*
+ * network_header fills in addresses and protocol and returns the offset of the transport header, or -1 if the packet
+ * cannot be read. A fragment other than the first has no transport header: *fragment is set.
+ */
+static __always_inline int network_header(struct __sk_buff *skb, struct flow *f, bool egress, bool *fragment)
+{
+	__u32 *src = egress ? f->laddr : f->raddr, *dst = egress ? f->raddr : f->laddr;
+	__u32 h[10];
+	int off, i;
+
+	if (skb->protocol == bpf_htons(ETH_P_IP)) {
+		__u8 *b = (__u8 *)h;
+
+		if (bpf_skb_load_bytes(skb, 0, h, 20) < 0)
+			return -1;
+		map_v4(src, h[3]);
+		map_v4(dst, h[4]);
+		f->proto = b[9];
+		*fragment = ((b[6] & 0x1f) << 8 | b[7]) != 0;
+		return (b[0] & 0xf) * 4;
+	}
+	if (skb->protocol != bpf_htons(ETH_P_IPV6) || bpf_skb_load_bytes(skb, 0, h, 40) < 0)
+		return -1;
+	copy_addr(src, h + 2);
+	copy_addr(dst, h + 6);
+	f->proto = ((__u8 *)h)[6];
+	off = 40;
+	for (i = 0; i < 8; i++) {
+		__u8 e[4];
+
+		switch (f->proto) {
+		case 0:   /* hop-by-hop */
+		case 43:  /* routing */
+		case 60:  /* destination */
+		case 135: /* mobility */
+			if (bpf_skb_load_bytes(skb, off, e, 2) < 0)
+				return -1;
+			off += (e[1] + 1) * 8;
+			break;
+		case 51: /* authentication */
+			if (bpf_skb_load_bytes(skb, off, e, 2) < 0)
+				return -1;
+			off += (e[1] + 2) * 4;
+			break;
+		case 44: /* fragment */
+			if (bpf_skb_load_bytes(skb, off, e, 4) < 0)
+				return -1;
+			off += 8;
+			if (((e[2] << 8 | e[3]) & 0xfff8) != 0) {
+				f->proto = e[0];
+				*fragment = true;
+				return off;
+			}
+			break;
+		default:
+			return off;
+		}
+		f->proto = e[0];
+	}
+	return -1;
+}
+
+/*
+ * read_packet fills in the flow as this end sees it, with the destination port of the packet, and returns false if the
+ * packet cannot be read as far as its ports.
+ */
+GLOBAL int read_packet(struct __sk_buff *skb, struct flow *f, bool egress, struct details *d)
+{
+	bool fragment = false;
+	__u8 h[16];
+	int off;
+
+	if (!f || !d)
+		return false;
+
+	off = network_header(skb, f, egress, &fragment);
+	if (off < 0 || fragment)
+		return false;
+	d->payload = off;
+	switch (f->proto) {
+	case IPPROTO_TCP: {
+		__u16 src, dst;
+
+		if (bpf_skb_load_bytes(skb, off, h, 14) < 0)
+			return false;
+		src = h[0] << 8 | h[1];
+		dst = h[2] << 8 | h[3];
+		f->lport = egress ? src : dst;
+		f->rport = egress ? dst : src;
+		f->port = dst;
+		d->seq = (__u32)h[4] << 24 | h[5] << 16 | h[6] << 8 | h[7];
+		d->tcp_flags = h[13];
+		d->payload = off + (h[12] >> 4) * 4;
+		return true;
+	}
+	case IPPROTO_UDP:
+	case IPPROTO_UDPLITE:
+	case IPPROTO_SCTP: {
+		__u16 src, dst;
+
+		if (bpf_skb_load_bytes(skb, off, h, 8) < 0)
+			return false;
+		src = h[0] << 8 | h[1];
+		dst = h[2] << 8 | h[3];
+		f->lport = egress ? src : dst;
+		f->rport = egress ? dst : src;
+		f->port = dst;
+		d->payload = off + (f->proto == IPPROTO_SCTP ? 12 : 8);
+		return true;
+	}
+	case IPPROTO_ICMP:
+	case IPPROTO_ICMPV6:
+		if (bpf_skb_load_bytes(skb, off, h, 8) < 0)
+			return false;
+		d->icmp_type = h[0];
+		d->payload = off + 8;
+		f->port = ICMP_PORT(h[0], h[1]);
+		if (is_echo(f->proto, h[0]))
+			f->lport = h[4] << 8 | h[5];
+		return true;
+	}
+	return true;
+}
+
+#endif

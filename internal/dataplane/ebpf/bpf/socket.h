@@ -1,0 +1,120 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* Who a socket belongs to, and what is remembered about it. */
+#ifndef BULKHEAD_SOCKET_H
+#define BULKHEAD_SOCKET_H
+
+#include "events.h"
+#include "packet.h"
+
+#define LOOPBACK_IFINDEX 1
+#define KERNEL_CGROUP 1 /* id of the root cgroup, which the kernel's own sockets are in */
+
+/* resolved reports whether the subject in the word is still the one the socket belongs to. */
+static __always_inline bool resolved(__u64 word)
+{
+	return word_gen(word) && word_gen(word) == state_gen(state_of(word_subject(word)));
+}
+
+/* subject_of_cgroup returns subject + 1 of the unit whose topmost cgroup this is, or 0. */
+static __always_inline __u32 subject_of_cgroup(__u64 id)
+{
+	struct versioned *v = id ? bpf_map_lookup_elem(&cgroups, &id) : NULL;
+
+	return v ? value_at(v, generation()) : 0;
+}
+
+/* subject_of_socket finds the unit among the ancestors of the socket's cgroup. */
+static __noinline __u32 subject_of_socket(struct bpf_sock *sk)
+{
+	struct settings *c = get_config();
+	int i;
+
+	if (!c)
+		return 0;
+	for (i = 0; i < MAX_LEVELS && c->levels[i]; i++) {
+		__u32 subject = subject_of_cgroup(bpf_sk_ancestor_cgroup_id(sk, c->levels[i]));
+
+		if (subject)
+			return subject - 1;
+	}
+	return 0;
+}
+
+/* subject_of_task does the same for the running task. */
+static __noinline __u32 subject_of_task(void)
+{
+	struct settings *c = get_config();
+	int i;
+
+	if (!c)
+		return 0;
+	for (i = 0; i < MAX_LEVELS && c->levels[i]; i++) {
+		__u32 subject = subject_of_cgroup(bpf_get_current_ancestor_cgroup_id(c->levels[i]));
+
+		if (subject)
+			return subject - 1;
+	}
+	return 0;
+}
+
+/* current_process describes the running process. Only for hooks in process context. */
+static __noinline void current_process(struct process *p)
+{
+	struct task_struct *task = bpf_get_current_task_btf();
+
+	p->tgid = bpf_get_current_pid_tgid() >> 32;
+	p->uid = bpf_get_current_uid_gid();
+	p->cgroup = bpf_get_current_cgroup_id();
+	p->start = task->group_leader->start_boottime;
+	bpf_get_current_comm(p->comm, sizeof(p->comm));
+}
+
+/*
+ * peer_on_host returns subject + 1 of the socket at the other end of a flow that does not leave this host, or 0 if
+ * there is none (a closed port).
+ */
+static __noinline __u16 peer_on_host(struct __sk_buff *skb, const struct flow *f, bool v6)
+{
+	struct bpf_sock_tuple t = {};
+	struct socket_state *s;
+	struct bpf_sock *sk;
+	__u32 subject;
+	__u32 size;
+
+	if (v6) {
+		copy_addr(t.ipv6.saddr, f->laddr);
+		copy_addr(t.ipv6.daddr, f->raddr);
+		t.ipv6.sport = bpf_htons(f->lport);
+		t.ipv6.dport = bpf_htons(f->rport);
+		size = sizeof(t.ipv6);
+	} else {
+		t.ipv4.saddr = f->laddr[3];
+		t.ipv4.daddr = f->raddr[3];
+		t.ipv4.sport = bpf_htons(f->lport);
+		t.ipv4.dport = bpf_htons(f->rport);
+		size = sizeof(t.ipv4);
+	}
+	if (f->proto == IPPROTO_TCP)
+		sk = bpf_sk_lookup_tcp(skb, &t, size, BPF_F_CURRENT_NETNS, 0);
+	else if (f->proto == IPPROTO_UDP)
+		sk = bpf_sk_lookup_udp(skb, &t, size, BPF_F_CURRENT_NETNS, 0);
+	else
+		return 0;
+	if (!sk)
+		return 0;
+	s = bpf_sk_storage_get(&sockets, sk, 0, 0);
+	if (s && resolved(s->word))
+		subject = word_subject(s->word);
+	else
+		subject = subject_of_socket(sk);
+	bpf_sk_release(sk);
+	return subject + 1;
+}
+
+/* set_word changes the word if nobody else did; it reports whether it did. */
+static __always_inline bool set_word(__u64 *word, __u64 old, __u64 new)
+{
+	return __sync_val_compare_and_swap(word, old, new) == old;
+}
+
+#endif

@@ -1,0 +1,304 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * What the programs and the agent share: keys and values of maps, and events. Addresses are 16 bytes in network
+ * order; IPv4 is mapped (::ffff:a.b.c.d), also where IPv6 sockets carry it. Ports are in host order.
+ */
+#ifndef BULKHEAD_TYPES_H
+#define BULKHEAD_TYPES_H
+
+#include <linux/types.h>
+
+/* Verdicts, as model.Verdict counts them. */
+enum verdict {
+	DENY = 0,
+	WOULD_DENY = 1,
+	ALLOW = 2,
+};
+
+/* Directions, as model.Direction counts them. */
+enum direction {
+	IN = 0,
+	OUT = 1,
+};
+
+/* Rules that no policy names. The agent knows their names; hashes of other rules are never this small. */
+enum fixed_rule {
+	RULE_OPEN = 1,
+	RULE_SAME_WORKLOAD,
+	RULE_CONTROLLER,
+	RULE_DHCP,
+	RULE_ND,
+	RULE_ICMP_ERROR,
+	RULE_MISSING, /* no row judged the packet: the policy in the kernel is damaged */
+};
+
+/*
+ * Policy as a whole has a generation, in the map active. Everything that may change with it is kept twice, for the
+ * generation in force and for the one before or the one to come: storing the next generation is the single moment at
+ * which all of it changes. Even generations are in bank 0, odd ones in bank 1.
+ *
+ * State of a subject in a bank: generation << 32 | policy set << 8 | flags. The generation is that of the last change
+ * that concerned the subject: a verdict cached under another one is void.
+ */
+struct subject {
+	__u64 state[2];
+	__u64 sets[2]; /* the agent's own: isolation set << 32 | normal set << 8 | flags, what Isolate changes between */
+};
+
+#define SUBJECT_LOCAL_SETS 1u       /* local addresses may have policy sets of their own, */
+#define SUBJECT_LOCAL_IDENTITIES 2u /* and identities */
+#define SUBJECT_ISOLATED 4u         /* the agent's own mark; the programs do not look at it */
+
+static __inline __attribute__((always_inline)) __u32 state_gen(__u64 state) { return state >> 32; }
+static __inline __attribute__((always_inline)) __u32 state_pset(__u64 state) { return ((__u32)state) >> 8; }
+
+/*
+ * State of a flow, one aligned 64-bit word that is only changed by compare-and-swap, so that two packets of one flow on
+ * two processors never mix two verdicts: generation << 32 | subject << 16 | flags.
+ */
+#define FLOW_VERDICT 0x0003u
+#define FLOW_OUT 0x0004u      /* this host opened it */
+#define FLOW_DIR 0x0008u      /* the direction is known */
+#define FLOW_JUDGED 0x0010u   /* the verdict holds for the generation */
+#define FLOW_OPENED 0x0020u   /* its opening has been reported */
+#define FLOW_EXISTING 0x0040u /* it was there before the dataplane */
+#define FLOW_LOOP 0x0080u     /* the other end is on this host */
+#define FLOW_CONNECT 0x0100u  /* judged when connect() was called, under the generation */
+#define FLOW_TUPLE 0x0200u    /* addresses and ports are recorded */
+#define FLOW_SEEN 0x0400u     /* judged at least once: rule and verdict are those of the last time */
+
+static __inline __attribute__((always_inline)) __u32 word_gen(__u64 word) { return word >> 32; }
+static __inline __attribute__((always_inline)) __u32 word_subject(__u64 word) { return ((__u32)word) >> 16; }
+static __inline __attribute__((always_inline)) __u64 make_word(__u32 gen, __u32 subject, __u32 flags)
+{
+	return ((__u64)gen << 32) | ((subject & 0xffff) << 16) | (flags & 0xffff);
+}
+
+/* The process that made a socket, or that last called connect or sendmsg on it. */
+struct process {
+	__u64 start; /* nanoseconds since boot */
+	__u64 cgroup;
+	__u32 tgid;
+	__u32 uid;
+	char comm[16];
+};
+
+/* A flow as it is judged, and the key of what is remembered about one. */
+struct flow {
+	__u32 laddr[4];
+	__u32 raddr[4];
+	__u16 lport; /* of ICMP the identifier of an echo */
+	__u16 rport;
+	__u16 port; /* destination port of the flow; of ICMP type << 8 | code */
+	__u8 proto;
+	__u8 dir;
+};
+
+struct decision {
+	__u64 rule;
+	__u64 peer; /* identity */
+	__u16 rsubject; /* subject + 1 if the other end is on this host, else 0 */
+	__u8 verdict;
+	__u8 pad[5];
+};
+
+/* A number that changes with policy: cur holds from generation since on, prev before. Zero is none. */
+struct versioned {
+	__u64 cur;
+	__u64 prev;
+	__u32 since;
+	__u8 cur_shared;
+	__u8 prev_shared;
+	__u8 pad[2];
+};
+
+struct subject_info {
+	struct versioned identity;
+	char name[256]; /* the agent's own: of the workload */
+};
+
+struct net_key {
+	__u32 bits;
+	__u32 addr[4];
+};
+
+struct port_key {
+	__u32 addr[4];
+	__u16 port;
+	__u8 proto;
+	__u8 pad;
+};
+
+struct local_key {
+	__u32 addr[4];
+	__u32 subject;
+};
+
+/* Rows of policy. Kind says how much of protocol and port counts. */
+#define ROW_ANY 0u
+#define ROW_PROTO 2u
+#define ROW_PORT 4u
+
+struct row_key {
+	__u64 peer;
+	__u32 pset;
+	__u16 port;
+	__u8 proto;
+	__u8 kind; /* direction | ROW_* */
+};
+
+/* Flags of a ROW_ANY row: which more specific rows its peer has. */
+#define HAS_PORT 1u
+#define HAS_RANGE 2u
+#define HAS_PROTO 4u
+
+struct row {
+	__u64 rule;
+	__u8 verdict;
+	__u8 has;
+	__u8 pad[6];
+};
+
+struct range_key {
+	__u32 bits;
+	__u32 pset;
+	__u32 peer_hi;
+	__u32 peer_lo;
+	__u8 dir;
+	__u8 proto;
+	__u16 port; /* network order: bits count from the front */
+};
+
+/* What is remembered about a socket. Of a socket without a fixed peer, flow is the last one it began. */
+struct socket_state {
+	__u64 word;
+	__u64 cgroup; /* of the socket, which is that of its maker */
+	struct process process;
+	__u64 rule;
+	__u64 peer;
+	struct flow flow;
+	__u16 rsubject;
+	__u8 pad[6];
+	__u64 sent; /* bytes already reported */
+	__u64 received;
+};
+
+/*
+ * Flows of sockets that may talk to many peers: UDP, ICMP, raw. The cookie makes a new socket a new flow, also with a
+ * port that was used a moment ago, and keeps network namespaces apart.
+ */
+struct connection_key {
+	__u64 cookie;
+	__u32 raddr[4];
+	__u16 rport;
+	__u16 lport;
+	__u8 proto;
+	__u8 pad[3];
+};
+
+struct connection {
+	__u64 word;
+	__u64 last; /* time of the last packet */
+	__u64 rule;
+	__u64 peer;
+	struct process process;
+	__u32 laddr[4];
+	__u16 port;
+	__u16 rsubject;
+	__u8 replied;
+	__u8 pad[3];
+	__u64 sent, received, packets_sent, packets_received;
+	__u64 told_sent, told_received, told_packets_sent, told_packets_received;
+};
+
+/* Denials of one kind, folded: at most one event a second. */
+struct denial_key {
+	__u64 rule;
+	__u32 raddr[4];
+	__u32 tgid;
+	__u16 subject;
+	__u16 port;
+	__u8 proto;
+	__u8 dir;
+	__u8 pad[6];
+};
+
+struct denial {
+	__u64 last;    /* time of the last event */
+	__u64 pending; /* attempts since */
+	__u64 peer;
+	struct process process;
+	struct flow flow;
+	__u16 rsubject;
+	__u8 filled;
+	__u8 pad[5];
+};
+
+/* A connection attempt that was denied here; a retransmission has the same sequence number. */
+struct attempt_key {
+	__u64 cookie; /* of the listener */
+	__u32 laddr[4];
+	__u32 raddr[4];
+	__u16 rport;
+	__u8 pad[6];
+};
+
+enum event_kind {
+	EVENT_OPEN = 1,
+	EVENT_DENY,
+	EVENT_UPDATE,
+	EVENT_CLOSE,
+};
+
+#define EVENT_REJUDGED 1u
+#define EVENT_EXISTING 2u
+
+struct event {
+	__u64 time; /* nanoseconds since boot */
+	__u64 rule;
+	__u64 peer;
+	__u64 count;
+	__u64 sent, received, packets_sent, packets_received;
+	struct process process;
+	struct flow flow;
+	__u16 subject;
+	__u16 rsubject;
+	__u8 kind;
+	__u8 verdict;
+	__u8 flags;
+	__u8 pad;
+};
+
+enum counter {
+	COUNT_JUDGED,
+	COUNT_ALLOWED,
+	COUNT_WOULD_DENIED,
+	COUNT_DENIED,
+	COUNT_DROPPED,
+	COUNT_LOST,
+	COUNT_ERRORS,
+	COUNTERS,
+};
+
+#define MAX_LEVELS 16
+
+struct settings {
+	__u64 own_netns;   /* cookie of the namespace whose addresses the map own lists */
+	__u64 root_cgroup; /* id of the cgroup that the programs are attached to */
+	__u64 unreplied;   /* nanoseconds of silence that end a flow of connections */
+	__u64 replied;
+	__u32 units_since;       /* generation at which the map cgroups last changed */
+	__u8 levels[MAX_LEVELS]; /* of cgroups in the map cgroups, deepest first, 0 ends */
+	__u32 installed;         /* the agent's own: nothing is left to be set up */
+};
+
+/* Argument and answer of the probe program. */
+struct probe {
+	struct flow flow;
+	__u32 subject;
+	__u16 rsubject;
+	__u16 pad;
+	struct decision decision;
+};
+
+#endif

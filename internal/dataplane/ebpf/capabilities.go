@@ -1,0 +1,51 @@
+package ebpf
+
+import (
+	"fmt"
+	"slices"
+
+	"bulkhead/internal/dataplane"
+)
+
+// limits are what this implementation does not do on any kernel.
+var limits = []string{
+	"Traffic that this host forwards for others is not judged; only traffic of its own sockets is.",
+	"Frames sent through packet sockets (AF_PACKET) are not judged; sending them needs CAP_NET_RAW.",
+	"Connections to a port on which nothing listens are answered by the kernel and are not recorded at this end.",
+	"Echo requests are answered by the kernel itself and are neither judged nor recorded at this end.",
+	"A socket belongs to the cgroup of the process that made it, also after it was handed to another process " +
+		"(socket activation, moved processes).",
+	"A connection that this host itself redirects (DNAT) is judged at connect by the address the program asked for, " +
+		"and its replies over UDP are judged as traffic of their own.",
+	"An accepted connection names the process that listens, not the one that accepted it.",
+}
+
+// Capabilities says what this dataplane can and cannot enforce on this kernel.
+func (d *Dataplane) Capabilities() dataplane.Capabilities {
+	return dataplane.Capabilities{
+		Kind:        "ebpf",
+		Kernel:      kernelRelease(),
+		ResetTCP:    d.programs[programsProgBulkheadSweep] != nil,
+		ConnectErr:  true,
+		ProcessInfo: true,
+		Limits:      append(slices.Clone(limits), d.missing...),
+	}
+}
+
+// Counters returns totals since the dataplane was installed.
+func (d *Dataplane) Counters() (dataplane.Counters, error) {
+	var totals [7]uint64
+	for i := range totals {
+		var perCPU []uint64
+		if err := d.maps.Counters.Lookup(uint32(i), &perCPU); err != nil {
+			return dataplane.Counters{}, fmt.Errorf("read counters: %w", err)
+		}
+		for _, n := range perCPU {
+			totals[i] += n
+		}
+	}
+	return dataplane.Counters{
+		Judged: totals[0], Allowed: totals[1], WouldDenied: totals[2], Denied: totals[3],
+		DroppedPkts: totals[4], EventsLost: totals[5], Errors: totals[6],
+	}, nil
+}

@@ -1,0 +1,293 @@
+// Package ebpf is the dataplane that judges packets with eBPF programs at a cgroup of version 2.
+//
+// The programs are in bpf/, their compiled objects beside this file. They are attached to the root of a cgroup
+// hierarchy and see every packet that a socket below it sends or receives, whatever network namespace the socket is
+// in. A verdict is kept in the socket's storage under a generation; changing policy means writing what is new next to
+// what is old and then storing the next generation, one aligned word, which is the moment at which all of it changes.
+//
+// Links and maps are pinned on a bpffs, so that verdicts outlive the agent. What the kernel holds is the truth: Open
+// reads it back, and Apply writes only the difference.
+package ebpf
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+	"golang.org/x/sys/unix"
+
+	"bulkhead/internal/dataplane"
+)
+
+// Config says where the dataplane lives and how much it may hold.
+type Config struct {
+	// CgroupRoot is the directory of a cgroup of version 2. Sockets made in it or below it are judged.
+	CgroupRoot string
+	// BPFFS is a directory on a bpffs that belongs to this dataplane alone; it is made if it is missing.
+	BPFFS string
+	// UpdateInterval is the time between two EventUpdate of a live flow.
+	UpdateInterval time.Duration
+
+	MaxSubjects    int // the host and its units
+	MaxRows        int // policy rows for single ports and whole protocols
+	MaxRanges      int // policy rows for ranges of ports
+	MaxAddresses   int // single addresses
+	MaxPrefixes    int
+	MaxConnections int // flows of UDP and ICMP that are remembered; the longest unused make room
+	EventBuffer    int // bytes, a power of two
+
+	// UDPTimeout ends a flow of UDP or ICMP that was never answered, UDPStreamTimeout one that was, after silence.
+	UDPTimeout, UDPStreamTimeout time.Duration
+
+	Logger *slog.Logger // nil discards
+}
+
+// DefaultConfig returns a Config for a host of some hundred units and some ten thousand peers, without directories.
+func DefaultConfig() Config {
+	return Config{
+		UpdateInterval:   10 * time.Second,
+		MaxSubjects:      4096,
+		MaxRows:          262144,
+		MaxRanges:        131072,
+		MaxAddresses:     262144,
+		MaxPrefixes:      65536,
+		MaxConnections:   65536,
+		EventBuffer:      4 << 20,
+		UDPTimeout:       30 * time.Second,
+		UDPStreamTimeout: 120 * time.Second,
+	}
+}
+
+func (c *Config) check() error {
+	if c.CgroupRoot == "" || c.BPFFS == "" {
+		return errors.New("CgroupRoot and BPFFS must be set")
+	}
+	if c.MaxSubjects < 1 || c.MaxSubjects > 65535 {
+		return fmt.Errorf("MaxSubjects is %d: use 1–65535", c.MaxSubjects)
+	}
+	if c.UpdateInterval <= 0 || c.UDPTimeout <= 0 || c.UDPStreamTimeout <= 0 {
+		return errors.New("intervals and timeouts must be greater than zero")
+	}
+	for _, n := range []int{c.MaxRows, c.MaxRanges, c.MaxAddresses, c.MaxPrefixes, c.MaxConnections} {
+		if n < 1 {
+			return errors.New("limits must be greater than zero")
+		}
+	}
+	if page := os.Getpagesize(); c.EventBuffer < page || c.EventBuffer&(c.EventBuffer-1) != 0 {
+		return fmt.Errorf("EventBuffer is %d: use a power of two, at least %d", c.EventBuffer, page)
+	}
+	return nil
+}
+
+// Dataplane implements dataplane.Dataplane.
+type Dataplane struct {
+	cfg   Config
+	log   *slog.Logger
+	dir   string // of this layout's pins
+	root  uint64 // id of the cgroup
+	depth int    // level of the cgroup in the hierarchy
+	netns *namespace
+
+	maps     programsMaps
+	programs map[string]*ebpf.Program
+	links    map[string]link.Link
+	sweepers *iterators
+	missing  []string // sentences about what this kernel does not let us do
+
+	// active and subjects are the kernel's own memory. They are read by programs on every packet; stores to them must
+	// be single aligned words.
+	active   *atomic.Uint64
+	subjects []subjectState
+	unmap    []func() error
+
+	// names is what events are decoded with.
+	names atomic.Pointer[names]
+	// denied wakes Events when a live connection has been denied by its own packet, so that both ends are told.
+	swept sync.Mutex
+
+	mu     sync.Mutex // guards what follows
+	held   *held
+	closed bool
+}
+
+var _ dataplane.Dataplane = (*Dataplane)(nil)
+
+// subjectState is struct subject.
+type subjectState struct{ State, Sets [2]atomic.Uint64 }
+
+// Open takes over the dataplane that is pinned under cfg.BPFFS, or installs it. A new one lets everything pass until the
+// first Apply. It must be called in the network namespace of the host. Errors that wrap dataplane.ErrUnsupported say
+// what this machine lacks.
+func Open(cfg Config) (*Dataplane, error) {
+	if err := cfg.check(); err != nil {
+		return nil, fmt.Errorf("open dataplane: %w", err)
+	}
+	d := &Dataplane{cfg: cfg, log: cfg.Logger, links: map[string]link.Link{}}
+	if d.log == nil {
+		d.log = slog.New(slog.DiscardHandler)
+	}
+	if err := d.open(); err != nil {
+		return nil, errors.Join(fmt.Errorf("open dataplane: %w", err), d.release())
+	}
+	return d, nil
+}
+
+func (d *Dataplane) open() error {
+	var err error
+	if d.root, d.depth, err = findCgroup(d.cfg.CgroupRoot); err != nil {
+		return err
+	}
+	if err := makePinDir(d.cfg.BPFFS); err != nil {
+		return err
+	}
+	if d.netns, err = currentNamespace(); err != nil {
+		return err
+	}
+	if err := d.load(); err != nil {
+		return err
+	}
+	if err := d.mapMemory(); err != nil {
+		return err
+	}
+	if err := d.install(); err != nil {
+		return err
+	}
+	if d.held, err = d.readHeld(); err != nil {
+		return fmt.Errorf("read what the kernel holds: %w", err)
+	}
+	d.publishNames(nil)
+	return nil
+}
+
+// install brings everything into place that is not there already. The order matters: first what learns about new
+// sockets, then what is known about old ones, then what judges.
+func (d *Dataplane) install() error {
+	var s settings
+	if err := d.maps.Config.Lookup(uint32(0), &s); err != nil {
+		return fmt.Errorf("read settings: %w", err)
+	}
+	fresh := s.Installed == 0
+	if fresh && d.active.Load() == 0 {
+		open := state(1, 0, 0)
+		d.subjects[hostSubject].State[0].Store(open)
+		d.subjects[hostSubject].State[1].Store(open)
+		d.active.Store(1)
+	}
+	s.OwnNetns = d.netns.cookie
+	s.RootCgroup = d.root
+	s.Unreplied = uint64(d.cfg.UDPTimeout)
+	s.Replied = uint64(d.cfg.UDPStreamTimeout)
+	if err := d.maps.Config.Put(uint32(0), &s); err != nil {
+		return fmt.Errorf("write settings: %w", err)
+	}
+	if err := d.refreshOwn(); err != nil {
+		return err
+	}
+	for _, a := range attachments {
+		if a.judges && fresh {
+			continue
+		}
+		if err := d.attach(a); err != nil {
+			return err
+		}
+	}
+	if !fresh {
+		return nil
+	}
+	if err := d.seed(); err != nil {
+		return err
+	}
+	for _, a := range attachments {
+		if a.judges {
+			if err := d.attach(a); err != nil {
+				return err
+			}
+		}
+	}
+	if _, err := d.sweep(); err != nil {
+		return err
+	}
+	s.Installed = 1
+	if err := d.maps.Config.Put(uint32(0), &s); err != nil {
+		return fmt.Errorf("write settings: %w", err)
+	}
+	return nil
+}
+
+// Close lets go of the dataplane; what is pinned goes on judging.
+func (d *Dataplane) Close() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.closed {
+		return nil
+	}
+	d.closed = true
+	return d.release()
+}
+
+// Remove takes the programs out of the kernel and unpins everything.
+func (d *Dataplane) Remove() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	err := Uninstall(d.cfg.BPFFS)
+	if !d.closed {
+		d.closed = true
+		err = errors.Join(err, d.release())
+	}
+	return err
+}
+
+// release closes what this process holds.
+func (d *Dataplane) release() error {
+	var errs []error
+	for _, f := range d.unmap {
+		errs = append(errs, f())
+	}
+	d.unmap, d.active, d.subjects = nil, nil, nil
+	if d.sweepers != nil {
+		errs = append(errs, d.sweepers.Close())
+	}
+	for _, l := range d.links {
+		errs = append(errs, l.Close())
+	}
+	for _, p := range d.programs {
+		errs = append(errs, p.Close())
+	}
+	errs = append(errs, d.maps.Close())
+	if d.netns != nil {
+		errs = append(errs, d.netns.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// Uninstall detaches and removes every dataplane that is pinned under dir, whether or not an agent has it open. A dir
+// that does not exist holds none.
+func Uninstall(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("uninstall dataplane: %w", err)
+	}
+	var errs []error
+	for _, e := range entries {
+		if e.IsDir() && isLayout(e.Name()) {
+			errs = append(errs, removeLayout(filepath.Join(dir, e.Name())))
+		}
+	}
+	if err := os.Remove(dir); err != nil && !errors.Is(err, unix.ENOTEMPTY) && !errors.Is(err, unix.EBUSY) {
+		errs = append(errs, err)
+	}
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("uninstall dataplane: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,47 @@
+package ebpf_test
+
+import (
+	"errors"
+	"log/slog"
+	"testing"
+	"time"
+
+	"bulkhead/internal/dataplane"
+	"bulkhead/internal/dataplane/dataplanetest"
+	"bulkhead/internal/dataplane/ebpf"
+)
+
+func TestMain(m *testing.M) { dataplanetest.Main(m) }
+
+// open is what the conformance suite opens.
+func open(t testing.TB, at dataplanetest.Place) dataplane.Dataplane {
+	t.Helper()
+	cfg := ebpf.DefaultConfig()
+	cfg.CgroupRoot, cfg.BPFFS = at.CgroupRoot, at.BPFFS
+	cfg.UpdateInterval = time.Second
+	cfg.MaxConnections = 16384
+	cfg.UDPTimeout, cfg.UDPStreamTimeout = time.Second, time.Second
+	cfg.Logger = slog.New(slog.NewTextHandler(t.Output(), nil))
+	d, err := ebpf.Open(cfg)
+	if errors.Is(err, dataplane.ErrUnsupported) {
+		dataplanetest.Cannot(t, "bpf", err)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := d.Remove(); err != nil {
+			t.Error(err)
+		}
+	})
+	return d
+}
+
+func TestPort(t *testing.T) {
+	var bed *dataplanetest.Bed
+	dataplanetest.RunPort(t,
+		func(t testing.TB) dataplane.Dataplane { bed = dataplanetest.NewBed(t); return bed.Open(open) },
+		func(testing.TB) dataplane.Dataplane { return bed.Open(open) })
+}
+
+func TestConformance(t *testing.T) { dataplanetest.Run(t, open) }

@@ -1,0 +1,308 @@
+package ebpf
+
+import (
+	"fmt"
+	"maps"
+
+	"github.com/cilium/ebpf"
+
+	"bulkhead/internal/core/hostpolicy"
+	"bulkhead/internal/core/model"
+)
+
+// held is what the kernel holds, in the generation in force.
+type held struct {
+	addresses   table[address]
+	prefixes    table[netKey]
+	ports       table[portKey]
+	controllers table[portKey]
+	localSets   table[localKey]
+	localIDs    table[localKey]
+	cgroups     table[uint64]
+
+	sets     map[hostpolicy.PolicySetID]*heldSet
+	rows     int // over all sets
+	ranges   int
+	subjects []heldSubject // by number
+	next     int           // where to look for an unused number
+	rules    map[uint64]model.RuleID
+	levels   []uint8
+	policy   *hostpolicy.Policy // last applied by this process; nil before
+}
+
+// heldSet is a policy set whose rows are all in the kernel.
+type heldSet struct {
+	number       uint32
+	rows, ranges int
+}
+
+// heldSubject is a subject as subject_info describes it.
+type heldSubject struct {
+	used           bool
+	name           string
+	identity       uint64
+	set, isolation uint32
+	flags          uint8 // without subjectIsolated
+	isolated       bool
+}
+
+func (s *heldSubject) state(gen uint32) uint64 {
+	if s.isolated {
+		return state(gen, s.isolation, s.flags&subjectLocalIdentities|subjectIsolated)
+	}
+	return state(gen, s.set, s.flags)
+}
+
+func (d *Dataplane) generation() uint32 { return uint32(d.active.Load()) }
+
+// nextGeneration is never 0, which is "never judged", and always of the other parity.
+func (d *Dataplane) nextGeneration() uint32 {
+	if next := d.generation() + 1; next != 0 {
+		return next
+	}
+	return 2
+}
+
+// readHeld reads back what the kernel holds and cleans up after an agent that died while it was changing it.
+func (d *Dataplane) readHeld() (*held, error) {
+	gen := d.generation()
+	h := &held{
+		addresses:   table[address]{name: "addresses", m: d.maps.Addresses},
+		prefixes:    table[netKey]{name: "prefixes", m: d.maps.Prefixes},
+		ports:       table[portKey]{name: "port owners", m: d.maps.Ports},
+		controllers: table[portKey]{name: "controllers", m: d.maps.Controllers},
+		localSets:   table[localKey]{name: "local policy sets", m: d.maps.LocalSets},
+		localIDs:    table[localKey]{name: "local identities", m: d.maps.LocalIdentities},
+		cgroups:     table[uint64]{name: "cgroups", m: d.maps.Cgroups},
+		sets:        map[hostpolicy.PolicySetID]*heldSet{},
+		rules:       map[uint64]model.RuleID{},
+		next:        1,
+	}
+	for _, read := range []func(uint32) error{
+		h.addresses.read, h.prefixes.read, h.ports.read, h.controllers.read, h.localSets.read, h.localIDs.read, h.cgroups.read,
+		h.readSubjects(d), h.readSets(d), h.readRules(d),
+	} {
+		if err := read(gen); err != nil {
+			return nil, err
+		}
+	}
+	var s settings
+	if err := d.maps.Config.Lookup(uint32(0), &s); err != nil {
+		return nil, fmt.Errorf("read settings: %w", err)
+	}
+	for _, l := range s.Levels {
+		if l != 0 {
+			h.levels = append(h.levels, l)
+		}
+	}
+	return h, nil
+}
+
+// sets packs what Isolate changes between, as struct subject keeps it.
+func (s *heldSubject) sets() uint64 {
+	return uint64(s.isolation)<<32 | uint64(s.set)<<8 | uint64(s.flags)
+}
+
+func (h *held) readSubjects(d *Dataplane) func(uint32) error {
+	return func(gen uint32) error {
+		h.subjects = make([]heldSubject, len(d.subjects))
+		now, other := gen&1, (gen+1)&1
+		for i := range h.subjects {
+			s := &d.subjects[i]
+			word, sets := s.State[now].Load(), s.Sets[now].Load()
+			s.State[other].Store(word) // over what a dead agent may have prepared
+			s.Sets[other].Store(sets)
+			if word == 0 {
+				continue
+			}
+			var info subjectInfo
+			if err := d.maps.SubjectInfo.Lookup(uint32(i), &info); err != nil {
+				return fmt.Errorf("read subject %d: %w", i, err)
+			}
+			v := info.Identity
+			id := v.Cur
+			if int32(gen-v.Since) < 0 {
+				id = v.Prev
+			}
+			h.subjects[i] = heldSubject{
+				used: true, name: text(info.Name[:]), identity: id,
+				set: uint32(sets) >> 8, flags: uint8(sets), isolation: uint32(sets >> 32),
+				isolated: stateFlags(word)&subjectIsolated != 0,
+			}
+		}
+		return nil
+	}
+}
+
+// readSets counts the rows of each policy set that a subject names, and deletes all others: those that an agent had
+// not finished writing, and those that it had not finished deleting.
+func (h *held) readSets(d *Dataplane) func(uint32) error {
+	return func(uint32) error {
+		named := map[uint32]bool{}
+		for i := range h.subjects {
+			named[h.subjects[i].set], named[h.subjects[i].isolation] = true, true
+		}
+		for _, v := range h.localSets.held {
+			named[uint32(v.id)] = true
+		}
+		byNumber := map[uint32]*heldSet{}
+		var orphans []uint32
+		var number uint32
+		var id uint64
+		it := d.maps.PolicySets.Iterate()
+		for it.Next(&number, &id) {
+			if !named[number] {
+				orphans = append(orphans, number)
+				continue
+			}
+			s := &heldSet{number: number}
+			byNumber[number] = s
+			h.sets[hostpolicy.PolicySetID(id)] = s
+		}
+		if err := it.Err(); err != nil {
+			return fmt.Errorf("read policy sets: %w", err)
+		}
+		if err := deleteAll(d.maps.PolicySets, orphans); err != nil {
+			return fmt.Errorf("delete policy sets: %w", err)
+		}
+		rows, err := countRows(d.maps.Rows, func(k rowKey) bool {
+			s := byNumber[k.Pset]
+			if s != nil {
+				s.rows++
+				h.rows++
+			}
+			return s != nil
+		})
+		if err != nil {
+			return err
+		}
+		ranges, err := countRows(d.maps.Ranges, func(k rangeKey) bool {
+			s := byNumber[k.Pset]
+			if s != nil {
+				s.ranges++
+				h.ranges++
+			}
+			return s != nil
+		})
+		if err != nil {
+			return err
+		}
+		if rows+ranges > 0 {
+			d.log.Info("removed policy rows that an earlier agent had left", "rows", rows+ranges)
+		}
+		return nil
+	}
+}
+
+// countRows calls known for every row and deletes those that are not; it returns how many.
+func countRows[K any](m *ebpf.Map, known func(K) bool) (int, error) {
+	var orphans []K
+	var k K
+	var v row
+	it := m.Iterate()
+	for it.Next(&k, &v) {
+		if !known(k) {
+			orphans = append(orphans, k)
+		}
+	}
+	if err := it.Err(); err != nil {
+		return 0, fmt.Errorf("read policy rows: %w", err)
+	}
+	if err := deleteAll(m, orphans); err != nil {
+		return 0, fmt.Errorf("delete policy rows: %w", err)
+	}
+	return len(orphans), nil
+}
+
+func (h *held) readRules(d *Dataplane) func(uint32) error {
+	return func(uint32) error {
+		var number uint64
+		var name ruleName
+		it := d.maps.Rules.Iterate()
+		for it.Next(&number, &name) {
+			h.rules[number] = model.RuleID(text(name[:]))
+		}
+		if err := it.Err(); err != nil {
+			return fmt.Errorf("read rules: %w", err)
+		}
+		return nil
+	}
+}
+
+// ruleName is the value of the map rules.
+type ruleName [256]int8
+
+// text returns a C string.
+func text(c []int8) string {
+	b := make([]byte, 0, len(c))
+	for _, x := range c {
+		if x == 0 {
+			break
+		}
+		b = append(b, byte(x))
+	}
+	return string(b)
+}
+
+// setText stores a C string; it reports false if it does not fit.
+func setText(c []int8, s string) bool {
+	if len(s) >= len(c) {
+		return false
+	}
+	for i := range c {
+		c[i] = 0
+		if i < len(s) {
+			c[i] = int8(s[i])
+		}
+	}
+	return true
+}
+
+// names is what events are decoded with.
+type names struct {
+	rules    map[uint64]model.RuleID
+	subjects []string
+}
+
+func (n *names) rule(number uint64) model.RuleID {
+	if number < uint64(len(fixedRules)) {
+		return fixedRules[number]
+	}
+	if r, ok := n.rules[number]; ok {
+		return r
+	}
+	return model.RuleID(fmt.Sprintf("dataplane/rule-%016x", number)) // of a policy that is gone
+}
+
+func (n *names) subject(number uint16) string {
+	if int(number) < len(n.subjects) {
+		return n.subjects[number]
+	}
+	return ""
+}
+
+// publishNames makes names of what is held and of what is to be held next, if anything: events of the next generation
+// come before anybody can say that it is in force. Names of subjects that are gone stay until their number is used
+// again, for events may still speak of them.
+func (d *Dataplane) publishNames(next *transition) {
+	before := d.names.Load()
+	n := &names{rules: maps.Clone(d.held.rules)}
+	subjects := d.held.subjects
+	if next != nil {
+		maps.Copy(n.rules, next.rules)
+		subjects = next.subjects
+	}
+	for i, s := range subjects {
+		name := s.name
+		if !s.used && before != nil {
+			name = before.subject(uint16(i))
+		}
+		if name != "" {
+			for len(n.subjects) <= i {
+				n.subjects = append(n.subjects, "")
+			}
+			n.subjects[i] = name
+		}
+	}
+	d.names.Store(n)
+}

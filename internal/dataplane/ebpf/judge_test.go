@@ -1,0 +1,315 @@
+package ebpf
+
+import (
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"slices"
+	"testing"
+
+	"github.com/cilium/ebpf"
+
+	"bulkhead/internal/core/compile"
+	"bulkhead/internal/core/essential"
+	"bulkhead/internal/core/hostpolicy"
+	"bulkhead/internal/core/model"
+	"bulkhead/internal/core/policytest"
+	"bulkhead/internal/dataplane"
+	"bulkhead/internal/dataplane/dataplanetest"
+)
+
+// openForTest opens a dataplane in a lab of its own.
+func openForTest(t testing.TB, change func(*Config)) (*Dataplane, *dataplanetest.Bed) {
+	t.Helper()
+	b := dataplanetest.NewBed(t)
+	d := b.Open(func(t testing.TB, at dataplanetest.Place) dataplane.Dataplane { return openAt(t, at, change) })
+	return d.(*Dataplane), b
+}
+
+func openAt(t testing.TB, at dataplanetest.Place, change func(*Config)) *Dataplane {
+	t.Helper()
+	cfg := DefaultConfig()
+	cfg.CgroupRoot, cfg.BPFFS = at.CgroupRoot, at.BPFFS
+	cfg.MaxConnections = 4096
+	if change != nil {
+		change(&cfg)
+	}
+	d, err := Open(cfg)
+	if errors.Is(err, dataplane.ErrUnsupported) {
+		dataplanetest.Cannot(t, "bpf", err)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := d.Remove(); err != nil {
+			t.Error(err)
+		}
+	})
+	return d
+}
+
+// prober asks the programs for verdicts.
+type prober struct {
+	t testing.TB
+	d *Dataplane
+	p *ebpf.Program
+	m *ebpf.Map
+}
+
+func newProber(t testing.TB, d *Dataplane) *prober {
+	t.Helper()
+	spec, err := loadPrograms()
+	if err != nil {
+		t.Fatal(err)
+	}
+	d.resize(spec)
+	all := map[string]*ebpf.Map{
+		programsMapConfig: d.maps.Config, programsMapActive: d.maps.Active, programsMapSubjects: d.maps.Subjects,
+		programsMapSubjectInfo: d.maps.SubjectInfo, programsMapAddresses: d.maps.Addresses,
+		programsMapPrefixes: d.maps.Prefixes, programsMapPorts: d.maps.Ports, programsMapControllers: d.maps.Controllers,
+		programsMapLocalSets: d.maps.LocalSets, programsMapLocalIdentities: d.maps.LocalIdentities,
+		programsMapRows: d.maps.Rows, programsMapRanges: d.maps.Ranges, programsMapCounters: d.maps.Counters,
+		programsMapProbes: d.maps.Probes,
+	}
+	for name := range spec.Maps {
+		if all[name] == nil {
+			delete(spec.Maps, name)
+		}
+	}
+	p, err := loadOne(spec, programsProgBulkheadProbe, all)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := p.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return &prober{t, d, p, d.maps.Probes}
+}
+
+var packet = make([]byte, 64)
+
+// ask returns the verdict on a packet, and the identity it was judged for.
+func (p *prober) ask(pkt *hostpolicy.Packet) (model.EndVerdict, model.IdentityID) {
+	p.t.Helper()
+	number := func(w string) int {
+		return slices.IndexFunc(p.d.held.subjects, func(s heldSubject) bool { return s.used && s.name == w })
+	}
+	var q programsProbe
+	q.Flow.Laddr, q.Flow.Raddr = addressOf(pkt.Local), addressOf(pkt.Remote)
+	q.Flow.Port, q.Flow.Proto, q.Flow.Dir = pkt.Port, uint8(pkt.Proto), uint8(pkt.Dir)
+	q.Subject = uint32(number(pkt.Workload))
+	if pkt.RemoteWorkload != "" {
+		q.Rsubject = uint16(number(pkt.RemoteWorkload) + 1)
+	}
+	if err := p.m.Put(uint32(0), &q); err != nil {
+		p.t.Fatal(err)
+	}
+	if ret, err := p.p.Run(&ebpf.RunOptions{Data: packet}); err != nil || ret != 1 {
+		p.t.Fatalf("probe: %d, %v", ret, err)
+	}
+	if err := p.m.Lookup(uint32(0), &q); err != nil {
+		p.t.Fatal(err)
+	}
+	v := model.EndVerdict{Verdict: model.Verdict(q.Decision.Verdict), Rule: p.d.names.Load().rule(q.Decision.Rule)}
+	return v, model.IdentityID(q.Decision.Peer)
+}
+
+// TestJudgesLikeTheReference applies compiled policies of random worlds, one after the other, isolates some workloads,
+// and asks the kernel and hostpolicy.Judge about the same packets.
+func TestJudgesLikeTheReference(t *testing.T) {
+	d, _ := openForTest(t, nil)
+	p := newProber(t, d)
+	worlds, perHost := 60, 250
+	if testing.Short() {
+		worlds = 5
+	}
+	asked := 0
+	verdicts := map[model.Verdict]int{}
+	rules := map[model.RuleID]int{}
+	for seed := range worlds {
+		docs, inv, _ := policytest.Generate(uint64(seed), policytest.Small)
+		w, err := compile.Compile(docs, inv, compile.Options{Now: policytest.Now, Controllers: []netip.AddrPort{
+			netip.MustParseAddrPort("10.0.0.1:9443"), netip.MustParseAddrPort("[fd00::1]:9443"),
+		}})
+		if err != nil {
+			t.Fatalf("seed %d: %v", seed, err)
+		}
+		r := rand.New(rand.NewPCG(uint64(seed), 1))
+		for _, host := range w.Hosts() {
+			pol, ok := w.HostPolicy(host)
+			if !ok {
+				t.Fatalf("seed %d: host %s has no policy", seed, host)
+			}
+			if _, err := d.Apply(t.Context(), &dataplane.State{Policy: pol}); err != nil {
+				t.Fatalf("seed %d, host %s: %v", seed, host, err)
+			}
+			var isolated []string
+			if r.IntN(3) == 0 {
+				s := pol.Subjects[r.IntN(len(pol.Subjects))]
+				isolated = append(isolated, s.Workload)
+				if err := d.Isolate(t.Context(), s.Workload, true); err != nil {
+					t.Fatal(err)
+				}
+			}
+			judge := hostpolicy.NewJudge(pol.Isolated(isolated...))
+			for range perHost {
+				pkt := randomPacket(r, pol)
+				want, wantPeer := judge.Judge(&pkt)
+				got, gotPeer := p.ask(&pkt)
+				asked++
+				verdicts[want.Verdict]++
+				rules[want.Rule]++
+				if got != want || gotPeer != wantPeer {
+					t.Fatalf("seed %d, host %s, isolated %v, %+v:\nkernel    %v for %s\nreference %v for %s",
+						seed, host, isolated, pkt, got, gotPeer, want, wantPeer)
+				}
+			}
+			for _, w := range isolated {
+				if err := d.Isolate(t.Context(), w, false); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+	}
+	t.Logf("%d packets, verdicts %v, %d rules", asked, verdicts, len(rules))
+	if !testing.Short() && asked < 50000 {
+		t.Errorf("only %d packets", asked)
+	}
+	for _, v := range []model.Verdict{model.Allow, model.WouldDeny, model.Deny} {
+		if verdicts[v] < asked/50 {
+			t.Errorf("only %d of %d packets were %s: the test shows little", verdicts[v], asked, v)
+		}
+	}
+	if c, err := d.Counters(); err != nil || c.Errors != 0 {
+		t.Errorf("counters: %+v, %v", c, err)
+	}
+}
+
+// randomPacket aims at what the policy tells apart: its addresses and the edges of its ranges.
+func randomPacket(r *rand.Rand, p *hostpolicy.Policy) hostpolicy.Packet {
+	s := p.Subjects[r.IntN(len(p.Subjects))]
+	pkt := hostpolicy.Packet{Workload: s.Workload, Dir: model.Directions[r.IntN(2)]}
+	v6 := r.IntN(3) == 0
+	any := func() netip.Addr {
+		for range 8 {
+			if len(p.Addresses) == 0 {
+				break
+			}
+			if a := inside(r, p.Addresses[r.IntN(len(p.Addresses))].Prefix); a.Is6() == v6 {
+				return a
+			}
+		}
+		if v6 {
+			return netip.AddrFrom16([16]byte{0xfd, 1: byte(r.IntN(3)), 15: byte(r.IntN(9))})
+		}
+		return netip.AddrFrom4([4]byte{byte(r.IntN(224)), byte(r.IntN(2)), 0, byte(r.IntN(256))})
+	}
+	pkt.Local, pkt.Remote = any(), any()
+	if len(s.Local) > 0 && r.IntN(2) == 0 {
+		pkt.Local = s.Local[r.IntN(len(s.Local))].Addr
+	}
+	if r.IntN(4) == 0 {
+		pkt.RemoteWorkload = p.Subjects[r.IntN(len(p.Subjects))].Workload
+	}
+	protos := []model.Proto{model.ProtoTCP, model.ProtoTCP, model.ProtoUDP, model.ProtoSCTP, model.ProtoICMP, model.ProtoICMPv6, 2, 255}
+	pkt.Proto, pkt.Port = protos[r.IntN(len(protos))], uint16(r.IntN(65536))
+	if set := p.Set(s.Set); r.IntN(8) != 0 {
+		t := set.Table(pkt.Dir)
+		f := t.Funcs[r.IntN(len(t.Funcs))]
+		if c := f[r.IntN(len(f))].Ports; c.Proto != model.ProtoAny {
+			edges := []uint16{c.Lo, c.Hi, c.Lo - 1, c.Hi + 1, c.Lo + (c.Hi-c.Lo)/2}
+			pkt.Proto, pkt.Port = c.Proto, edges[r.IntN(len(edges))]
+		}
+	}
+	if r.IntN(20) == 0 && len(p.Controllers) > 0 {
+		c := p.Controllers[r.IntN(len(p.Controllers))]
+		pkt.Proto, pkt.Port = model.ProtoTCP, c.Port()
+		if pkt.Dir == model.Egress {
+			pkt.Remote = c.Addr()
+		} else {
+			pkt.Local = c.Addr()
+		}
+	}
+	if len(p.Ports) > 0 && r.IntN(10) == 0 {
+		o := p.Ports[r.IntN(len(p.Ports))]
+		pkt.Remote, pkt.Proto, pkt.Port, pkt.Dir = o.Addr, o.Proto, o.Port, model.Egress
+	}
+	return pkt
+}
+
+// inside returns an address of the prefix, often its first or last, or one just outside.
+func inside(r *rand.Rand, p netip.Prefix) netip.Addr {
+	b := p.Addr().AsSlice()
+	fill := byte(r.IntN(3)) * 0x7f
+	for i := range b {
+		host := min(max(8*(i+1)-p.Bits(), 0), 8)
+		b[i] |= fill & byte(1<<host-1)
+	}
+	a, _ := netip.AddrFromSlice(b)
+	switch r.IntN(8) {
+	case 0:
+		if next := a.Next(); next.IsValid() {
+			return next
+		}
+	case 1:
+		if prev := a.Prev(); prev.IsValid() {
+			return prev
+		}
+	}
+	return a
+}
+
+// TestFixedEssentials compares the programs' list of essentials with the one that everybody else uses.
+func TestFixedEssentials(t *testing.T) {
+	d, _ := openForTest(t, nil)
+	p := newProber(t, d)
+	deny := model.EndVerdict{Verdict: model.Deny, Rule: model.RuleDefaultDeny}
+	table := hostpolicy.Table{Funcs: []hostpolicy.Func{{{Ports: model.AnyPort, Verdict: deny.Verdict, Rule: deny.Rule}}}}
+	set := hostpolicy.PolicySet{Ingress: table, Egress: table}
+	set.ID = set.ContentID()
+	pol := &hostpolicy.Policy{
+		Host: "h", Sets: []hostpolicy.PolicySet{set},
+		Subjects: []hostpolicy.Subject{{Workload: "h", Identity: 1, Set: set.ID, Isolation: set.ID}},
+	}
+	if _, err := d.Apply(t.Context(), &dataplane.State{Policy: pol}); err != nil {
+		t.Fatal(err)
+	}
+	found := map[model.RuleID]bool{}
+	try := func(proto model.Proto, port uint16) {
+		pkt := hostpolicy.Packet{
+			Workload: "h", Dir: model.Egress, Local: netip.MustParseAddr("10.0.0.1"), Remote: netip.MustParseAddr("10.0.0.2"),
+			Proto: proto, Port: port,
+		}
+		want := deny
+		if rule, ok := essential.Match(proto, port); ok {
+			want = model.EndVerdict{Verdict: model.Allow, Rule: rule}
+			found[rule] = true
+		}
+		if got, _ := p.ask(&pkt); got != want {
+			t.Errorf("%s: %v instead of %v", model.PortRange{Proto: proto, Lo: port, Hi: port}, got, want)
+		}
+	}
+	for typ := range 256 {
+		try(model.ProtoICMP, model.ICMPPort(uint8(typ), 0))
+		try(model.ProtoICMPv6, model.ICMPPort(uint8(typ), 3))
+	}
+	for port := range uint16(600) {
+		try(model.ProtoUDP, port)
+		try(model.ProtoTCP, port)
+	}
+	for _, e := range essential.Fixed {
+		if !found[e.Rule] {
+			t.Errorf("%s was never met", e.Rule)
+		}
+	}
+}
+
+func ExampleConfig() {
+	cfg := DefaultConfig()
+	fmt.Println(cfg.MaxRows, cfg.UDPTimeout)
+	// Output: 262144 30s
+}

@@ -1,0 +1,300 @@
+package ebpf
+
+import (
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"unsafe"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+	"github.com/cilium/ebpf/rlimit"
+	"golang.org/x/sys/unix"
+
+	"bulkhead/internal/dataplane"
+)
+
+// layoutVersion changes when the meaning of what is in the maps does. Their shapes are part of the layout anyway.
+const layoutVersion = 1
+
+const layoutPrefix = "layout_"
+
+func isLayout(name string) bool { return strings.HasPrefix(name, layoutPrefix) }
+
+// layoutOf names a layout: pins of one are never used with another.
+func layoutOf(spec *ebpf.CollectionSpec) string {
+	var lines []string
+	for name, m := range spec.Maps {
+		if m.Pinning == ebpf.PinByName {
+			lines = append(lines, fmt.Sprintf("%s %s %d %d %d %d", name, m.Type, m.KeySize, m.ValueSize, m.MaxEntries, m.Flags))
+		}
+	}
+	slices.Sort(lines)
+	sum := sha256.Sum256([]byte(strings.Join(lines, "\n")))
+	return fmt.Sprintf("%s%d_%x", layoutPrefix, layoutVersion, sum[:4])
+}
+
+// required are the programs without which nothing is judged. The others only add to it: a kernel that refuses one of
+// them costs what optional says.
+var required = []string{
+	programsProgBulkheadSockCreate, programsProgBulkheadConnect4, programsProgBulkheadConnect6,
+	programsProgBulkheadIngress, programsProgBulkheadEgress,
+}
+
+var optional = []struct{ program, without string }{
+	{programsProgBulkheadSetState, "The end of TCP connections and what they carried is not recorded."},
+	{programsProgBulkheadSweep, "Live TCP connections that are no longer allowed fall silent instead of being reset."},
+	{programsProgBulkheadUpdate, "What a TCP connection has carried is recorded only when it ends."},
+	{programsProgBulkheadFlush, "Repeated denials and silent UDP flows are not recorded."},
+	{programsProgBulkheadSockRelease, "A UDP flow ends in the record only after its timeout."},
+	{programsProgBulkheadSendmsg4, "A UDP flow over IPv4 names the process that made the socket, not the one that sends."},
+	{programsProgBulkheadSendmsg6, "A UDP flow over IPv6 names the process that made the socket, not the one that sends."},
+	{programsProgBulkheadListening, "Of connections made before the agent, who opened them is guessed from the ports."},
+	{programsProgBulkheadSeed, "Of sockets made before the agent, the process is not known."},
+}
+
+// attachment is a program that stays attached.
+type attachment struct {
+	program string
+	typ     ebpf.AttachType
+	judges  bool // decides about packets
+}
+
+var attachments = []attachment{
+	{programsProgBulkheadSockCreate, ebpf.AttachCGroupInetSockCreate, false},
+	{programsProgBulkheadSockRelease, ebpf.AttachCgroupInetSockRelease, false},
+	{programsProgBulkheadSendmsg4, ebpf.AttachCGroupUDP4Sendmsg, false},
+	{programsProgBulkheadSendmsg6, ebpf.AttachCGroupUDP6Sendmsg, false},
+	{programsProgBulkheadSetState, ebpf.AttachTraceRawTp, false},
+	{programsProgBulkheadConnect4, ebpf.AttachCGroupInet4Connect, true},
+	{programsProgBulkheadConnect6, ebpf.AttachCGroupInet6Connect, true},
+	{programsProgBulkheadIngress, ebpf.AttachCGroupInetIngress, true},
+	{programsProgBulkheadEgress, ebpf.AttachCGroupInetEgress, true},
+}
+
+// load brings maps and programs into the kernel, taking over maps that are pinned.
+func (d *Dataplane) load() error {
+	if err := rlimit.RemoveMemlock(); err != nil {
+		return fmt.Errorf("%w: lift the limit on locked memory: %w; run as root", dataplane.ErrUnsupported, err)
+	}
+	spec, err := loadPrograms()
+	if err != nil {
+		return err
+	}
+	d.resize(spec)
+	d.dir = filepath.Join(d.cfg.BPFFS, layoutOf(spec))
+	if err := os.MkdirAll(d.dir, 0o700); err != nil {
+		return fmt.Errorf("make %s: %w", d.dir, err)
+	}
+	base := spec.Copy()
+	for name := range base.Programs {
+		if !slices.Contains(required, name) {
+			delete(base.Programs, name)
+		}
+	}
+	c, err := ebpf.NewCollectionWithOptions(base, ebpf.CollectionOptions{Maps: ebpf.MapOptions{PinPath: d.dir}})
+	if err != nil {
+		return unsupported(err)
+	}
+	d.programs = c.Programs
+	all := maps.Clone(c.Maps) // Assign takes them out
+	if err := c.Assign(&d.maps); err != nil {
+		return err
+	}
+	for _, o := range optional {
+		p, err := loadOne(spec, o.program, all)
+		if err != nil {
+			d.log.Warn("kernel refuses a program", "program", o.program, "error", err)
+			d.missing = append(d.missing, o.without)
+			continue
+		}
+		d.programs[o.program] = p
+	}
+	d.sweepers = &iterators{links: map[string]*link.Iter{}}
+	return nil
+}
+
+func (d *Dataplane) resize(spec *ebpf.CollectionSpec) {
+	for name, n := range map[string]int{
+		programsMapSubjects:    d.cfg.MaxSubjects,
+		programsMapSubjectInfo: d.cfg.MaxSubjects,
+		programsMapRows:        d.cfg.MaxRows,
+		programsMapRanges:      d.cfg.MaxRanges,
+		programsMapAddresses:   d.cfg.MaxAddresses,
+		programsMapPrefixes:    d.cfg.MaxPrefixes,
+		programsMapConnections: d.cfg.MaxConnections,
+		programsMapEvents:      d.cfg.EventBuffer,
+	} {
+		spec.Maps[name].MaxEntries = uint32(n)
+	}
+}
+
+// loadOne loads one more program on the maps that are there.
+func loadOne(spec *ebpf.CollectionSpec, program string, maps map[string]*ebpf.Map) (*ebpf.Program, error) {
+	one := spec.Copy()
+	for name := range one.Programs {
+		if name != program {
+			delete(one.Programs, name)
+		}
+	}
+	for name, m := range one.Maps {
+		if maps[name] != nil {
+			m.Pinning = ebpf.PinNone
+		}
+	}
+	c, err := ebpf.NewCollectionWithOptions(one, ebpf.CollectionOptions{MapReplacements: maps})
+	if err != nil {
+		return nil, err
+	}
+	defer c.Close()
+	return c.DetachProgram(program), nil
+}
+
+// unsupported turns the kernel's refusal into a sentence about what is missing.
+func unsupported(err error) error {
+	var refused *ebpf.VerifierError
+	switch {
+	case os.Geteuid() != 0 && errors.Is(err, unix.EPERM):
+		return fmt.Errorf("%w: loading eBPF programs needs root (or CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON)",
+			dataplane.ErrUnsupported)
+	case errors.Is(err, unix.EPERM):
+		return fmt.Errorf("%w: this kernel forbids loading eBPF programs, even to root: %w", dataplane.ErrUnsupported, err)
+	case errors.As(err, &refused):
+		return fmt.Errorf("%w: the kernel %s refuses a program; 5.15 or later is needed: %w",
+			dataplane.ErrUnsupported, kernelRelease(), err)
+	case errors.Is(err, ebpf.ErrNotSupported), errors.Is(err, unix.ENOSYS), errors.Is(err, os.ErrNotExist):
+		return fmt.Errorf("%w: the kernel %s lacks what the programs need (BTF and eBPF as of 5.15): %w",
+			dataplane.ErrUnsupported, kernelRelease(), err)
+	}
+	return fmt.Errorf("load eBPF programs: %w", err)
+}
+
+// attach puts a program in place: it replaces the program of a pinned link without a gap, or makes a link and pins it.
+func (d *Dataplane) attach(a attachment) error {
+	prog := d.programs[a.program]
+	if prog == nil {
+		return nil // optional, and reported
+	}
+	path := filepath.Join(d.dir, "link_"+a.program)
+	old, err := link.LoadPinnedLink(path, nil)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("take over %s: %w", path, err)
+	}
+	if old != nil && a.typ != ebpf.AttachTraceRawTp && d.attachedHere(old) {
+		if err := old.Update(prog); err == nil {
+			d.links[a.program] = old
+			return nil
+		}
+	}
+	var l link.Link
+	if a.typ == ebpf.AttachTraceRawTp {
+		l, err = link.AttachTracing(link.TracingOptions{Program: prog})
+	} else {
+		l, err = link.AttachCgroup(link.CgroupOptions{Path: d.cfg.CgroupRoot, Attach: a.typ, Program: prog})
+	}
+	if err != nil {
+		if old != nil {
+			_ = old.Close() // the error that matters is the one below
+		}
+		return fmt.Errorf("%w: attach %s: %w", dataplane.ErrUnsupported, a.program, err)
+	}
+	// The new one is in force; only now may the old one go.
+	if old != nil {
+		if err := errors.Join(old.Unpin(), old.Close()); err != nil {
+			return errors.Join(fmt.Errorf("replace %s: %w", path, err), l.Close())
+		}
+	}
+	if err := l.Pin(path); err != nil {
+		return errors.Join(fmt.Errorf("pin %s: %w", path, err), l.Close())
+	}
+	d.links[a.program] = l
+	return nil
+}
+
+// attachedHere reports whether the link still is at our cgroup: one whose cgroup is gone is at none.
+func (d *Dataplane) attachedHere(l link.Link) bool {
+	info, err := l.Info()
+	if err != nil {
+		return false
+	}
+	cg := info.Cgroup()
+	return cg != nil && cg.CgroupId == d.root
+}
+
+func (d *Dataplane) mapMemory() error {
+	active, err := d.mapArray(d.maps.Active, 8)
+	if err != nil {
+		return err
+	}
+	subjects, err := d.mapArray(d.maps.Subjects, int(unsafe.Sizeof(subjectState{})))
+	if err != nil {
+		return err
+	}
+	d.active = (*atomic.Uint64)(unsafe.Pointer(&active[0]))
+	d.subjects = unsafe.Slice((*subjectState)(unsafe.Pointer(&subjects[0])), d.cfg.MaxSubjects)
+	return nil
+}
+
+func (d *Dataplane) mapArray(m *ebpf.Map, size int) ([]byte, error) {
+	page := os.Getpagesize()
+	length := (int(m.MaxEntries())*size + page - 1) / page * page
+	b, err := unix.Mmap(m.FD(), 0, length, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	if err != nil {
+		return nil, fmt.Errorf("%w: map the memory of %s: %w", dataplane.ErrUnsupported, m, err)
+	}
+	d.unmap = append(d.unmap, func() error { return unix.Munmap(b) })
+	return b, nil
+}
+
+// removeLayout detaches the links and unpins the maps of one layout. A link is detached when its last reference goes,
+// so this returns only when nothing of it judges any more, unless another process has it open.
+func removeLayout(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, e := range entries {
+		path := filepath.Join(dir, e.Name())
+		if strings.HasPrefix(e.Name(), "link_") {
+			l, err := link.LoadPinnedLink(path, nil)
+			if err == nil {
+				errs = append(errs, l.Unpin(), detach(l), l.Close())
+				continue
+			}
+			errs = append(errs, err)
+		}
+		errs = append(errs, os.Remove(path))
+	}
+	return errors.Join(append(errs, os.Remove(dir))...)
+}
+
+// detach takes the link's program out even if somebody else has the link open. Links of tracing programs cannot; they
+// do not judge.
+func detach(l link.Link) error {
+	if err := l.Detach(); err != nil && !errors.Is(err, ebpf.ErrNotSupported) && !errors.Is(err, unix.EOPNOTSUPP) {
+		return err
+	}
+	return nil
+}
+
+// removeOtherLayouts removes what an agent of another version has left, once this one judges by a policy.
+func (d *Dataplane) removeOtherLayouts() error {
+	entries, err := os.ReadDir(d.cfg.BPFFS)
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, e := range entries {
+		if e.IsDir() && isLayout(e.Name()) && e.Name() != filepath.Base(d.dir) {
+			errs = append(errs, removeLayout(filepath.Join(d.cfg.BPFFS, e.Name())))
+		}
+	}
+	return errors.Join(errs...)
+}

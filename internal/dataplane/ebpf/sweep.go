@@ -1,0 +1,169 @@
+package ebpf
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"sync"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+	"golang.org/x/sys/unix"
+)
+
+// iterators are the programs that walk over sockets, ready to be run.
+type iterators struct {
+	mu    sync.Mutex
+	links map[string]*link.Iter
+}
+
+// run runs the program over everything it walks, in the network namespace of the calling thread, and returns how
+// many bytes it wrote.
+func (it *iterators) run(p *ebpf.Program, name string, m *ebpf.Map) (int, error) {
+	it.mu.Lock()
+	l := it.links[name]
+	if l == nil {
+		var err error
+		if l, err = link.AttachIter(link.IterOptions{Program: p, Map: m}); err != nil {
+			it.mu.Unlock()
+			return 0, fmt.Errorf("%s: %w", name, err)
+		}
+		it.links[name] = l
+	}
+	it.mu.Unlock()
+	r, err := l.Open()
+	if err != nil {
+		return 0, fmt.Errorf("%s: %w", name, err)
+	}
+	n, err := io.Copy(io.Discard, r)
+	return int(n), errors.Join(err, r.Close())
+}
+
+func (it *iterators) Close() error {
+	it.mu.Lock()
+	defer it.mu.Unlock()
+	var errs []error
+	for _, l := range it.links {
+		errs = append(errs, l.Close())
+	}
+	it.links = nil
+	return errors.Join(errs...)
+}
+
+// sweep judges every TCP connection of the host again and resets those that are denied. It returns how many.
+func (d *Dataplane) sweep() (int, error) {
+	p := d.programs[programsProgBulkheadSweep]
+	if p == nil {
+		return 0, nil // Capabilities says so
+	}
+	d.swept.Lock()
+	defer d.swept.Unlock()
+	var total int
+	here := func() error {
+		n, err := d.sweepers.run(p, "sweep", nil)
+		total += n
+		return err
+	}
+	if err := d.netns.run(here); err != nil {
+		return total, fmt.Errorf("reset connections: %w", err)
+	}
+	others, err := d.otherNamespaces()
+	if err != nil {
+		return total, fmt.Errorf("reset connections: %w", err)
+	}
+	var errs []error
+	for _, n := range others {
+		errs = append(errs, n.run(here), n.Close())
+	}
+	if err := errors.Join(errs...); err != nil {
+		return total, fmt.Errorf("reset connections: %w", err)
+	}
+	return total, nil
+}
+
+// otherNamespaces opens the network namespaces, besides the host's, in which sockets of the host have been made.
+func (d *Dataplane) otherNamespaces() ([]*namespace, error) {
+	wanted := map[uint64]bool{}
+	var cookie uint64
+	var is uint8
+	for it := d.maps.Namespaces.Iterate(); it.Next(&cookie, &is); {
+		if cookie != d.netns.cookie {
+			wanted[cookie] = true
+		}
+	}
+	if len(wanted) == 0 {
+		return nil, nil
+	}
+	paths, err := filepath.Glob("/proc/[0-9]*/ns/net")
+	if err != nil {
+		return nil, err
+	}
+	var found []*namespace
+	seen := map[uint64]bool{d.netns.inode: true}
+	for _, path := range paths {
+		var st unix.Stat_t
+		if err := unix.Stat(path, &st); err != nil || seen[st.Ino] {
+			continue // the process has ended, or is in one we know
+		}
+		seen[st.Ino] = true
+		n, err := openNamespace(path)
+		if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ESRCH) {
+			continue
+		}
+		if err != nil {
+			return found, err
+		}
+		if !wanted[n.cookie] {
+			if err := n.Close(); err != nil {
+				return found, err
+			}
+			continue
+		}
+		delete(wanted, n.cookie)
+		found = append(found, n)
+	}
+	for cookie := range wanted { // nobody is in it any more
+		if err := d.maps.Namespaces.Delete(cookie); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+			return found, err
+		}
+	}
+	return found, nil
+}
+
+// seed remembers the sockets that were there before the dataplane.
+func (d *Dataplane) seed() error {
+	for _, name := range []string{programsProgBulkheadListening, programsProgBulkheadSeed} {
+		if p := d.programs[name]; p != nil {
+			if _, err := d.sweepers.run(p, name, nil); err != nil {
+				return fmt.Errorf("look at sockets that are open already: %w", err)
+			}
+		}
+	}
+	return nil
+}
+
+// update tells what live TCP connections have carried.
+func (d *Dataplane) update() error {
+	p := d.programs[programsProgBulkheadUpdate]
+	if p == nil {
+		return nil
+	}
+	if _, err := d.sweepers.run(p, "update", d.maps.Sockets); err != nil {
+		return fmt.Errorf("count what connections have carried: %w", err)
+	}
+	return nil
+}
+
+// flush tells folded denials and what UDP flows have carried, and ends silent ones.
+func (d *Dataplane) flush() error {
+	p := d.programs[programsProgBulkheadFlush]
+	if p == nil {
+		return nil
+	}
+	if _, err := p.Run(&ebpf.RunOptions{}); err != nil {
+		return fmt.Errorf("tell of silent flows: %w", err)
+	}
+	return nil
+}
