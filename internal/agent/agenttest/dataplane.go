@@ -1,0 +1,185 @@
+package agenttest
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"bulkhead/internal/core/hostpolicy"
+	"bulkhead/internal/dataplane"
+)
+
+// Dataplane remembers what it was told and judges nothing. It stands for what is pinned in a kernel: one value given to
+// several agents, one after the other, is a host on which the agent restarts. Its methods may be called from several
+// goroutines.
+type Dataplane struct {
+	events chan *dataplane.Event
+
+	mu       sync.Mutex
+	refuse   error
+	slow     time.Duration
+	state    *dataplane.State
+	applies  int
+	isolated map[string]bool
+	closed   int
+	busy     bool
+	misuse   error
+}
+
+var _ dataplane.Dataplane = (*Dataplane)(nil)
+
+// NewDataplane returns a dataplane that holds nothing.
+func NewDataplane() *Dataplane {
+	return &Dataplane{events: make(chan *dataplane.Event, 1024), isolated: map[string]bool{}}
+}
+
+// Refuse makes Apply fail with the error, which nil ends.
+func (d *Dataplane) Refuse(err error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.refuse = err
+}
+
+// Slow makes Apply take that long.
+func (d *Dataplane) Slow(t time.Duration) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.slow = t
+}
+
+// Policy returns what is in force, or nil.
+func (d *Dataplane) Policy() *hostpolicy.Policy {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.state == nil {
+		return nil
+	}
+	return d.state.Policy
+}
+
+// Hash returns the hash of what is in force, zero if there is nothing.
+func (d *Dataplane) Hash() hostpolicy.Hash {
+	if p := d.Policy(); p != nil {
+		return p.Hash()
+	}
+	return hostpolicy.Hash{}
+}
+
+// Units returns the cgroups that were applied last.
+func (d *Dataplane) Units() map[string][]string {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.state == nil {
+		return nil
+	}
+	return d.state.Units
+}
+
+// Applies returns how often Apply was called.
+func (d *Dataplane) Applies() int {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.applies
+}
+
+// IsIsolated reports whether the workload is isolated by a call.
+func (d *Dataplane) IsIsolated(workload string) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.isolated[workload]
+}
+
+// Misuse returns an error if calls that must come one after the other have overlapped.
+func (d *Dataplane) Misuse() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.misuse
+}
+
+// Emit has Events deliver the event.
+func (d *Dataplane) Emit(e *dataplane.Event) { d.events <- e }
+
+// enter guards what must not be called from two goroutines at a time.
+func (d *Dataplane) enter(what string) (leave func()) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.busy {
+		d.misuse = fmt.Errorf("%s overlaps another call", what)
+	}
+	d.busy = true
+	return func() {
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		d.busy = false
+	}
+}
+
+// Capabilities implements the port.
+func (d *Dataplane) Capabilities() dataplane.Capabilities {
+	return dataplane.Capabilities{Kind: "fake", Kernel: "0.0", Limits: []string{"Nothing is judged."}}
+}
+
+// Apply implements the port.
+func (d *Dataplane) Apply(_ context.Context, state *dataplane.State) (dataplane.ApplyStats, error) {
+	defer d.enter("Apply")()
+	d.mu.Lock()
+	slow := d.slow
+	d.mu.Unlock()
+	time.Sleep(slow)
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.applies++
+	if d.refuse != nil {
+		return dataplane.ApplyStats{}, d.refuse
+	}
+	d.state = state
+	return dataplane.ApplyStats{Changed: true, Rows: 7, Addresses: len(state.Policy.Addresses), Took: time.Millisecond}, nil
+}
+
+// Isolate implements the port.
+func (d *Dataplane) Isolate(_ context.Context, workload string, on bool) error {
+	defer d.enter("Isolate")()
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	known := d.state != nil && slices.ContainsFunc(d.state.Policy.Subjects, func(s hostpolicy.Subject) bool { return s.Workload == workload })
+	if !known {
+		return fmt.Errorf("workload %q is not known", workload)
+	}
+	d.isolated[workload] = on
+	return nil
+}
+
+// Events implements the port.
+func (d *Dataplane) Events(ctx context.Context, fn func(*dataplane.Event)) error {
+	for {
+		select {
+		case e := <-d.events:
+			fn(e)
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+// Counters implements the port.
+func (d *Dataplane) Counters() (dataplane.Counters, error) {
+	return dataplane.Counters{Judged: 11, Denied: 2}, nil
+}
+
+// Close implements the port.
+func (d *Dataplane) Close() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.closed++
+	return nil
+}
+
+// Remove implements the port.
+func (d *Dataplane) Remove() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.state, d.isolated = nil, map[string]bool{}
+	return nil
+}

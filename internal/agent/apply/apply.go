@@ -1,0 +1,225 @@
+// Package apply keeps the policy of this host in force: it brings the policy and the cgroups of its units together,
+// hands them to the dataplane, and keeps the last policy on disk so that it is enforced again at the next start,
+// before anybody has been asked.
+//
+// Nothing in here ever opens anything by itself. What cannot be read or applied is reported, and what the kernel
+// enforces already stays.
+package apply
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"sync"
+	"sync/atomic"
+
+	"bulkhead/internal/agent/inventory"
+	"bulkhead/internal/core/hostpolicy"
+	"bulkhead/internal/core/model"
+	"bulkhead/internal/dataplane"
+)
+
+// Applied is what is in force. It does not change.
+type Applied struct {
+	Policy *hostpolicy.Policy
+	Hash   hostpolicy.Hash
+	Stats  dataplane.ApplyStats // of the call that brought this policy
+}
+
+// Config says where things are kept and for whom policy is taken.
+type Config struct {
+	Host string // policy of another host is refused
+	Dir  string // holds policy.state and isolated.json
+}
+
+// Applier owns the dataplane's writing side. Its methods may be called from several goroutines.
+type Applier struct {
+	cfg Config
+	dp  dataplane.Dataplane
+	log *slog.Logger
+	// report says what is wrong under a key, and with an empty text that it is well again.
+	report func(key, text string)
+
+	current  atomic.Pointer[Applied]
+	isolated isolated
+
+	mu     sync.Mutex // orders the calls to dp
+	units  map[string][]inventory.Cgroup
+	loaded *hostpolicy.Policy // read from disk and not yet in force
+
+	disk sync.Mutex // orders writing; taken before mu is let go of, so that the newest is written last
+}
+
+// New returns an applier that has applied nothing.
+func New(cfg Config, dp dataplane.Dataplane, log *slog.Logger, report func(key, text string)) *Applier {
+	return &Applier{cfg: cfg, dp: dp, log: log, report: report}
+}
+
+// Keys under which the applier reports.
+const (
+	problemState = "state"
+	problemApply = "apply"
+	problemStore = "store"
+)
+
+// Load reads the policy on disk and returns the units that it names; Restore enforces it. Without one, or with one
+// that cannot be read, there is nothing to restore: what the kernel enforces goes on.
+func (a *Applier) Load() ([]string, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.loadIsolated()
+	p, err := load(a.cfg.Dir)
+	if errors.Is(err, errNoState) {
+		return nil, nil
+	}
+	if err == nil && p.Host != a.cfg.Host {
+		err = fmt.Errorf("it is for host %q, this is %q", p.Host, a.cfg.Host)
+	}
+	if err != nil {
+		err = fmt.Errorf("the policy on disk cannot be used: %w; what the kernel enforces goes on", err)
+		a.report(problemState, err.Error())
+		return nil, err
+	}
+	a.loaded = p
+	return UnitsOf(p), nil
+}
+
+// Restore enforces what Load has read, with the units that run now.
+func (a *Applier) Restore(ctx context.Context, units map[string][]inventory.Cgroup) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.units = units
+	p := a.loaded
+	if a.loaded = nil; p == nil {
+		return nil
+	}
+	if _, err := a.apply(ctx, p); err != nil {
+		err = fmt.Errorf("the policy on disk cannot be enforced: %w; what the kernel enforces goes on", err)
+		a.report(problemState, err.Error())
+		return err
+	}
+	a.log.Info("policy restored from disk", "revision", p.Revision, "hash", a.current.Load().Hash.Short())
+	return nil
+}
+
+// Current returns what is in force, or nil if this agent has applied nothing yet.
+func (a *Applier) Current() *Applied { return a.current.Load() }
+
+// Set puts the policy in force, then on disk. On an error that wraps dataplane.ErrRefused what was in force before
+// still is.
+func (a *Applier) Set(ctx context.Context, p *hostpolicy.Policy) (dataplane.ApplyStats, error) {
+	if p.Host != a.cfg.Host {
+		return dataplane.ApplyStats{}, fmt.Errorf("%w: it is for host %q, this is %q", dataplane.ErrRefused, p.Host, a.cfg.Host)
+	}
+	a.mu.Lock()
+	before := a.current.Load()
+	stats, err := a.apply(ctx, p)
+	if err != nil {
+		a.mu.Unlock()
+		a.report(problemApply, fmt.Sprintf("revision %d is not enforced: %v", p.Revision, err))
+		return stats, err
+	}
+	now := a.current.Load()
+	a.disk.Lock()
+	defer a.disk.Unlock()
+	a.mu.Unlock() // nobody who isolates waits for the disk
+	a.report(problemApply, "")
+	a.report(problemState, "")
+	if before != nil && before.Hash == now.Hash && before.Policy.Revision == p.Revision {
+		return stats, nil // it is on disk already
+	}
+	if err := save(a.cfg.Dir, p); err != nil {
+		// It is in force all the same; only a restart would miss it.
+		a.log.Error("policy is in force but not on disk", "error", err)
+		a.report(problemStore, fmt.Sprintf("revision %d is in force but could not be kept on disk: %v", p.Revision, err))
+		return stats, nil
+	}
+	a.report(problemStore, "")
+	return stats, nil
+}
+
+// SetUnits says which cgroups the units are now. The policy is applied again if that matters to it.
+func (a *Applier) SetUnits(ctx context.Context, units map[string][]inventory.Cgroup) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	before := a.units
+	a.units = units
+	now := a.current.Load()
+	if now == nil || !matters(now.Policy, before, units) {
+		return nil
+	}
+	if _, err := a.apply(ctx, now.Policy); err != nil {
+		a.units = before // so that the next report of the same units tries again
+		a.report(problemApply, fmt.Sprintf("units that came or went are not judged as such yet: %v", err))
+		return err
+	}
+	a.report(problemApply, "")
+	return nil
+}
+
+// matters reports whether a unit that the policy names has other cgroups than before.
+func matters(p *hostpolicy.Policy, before, now map[string][]inventory.Cgroup) bool {
+	for i := range p.Subjects {
+		if u := p.Subjects[i].Unit; u != "" && !slices.Equal(before[u], now[u]) {
+			return true
+		}
+	}
+	return false
+}
+
+// apply hands the policy to the dataplane. The caller holds mu.
+func (a *Applier) apply(ctx context.Context, p *hostpolicy.Policy) (dataplane.ApplyStats, error) {
+	stats, err := a.dp.Apply(ctx, &dataplane.State{Policy: p, Units: a.paths(p)})
+	if err != nil {
+		return stats, err
+	}
+	before := a.current.Load()
+	next := &Applied{Policy: p, Hash: p.Hash(), Stats: stats}
+	if before != nil && before.Hash == next.Hash {
+		next.Stats = before.Stats
+	}
+	a.current.Store(next)
+	a.settleIsolation(ctx, before, p)
+	return stats, nil
+}
+
+// paths returns the cgroups of the units that the policy names.
+func (a *Applier) paths(p *hostpolicy.Policy) map[string][]string {
+	out := map[string][]string{}
+	for i := range p.Subjects {
+		u := p.Subjects[i].Unit
+		if u == "" {
+			continue
+		}
+		for _, c := range a.units[u] {
+			out[u] = append(out[u], c.Path)
+		}
+	}
+	return out
+}
+
+// UnitsOf returns the units that the policy names, sorted.
+func UnitsOf(p *hostpolicy.Policy) []string {
+	var names []string
+	for i := range p.Subjects {
+		if u := p.Subjects[i].Unit; u != "" {
+			names = append(names, u)
+		}
+	}
+	slices.Sort(names)
+	return slices.Compact(names)
+}
+
+// subject returns the subject of that workload, or nil.
+func subject(p *hostpolicy.Policy, workload string) *hostpolicy.Subject {
+	i := slices.IndexFunc(p.Subjects, func(s hostpolicy.Subject) bool { return s.Workload == workload })
+	if i < 0 {
+		return nil
+	}
+	return &p.Subjects[i]
+}
+
+// isolatedByPolicy reports whether the policy itself holds the workload isolated.
+func isolatedByPolicy(s *hostpolicy.Subject) bool { return s.Quarantine == model.QuarantineIsolate }

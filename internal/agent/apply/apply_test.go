@@ -1,0 +1,356 @@
+package apply_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"bulkhead/internal/agent/agenttest"
+	"bulkhead/internal/agent/apply"
+	"bulkhead/internal/agent/inventory"
+	"bulkhead/internal/agent/status"
+	"bulkhead/internal/core/hostpolicy"
+	"bulkhead/internal/dataplane"
+)
+
+type host struct {
+	*apply.Applier
+	dp       *agenttest.Dataplane
+	problems status.Problems
+}
+
+// start makes an applier as an agent does that starts.
+func start(t *testing.T, dir string, dp *agenttest.Dataplane, units map[string][]inventory.Cgroup) (*host, error) {
+	t.Helper()
+	h := &host{dp: dp}
+	h.Applier = apply.New(apply.Config{Host: "node-1", Dir: dir}, dp, slog.New(slog.DiscardHandler), h.problems.Report)
+	_, err := h.Load()
+	if err == nil {
+		err = h.Restore(t.Context(), units)
+	}
+	t.Cleanup(func() {
+		if err := dp.Misuse(); err != nil {
+			t.Error(err)
+		}
+	})
+	return h, err
+}
+
+func begin(t *testing.T, dir string) *host {
+	t.Helper()
+	h, err := start(t, dir, agenttest.NewDataplane(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return h
+}
+
+func (h *host) set(t *testing.T, p *hostpolicy.Policy) {
+	t.Helper()
+	if _, err := h.Set(t.Context(), p); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func nothing() {}
+
+func TestPolicyIsEnforcedAgainAfterARestart(t *testing.T) {
+	dir := t.TempDir()
+	h := begin(t, dir)
+	if h.Current() != nil || h.dp.Applies() != 0 {
+		t.Fatal("something is in force that nobody gave")
+	}
+	want := agenttest.Policy(3, "db.service")
+	h.set(t, want)
+
+	units := map[string][]inventory.Cgroup{"db.service": {{Path: "/cg/db.service", ID: 5}}, "other.service": {{Path: "/cg/o", ID: 6}}}
+	again, err := start(t, dir, agenttest.NewDataplane(), units)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if again.dp.Hash() != want.Hash() || again.Current().Policy.Revision != 3 {
+		t.Errorf("restored %v, want revision 3", again.Current())
+	}
+	if got := again.dp.Units(); len(got) != 1 || !slices.Equal(got["db.service"], []string{"/cg/db.service"}) {
+		t.Errorf("units %v, want db.service alone", got)
+	}
+}
+
+func TestCorruptStateOpensNothing(t *testing.T) {
+	damage := map[string]func([]byte) []byte{
+		"a bit flipped": func(b []byte) []byte { b[len(b)/2] ^= 1; return b },
+		"cut short":     func(b []byte) []byte { return b[:len(b)-7] },
+		"empty":         func([]byte) []byte { return nil },
+		"another file":  func([]byte) []byte { return []byte("PK\x03\x04 something else entirely, and long enough") },
+		"the header":    func(b []byte) []byte { return b[:20] },
+	}
+	for name, change := range damage {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			h := begin(t, dir)
+			h.set(t, agenttest.Policy(3))
+			path := filepath.Join(dir, "policy.state")
+			data, err := os.ReadFile(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			data = change(data)
+			if err := os.WriteFile(path, data, 0o600); err != nil {
+				t.Fatal(err)
+			}
+
+			again, err := start(t, dir, h.dp, nil) // the kernel still holds revision 3
+			if err == nil {
+				t.Fatal("it was taken")
+			}
+			if h.dp.Applies() != 1 {
+				t.Error("the kernel was touched")
+			}
+			if p := again.problems.List(); len(p) != 1 || !strings.Contains(p[0], "what the kernel enforces goes on") {
+				t.Errorf("problems %v", p)
+			}
+			aside, err := os.ReadFile(path + ".corrupt")
+			if err != nil || string(aside) != string(data) {
+				t.Errorf("the file was not kept aside: %v", err)
+			}
+			again.set(t, agenttest.Policy(4))
+			if p := again.problems.List(); len(p) != 0 {
+				t.Errorf("problems after a new policy: %v", p)
+			}
+		})
+	}
+}
+
+func TestStateOfAnotherHostIsNotEnforced(t *testing.T) {
+	dir := t.TempDir()
+	begin(t, dir).set(t, agenttest.Policy(3))
+	dp := agenttest.NewDataplane()
+	other := apply.New(apply.Config{Host: "node-2", Dir: dir}, dp, slog.New(slog.DiscardHandler), func(string, string) {})
+	if _, err := other.Load(); err == nil || !strings.Contains(err.Error(), `for host "node-1"`) {
+		t.Errorf("error %v", err)
+	}
+	if _, err := other.Set(t.Context(), agenttest.Policy(4)); !errors.Is(err, dataplane.ErrRefused) || dp.Applies() != 0 {
+		t.Errorf("a policy of another host: %v", err)
+	}
+}
+
+func TestRefusedPolicyLeavesTheOldOne(t *testing.T) {
+	dir := t.TempDir()
+	h := begin(t, dir)
+	old := agenttest.Policy(3)
+	h.set(t, old)
+	h.dp.Refuse(fmt.Errorf("%w: too many rows", dataplane.ErrRefused))
+	if _, err := h.Set(t.Context(), agenttest.Policy(4)); !errors.Is(err, dataplane.ErrRefused) {
+		t.Errorf("error %v", err)
+	}
+	if h.Current().Hash != old.Hash() || len(h.problems.List()) != 1 {
+		t.Errorf("in force %v, problems %v", h.Current().Policy.Revision, h.problems.List())
+	}
+	again, err := start(t, dir, agenttest.NewDataplane(), nil)
+	if err != nil || again.dp.Hash() != old.Hash() {
+		t.Errorf("after a restart %v (%v), want the old policy", again.dp.Hash().Short(), err)
+	}
+}
+
+func TestPolicyInForceThatCannotBeKept(t *testing.T) {
+	dir := t.TempDir()
+	h := begin(t, dir)
+	if err := os.Mkdir(filepath.Join(dir, "policy.state"), 0o700); err != nil { // the rename fails
+		t.Fatal(err)
+	}
+	h.set(t, agenttest.Policy(3))
+	if h.dp.Policy() == nil || h.Current() == nil {
+		t.Error("a disk that fails kept the policy out of force")
+	}
+	if p := h.problems.List(); len(p) != 1 || !strings.Contains(p[0], "could not be kept on disk") {
+		t.Errorf("problems %v", p)
+	}
+}
+
+func TestUnitsThatMatterAreAppliedAgain(t *testing.T) {
+	h := begin(t, t.TempDir())
+	h.set(t, agenttest.Policy(3, "db.service"))
+	steps := []struct {
+		what  string
+		units map[string][]inventory.Cgroup
+		again bool
+	}{
+		{"it starts", map[string][]inventory.Cgroup{"db.service": {{Path: "/cg/db", ID: 5}}}, true},
+		{"nothing", map[string][]inventory.Cgroup{"db.service": {{Path: "/cg/db", ID: 5}}}, false},
+		{"another unit", map[string][]inventory.Cgroup{"db.service": {{Path: "/cg/db", ID: 5}}, "x": {{Path: "/x", ID: 1}}}, false},
+		{"it was made again", map[string][]inventory.Cgroup{"db.service": {{Path: "/cg/db", ID: 9}}}, true},
+		{"it stops", nil, true},
+	}
+	for _, s := range steps {
+		before := h.dp.Applies()
+		if err := h.SetUnits(t.Context(), s.units); err != nil {
+			t.Fatal(err)
+		}
+		if again := h.dp.Applies() > before; again != s.again {
+			t.Errorf("%s: applied again is %t, want %t", s.what, again, s.again)
+		}
+	}
+}
+
+func TestUnitsThatCouldNotBeAppliedAreTriedAgain(t *testing.T) {
+	h := begin(t, t.TempDir())
+	h.set(t, agenttest.Policy(3, "db.service"))
+	units := map[string][]inventory.Cgroup{"db.service": {{Path: "/cg/db", ID: 5}}}
+	h.dp.Refuse(errors.New("busy"))
+	if err := h.SetUnits(t.Context(), units); err == nil {
+		t.Fatal("no error")
+	}
+	h.dp.Refuse(nil)
+	if err := h.SetUnits(t.Context(), units); err != nil {
+		t.Fatal(err)
+	}
+	if got := h.dp.Units()["db.service"]; len(got) != 1 {
+		t.Errorf("units %v", h.dp.Units())
+	}
+	if p := h.problems.List(); len(p) != 0 {
+		t.Errorf("problems %v", p)
+	}
+}
+
+func TestIsolationSurvivesARestart(t *testing.T) {
+	dir := t.TempDir()
+	h := begin(t, dir)
+	h.set(t, agenttest.Policy(3, "db.service"))
+	if err := h.Isolate(t.Context(), "node-1/db.service", true, apply.ByHost, nothing); err != nil {
+		t.Fatal(err)
+	}
+	// A kernel that has forgotten, as after a reboot.
+	again, err := start(t, dir, agenttest.NewDataplane(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !again.dp.IsIsolated("node-1/db.service") || !slices.Equal(again.Isolated(), []string{"node-1/db.service"}) {
+		t.Errorf("isolated after a restart: %v", again.Isolated())
+	}
+	if err := again.Isolate(t.Context(), "node-1/db.service", false, apply.ByController, nothing); err != nil {
+		t.Fatal(err)
+	}
+	if got := again.Isolated(); len(got) != 0 || again.dp.IsIsolated("node-1/db.service") {
+		t.Errorf("isolated after it was lifted: %v", got)
+	}
+	if _, err := os.Stat(filepath.Join(dir, "isolated.json")); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the wish is still on disk (%v)", err)
+	}
+}
+
+func TestIsolationOfAStranger(t *testing.T) {
+	h := begin(t, t.TempDir())
+	h.set(t, agenttest.Policy(3))
+	called := false
+	err := h.Isolate(t.Context(), "node-9", true, apply.ByController, func() { called = true })
+	if err == nil || called || len(h.Isolated()) != 0 {
+		t.Errorf("error %v, called %t, isolated %v", err, called, h.Isolated())
+	}
+}
+
+func TestControllersIsolationIsHandedOverToPolicy(t *testing.T) {
+	h := begin(t, t.TempDir())
+	p := agenttest.Policy(3, "db.service")
+	h.set(t, p)
+	const w = "node-1/db.service"
+	if err := h.Isolate(t.Context(), w, true, apply.ByController, nothing); err != nil {
+		t.Fatal(err)
+	}
+	// A policy that was compiled before the quarantine does not end it.
+	next := agenttest.Policy(4, "db.service")
+	h.set(t, next)
+	if !h.dp.IsIsolated(w) {
+		t.Fatal("an older policy ended the isolation")
+	}
+	h.set(t, agenttest.Quarantined(next, w))
+	if h.dp.IsIsolated(w) || !slices.Equal(h.Isolated(), []string{w}) {
+		t.Errorf("with the policy here: by call %t, isolated %v; want by policy alone", h.dp.IsIsolated(w), h.Isolated())
+	}
+	h.set(t, agenttest.Policy(6, "db.service"))
+	if got := h.Isolated(); len(got) != 0 {
+		t.Errorf("isolated after the quarantine was lifted: %v", got)
+	}
+}
+
+func TestHostsIsolationOutlastsTheQuarantine(t *testing.T) {
+	h := begin(t, t.TempDir())
+	p := agenttest.Policy(3)
+	h.set(t, p)
+	for _, by := range []apply.Origin{apply.ByHost, apply.ByController} {
+		if err := h.Isolate(t.Context(), "node-1", true, by, nothing); err != nil {
+			t.Fatal(err)
+		}
+	}
+	h.set(t, agenttest.Quarantined(p, "node-1"))
+	h.set(t, agenttest.Policy(6))
+	if !h.dp.IsIsolated("node-1") {
+		t.Error("what was asked for on the host ended with the controller's quarantine")
+	}
+}
+
+func TestWorkloadThatComesBackIsIsolatedAgain(t *testing.T) {
+	h := begin(t, t.TempDir())
+	const w = "node-1/db.service"
+	h.set(t, agenttest.Policy(3, "db.service"))
+	if err := h.Isolate(t.Context(), w, true, apply.ByHost, nothing); err != nil {
+		t.Fatal(err)
+	}
+	h.set(t, agenttest.Policy(4))
+	if got := h.Isolated(); len(got) != 0 {
+		t.Errorf("isolated while it is not here: %v", got)
+	}
+	if err := h.dp.Remove(); err != nil { // the dataplane has forgotten it, too
+		t.Fatal(err)
+	}
+	h.set(t, agenttest.Policy(5, "db.service"))
+	if !h.dp.IsIsolated(w) {
+		t.Error("it came back and is not isolated")
+	}
+}
+
+func TestUnreadableIsolationIsReported(t *testing.T) {
+	dir := t.TempDir()
+	for _, text := range []string{"{", "[]", "null"} {
+		if err := os.WriteFile(filepath.Join(dir, "isolated.json"), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		h := begin(t, dir)
+		if wrong := text != "null"; wrong != (len(h.problems.List()) == 1) {
+			t.Errorf("%q: problems %v", text, h.problems.List())
+		}
+		h.set(t, agenttest.Policy(3))
+		if err := h.Isolate(t.Context(), "node-1", true, apply.ByHost, nothing); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+func TestCallsDoNotOverlap(t *testing.T) {
+	h := begin(t, t.TempDir())
+	h.dp.Slow(time.Millisecond)
+	ctx := context.Background()
+	var group sync.WaitGroup
+	for i := range uint64(20) {
+		group.Go(func() {
+			if _, err := h.Set(ctx, agenttest.Policy(i, "db.service")); err != nil {
+				t.Error(err)
+			}
+		})
+		group.Go(func() {
+			if err := h.SetUnits(ctx, map[string][]inventory.Cgroup{"db.service": {{Path: "/cg", ID: i}}}); err != nil {
+				t.Error(err)
+			}
+		})
+		group.Go(func() { _ = h.Isolate(ctx, "node-1", i%2 == 0, apply.ByController, nothing) }) // unknown before the first policy
+		group.Go(func() { h.Isolated() })
+	}
+	group.Wait()
+}

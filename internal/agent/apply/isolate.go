@@ -1,0 +1,174 @@
+package apply
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+
+	"bulkhead/internal/agent/durable"
+	"bulkhead/internal/core/hostpolicy"
+)
+
+// Origin says who isolated a workload.
+type Origin string
+
+// The origins.
+const (
+	// ByController is the fast path of a quarantine: it holds until the policy that says the same has arrived.
+	ByController Origin = "controller"
+	// ByHost was asked for on this host; it holds until it is lifted, here or by the controller.
+	ByHost Origin = "host"
+)
+
+// isolated is which workloads were isolated by a call, not by policy. They are wishes: one may be for a workload that
+// is not on this host at present.
+type isolated struct {
+	mu sync.Mutex
+	by map[string]Origin
+}
+
+func (i *isolated) all() map[string]Origin {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	return maps.Clone(i.by)
+}
+
+func (i *isolated) add(workload string, by Origin) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if i.by == nil {
+		i.by = map[string]Origin{}
+	}
+	if i.by[workload] != ByHost { // the controller does not shorten what was asked for here
+		i.by[workload] = by
+	}
+}
+
+func (i *isolated) remove(workload string) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	delete(i.by, workload)
+}
+
+// Isolate judges the workload by its pre-compiled isolation set (on), or by its policy again. It holds over a restart
+// of the agent. A workload that is not on this host is an error. As soon as the kernel has it, and before it is on
+// disk, done is called.
+func (a *Applier) Isolate(ctx context.Context, workload string, on bool, by Origin, done func()) error {
+	a.mu.Lock()
+	if err := a.dp.Isolate(ctx, workload, on); err != nil {
+		a.mu.Unlock()
+		return fmt.Errorf("isolate %s: %w", workload, err)
+	}
+	if on {
+		a.isolated.add(workload, by)
+	} else {
+		a.isolated.remove(workload)
+	}
+	a.disk.Lock()
+	defer a.disk.Unlock()
+	a.mu.Unlock()
+	done()
+	a.log.Warn("isolation", "workload", workload, "on", on, "by", by)
+	a.saveIsolated()
+	return nil
+}
+
+// Isolated returns the workloads that are contained at this moment, sorted: by a call or by the policy itself.
+func (a *Applier) Isolated() []string {
+	names := map[string]bool{}
+	now := a.current.Load()
+	for w := range a.isolated.all() {
+		names[w] = now != nil && subject(now.Policy, w) != nil
+	}
+	if now != nil {
+		for i := range now.Policy.Subjects {
+			if s := &now.Policy.Subjects[i]; isolatedByPolicy(s) {
+				names[s.Workload] = true
+			}
+		}
+	}
+	maps.DeleteFunc(names, func(_ string, here bool) bool { return !here })
+	return slices.Sorted(maps.Keys(names))
+}
+
+// settleIsolation runs after each Apply. It isolates again what has come back, and lets go of the controller's fast
+// path where the policy now says the same, so that lifting the quarantine needs no second message. The caller holds
+// mu.
+func (a *Applier) settleIsolation(ctx context.Context, before *Applied, p *hostpolicy.Policy) {
+	wishes, changed := a.isolated.all(), false
+	for _, w := range slices.Sorted(maps.Keys(wishes)) {
+		s := subject(p, w)
+		key := "isolate " + w
+		switch {
+		case s == nil:
+			continue // not here at present; the wish is kept
+		case wishes[w] == ByController && isolatedByPolicy(s):
+			if err := a.dp.Isolate(ctx, w, false); err != nil {
+				a.report(key, fmt.Sprintf("hand the isolation of %s over to policy: %v", w, err))
+				continue
+			}
+			a.isolated.remove(w)
+			changed = true
+		case before == nil || subject(before.Policy, w) == nil:
+			if err := a.dp.Isolate(ctx, w, true); err != nil {
+				a.report(key, fmt.Sprintf("%s should be isolated and is not: %v", w, err))
+				continue
+			}
+		}
+		a.report(key, "")
+	}
+	if changed {
+		a.disk.Lock()
+		defer a.disk.Unlock()
+		a.saveIsolated()
+	}
+}
+
+const isolatedFile = "isolated.json"
+
+// saveIsolated keeps the wishes on disk. The caller holds disk.
+func (a *Applier) saveIsolated() {
+	path := filepath.Join(a.cfg.Dir, isolatedFile)
+	wishes := a.isolated.all()
+	var err error
+	if len(wishes) == 0 {
+		err = durable.Remove(path)
+	} else {
+		var data []byte
+		if data, err = json.Marshal(wishes); err == nil {
+			err = durable.WriteFile(path, data, 0o600)
+		}
+	}
+	if err != nil {
+		a.log.Error("isolation is in force but not on disk", "error", err)
+		a.report(isolatedFile, fmt.Sprintf("isolation is in force but could not be kept on disk: %v", err))
+		return
+	}
+	a.report(isolatedFile, "")
+}
+
+// loadIsolated takes the wishes from disk. A file that cannot be read is reported; the kernel holds what it holds.
+func (a *Applier) loadIsolated() {
+	data, err := os.ReadFile(filepath.Join(a.cfg.Dir, isolatedFile))
+	if errors.Is(err, os.ErrNotExist) {
+		return
+	}
+	var wishes map[string]Origin
+	if err == nil {
+		err = json.Unmarshal(data, &wishes)
+	}
+	if err != nil {
+		a.log.Error("the list of isolated workloads cannot be read", "error", err)
+		a.report(isolatedFile, fmt.Sprintf("the list of isolated workloads cannot be read: %v; isolate them again", err))
+		return
+	}
+	for w, by := range wishes {
+		a.isolated.add(w, by)
+	}
+}

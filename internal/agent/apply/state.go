@@ -1,0 +1,76 @@
+package apply
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"google.golang.org/protobuf/proto"
+
+	pb "bulkhead/api/bulkhead/v1"
+	"bulkhead/internal/agent/durable"
+	"bulkhead/internal/core/hostpolicy"
+	"bulkhead/internal/wire"
+)
+
+// The policy on disk is a magic line, the SHA-256 of the rest, and the policy as the protocol encodes it.
+const (
+	stateFile   = "policy.state"
+	corruptFile = "policy.state.corrupt"
+	stateMagic  = "bulkhead policy 1\n"
+)
+
+var errNoState = errors.New("no policy on disk")
+
+func save(dir string, p *hostpolicy.Policy) error {
+	body, err := proto.Marshal(wire.PolicyToProto(p))
+	if err != nil {
+		return err
+	}
+	sum := sha256.Sum256(body)
+	data := make([]byte, 0, len(stateMagic)+len(sum)+len(body))
+	data = append(data, stateMagic...)
+	data = append(data, sum[:]...)
+	data = append(data, body...)
+	return durable.WriteFile(filepath.Join(dir, stateFile), data, 0o600)
+}
+
+// load returns the policy on disk, or errNoState. What cannot be used is moved aside, where it can be looked at.
+func load(dir string) (*hostpolicy.Policy, error) {
+	path := filepath.Join(dir, stateFile)
+	data, err := os.ReadFile(path)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, errNoState
+	}
+	if err != nil {
+		return nil, err
+	}
+	p, err := decode(data)
+	if err == nil {
+		return p, nil
+	}
+	aside := filepath.Join(dir, corruptFile)
+	if moveErr := os.Rename(path, aside); moveErr != nil {
+		return nil, fmt.Errorf("%s: %w", path, errors.Join(err, moveErr))
+	}
+	return nil, fmt.Errorf("%s: %w (moved to %s)", path, err, aside)
+}
+
+func decode(data []byte) (*hostpolicy.Policy, error) {
+	rest, ok := bytes.CutPrefix(data, []byte(stateMagic))
+	if !ok || len(rest) < sha256.Size {
+		return nil, errors.New("it is not a policy, or it was cut short")
+	}
+	sum, body := rest[:sha256.Size], rest[sha256.Size:]
+	if got := sha256.Sum256(body); !bytes.Equal(got[:], sum) {
+		return nil, errors.New("its checksum is wrong")
+	}
+	var m pb.HostPolicy
+	if err := proto.Unmarshal(body, &m); err != nil {
+		return nil, err
+	}
+	return wire.PolicyFromProto(&m)
+}

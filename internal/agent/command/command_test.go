@@ -1,0 +1,156 @@
+package command
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"bulkhead/internal/agent/enroll"
+	"bulkhead/internal/agent/inventory"
+	"bulkhead/internal/agent/status"
+	"bulkhead/internal/dataplane"
+)
+
+// call runs a command line and returns what it wrote.
+func call(t *testing.T, args ...string) (code int, stdout, stderr string) {
+	t.Helper()
+	var out, errs bytes.Buffer
+	code = Run(t.Context(), args, &out, &errs)
+	return code, out.String(), errs.String()
+}
+
+func config(t *testing.T, text string) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "agent.yaml")
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+func TestCommandLine(t *testing.T) {
+	good, bad := config(t, "controller: 10.0.0.5:7443\n"), config(t, "controler: 10.0.0.5:7443\n")
+	cases := []struct {
+		args           string
+		code           int
+		stdout, stderr string
+	}{
+		{"version", exitGood, "bulkhead-agent ", ""},
+		{"help", exitGood, "Usage:", ""},
+		{"--help", exitGood, "Usage:", ""},
+		{"status -h", exitGood, "Usage:", ""},
+		{"dance", exitUsage, "", `unknown command "dance"`},
+		{"config dance", exitUsage, "", `unknown command "config dance"`},
+		{"config", exitUsage, "", `unknown command "config"`},
+		{"--colour", exitUsage, "", "--help"},
+		{"status extra", exitUsage, "", `unexpected argument "extra"`},
+		{"config check --config " + good, exitGood, "is good", ""},
+		{"config check --config " + bad, exitUsage, "", bad + ":1:1: controler: unknown key"},
+		{"--config " + bad, exitUsage, "", "unknown key"},
+		{"run --config /none/agent.yaml", exitUsage, "", "name another with --config"},
+		{"status -o xml --config " + good, exitUsage, "", "use table or json"},
+		{"remove --config " + config(t, "controller: 10.0.0.5:7443\nbpffs: "+t.TempDir()+"/none\n"), exitGood, "removed", ""},
+	}
+	for _, c := range cases {
+		t.Run(c.args, func(t *testing.T) {
+			code, stdout, stderr := call(t, strings.Fields(c.args)...)
+			if code != c.code || !strings.Contains(stdout, c.stdout) || !strings.Contains(stderr, c.stderr) {
+				t.Errorf("exit %d\nstdout: %s\nstderr: %s\nwant exit %d, %q, %q", code, stdout, stderr, c.code, c.stdout, c.stderr)
+			}
+			if (c.stdout == "") != (stdout == "") || (c.stderr == "") != (stderr == "") {
+				t.Errorf("answers go to stdout and errors to stderr; got %q and %q", stdout, stderr)
+			}
+		})
+	}
+}
+
+// told is an agent of which a report is all there is.
+type told struct{ status.Report }
+
+func (a *told) Status() *status.Report { return &a.Report }
+
+func (a *told) Isolate(context.Context, string, bool) error { return errors.New("not here") }
+
+func TestStatusCommand(t *testing.T) {
+	socket := filepath.Join(t.TempDir(), "agent.sock")
+	file := config(t, fmt.Sprintf("controller: 10.0.0.5:7443\nsocket: %s\n", socket))
+	if code, _, stderr := call(t, "status", "--config", file); code != exitCannot || !strings.Contains(stderr, "is it running") {
+		t.Errorf("without an agent: exit %d, %s", code, stderr)
+	}
+	a := &told{status.Report{
+		Host: "node-1", Controller: "10.0.0.5:7443", Connected: true, Revision: 7, Hash: strings.Repeat("ab", 32),
+		Subjects: []status.Subject{
+			{Workload: "node-1"},
+			{Workload: "db", Unit: "pg.service", Cgroups: []string{"system.slice/pg.service"}, Isolated: true},
+			{Workload: "web", Unit: "web.service", Quarantine: "watch"},
+		},
+		Counters: status.Counters{Allowed: 5, Denied: 1},
+	}}
+	listener, err := status.Listen(socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	serve(t, listener, a)
+
+	if code, _, stderr := call(t, "remove", "--config", file); code != exitCannot || !strings.Contains(stderr, "stop it first") {
+		t.Errorf("remove beside a running agent: exit %d, %s", code, stderr)
+	}
+	code, stdout, stderr := call(t, "status", "--config", file)
+	if code != exitGood || stderr != "" {
+		t.Errorf("exit %d, %s", code, stderr)
+	}
+	for _, want := range []string{"connected to 10.0.0.5:7443", "revision 7, abababababab;", "db (system.slice/pg.service), isolated",
+		"web (web.service, not running), quarantine watch", "5 allowed"} {
+		if !strings.Contains(stdout, want) {
+			t.Errorf("the table lacks %q:\n%s", want, stdout)
+		}
+	}
+	_, stdout, _ = call(t, "status", "-o", "json", "--config", file)
+	var r status.Report
+	if err := json.Unmarshal([]byte(stdout), &r); err != nil || r.Revision != 7 || len(r.Subjects) != 3 {
+		t.Errorf("JSON: %v\n%s", err, stdout)
+	}
+	a.Problems, a.Connected, a.Hash = []string{"the disk is full"}, false, ""
+	code, stdout, _ = call(t, "status", "--config", file)
+	if code != exitNo || !strings.Contains(stdout, "the disk is full") || !strings.Contains(stdout, "none yet") ||
+		!strings.Contains(stdout, "stays in force") {
+		t.Errorf("with a problem: exit %d\n%s", code, stdout)
+	}
+}
+
+func serve(t *testing.T, listener net.Listener, a status.Agent) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- status.Serve(ctx, listener, a) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+func TestExplain(t *testing.T) {
+	refused := &enroll.RefusedError{Why: "no", Do: "ask again"}
+	for _, c := range []struct {
+		err  error
+		want string
+	}{
+		{errors.Join(errors.New("noise"), refused), "no; ask again"},
+		{fmt.Errorf("open: %w: no BTF", dataplane.ErrUnsupported), "the offline commands of bulkhead work here"},
+		{inventory.ErrNoCgroup2, "the offline commands of bulkhead work here"},
+		{errors.New("plain"), "plain"},
+	} {
+		if got := explain(c.err).Error(); !strings.Contains(got, c.want) || strings.Contains(got, "noise") {
+			t.Errorf("explain(%v) = %s, want %q", c.err, got, c.want)
+		}
+	}
+}
