@@ -1,0 +1,460 @@
+package fleet
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+	"time"
+
+	"connectrpc.com/connect/v2"
+	"google.golang.org/protobuf/proto"
+
+	pb "bulkhead/api/bulkhead/v1"
+	"bulkhead/internal/controller/trust"
+	"bulkhead/internal/controller/world"
+	"bulkhead/internal/core/hostpolicy"
+	"bulkhead/internal/wire"
+)
+
+// Stream is the stream of one agent.
+type Stream interface {
+	Receive() (*pb.AgentMessage, error)
+	Send(*pb.ControllerMessage) error
+}
+
+// Why streams end.
+var (
+	errReplaced = connect.NewError(connect.CodeAborted, "the agent of this host has connected again, or enrolled again")
+	errRevoked  = connect.NewError(connect.CodePermissionDenied, "the agent has been revoked; it may enrol again with a new join token")
+	errShutdown = connect.NewError(connect.CodeUnavailable, "the controller is shutting down")
+	errSilent   = connect.NewError(connect.CodeDeadlineExceeded, "no hello")
+)
+
+// maxUnacked is how many batches of flows of one agent may be on their way into the store.
+const maxUnacked = 64
+
+// session is one stream of an agent. One goroutine sends, another receives.
+type session struct {
+	fleet  *Fleet
+	host   string
+	stream Stream
+	cancel func()        // breaks the stream if it does not end by itself
+	wake   chan struct{} // holds one token when there may be something to send
+	ended  chan struct{} // closed by end
+	slots  chan struct{} // one for each batch that has not been acknowledged
+
+	mu      sync.Mutex
+	why     error    // the stream ends
+	over    bool     // Serve has returned, or is about to
+	stored  []uint64 // batches to acknowledge
+	pushing *push    // the policy that has been sent and not been answered
+	whole   bool     // the next policy must be a snapshot
+}
+
+// push is a policy on its way.
+type push struct {
+	policy   *world.HostPolicy
+	snapshot bool
+	sent     time.Time
+}
+
+// breakAfter is how long a stream that should end may go on before it is broken.
+const breakAfter = 2 * time.Second
+
+// end makes the stream end with the error. It may be called with the agent's mu held.
+func (s *session) end(why error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.why != nil {
+		return
+	}
+	s.why = why
+	close(s.ended)
+	time.AfterFunc(breakAfter, func() { // in case it hangs in a Send that nobody reads
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if !s.over {
+			s.cancel()
+		}
+	})
+}
+
+// close says that the stream must not be touched any more.
+func (s *session) close() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.over = true
+}
+
+// poke lets the sender look whether there is something to send.
+func (s *session) poke() {
+	select {
+	case s.wake <- struct{}{}:
+	default:
+	}
+}
+
+// Serve serves the stream of the agent that the certificate names, until it ends. breakStream makes Receive and Send
+// return; it is called from another goroutine, and not after Serve has returned.
+func (f *Fleet) Serve(ctx context.Context, peer *trust.Peer, stream Stream, breakStream func()) error {
+	s := &session{
+		fleet: f, host: peer.Host, stream: stream, cancel: breakStream,
+		wake: make(chan struct{}, 1), ended: make(chan struct{}), slots: make(chan struct{}, maxUnacked),
+	}
+	defer s.close()
+	hello, joined := make(chan *pb.Hello, 1), make(chan struct{})
+	received := make(chan error, 1)
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	go func() { received <- s.receive(ctx, hello, joined) }()
+	select {
+	case h := <-hello:
+		if err := f.join(s, peer, h); err != nil {
+			return err
+		}
+		close(joined)
+		defer f.leave(s)
+		return s.send(ctx, received)
+	case err := <-received:
+		return err
+	case <-time.After(f.cfg.Hello):
+		return errSilent
+	case <-ctx.Done():
+		return errShutdown
+	}
+}
+
+// join makes the session the one of its host.
+func (f *Fleet) join(s *session, peer *trust.Peer, h *pb.Hello) error {
+	has, err := wire.HashFromProto(h.GetHash())
+	if err != nil {
+		return connect.Errorf(connect.CodeInvalidArgument, "hello: %v", err)
+	}
+	a := f.agent(s.host)
+	if a == nil {
+		return refusal(trust.CheckEnrollment(peer, nil))
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if err := trust.CheckEnrollment(peer, &a.stored); err != nil { // it may have been revoked since the stream began
+		return refusal(err)
+	}
+	if a.session != nil {
+		a.session.end(errReplaced)
+	}
+	a.session, a.status = s, nil
+	if a.has != has {
+		a.has, a.policy = has, nil
+	}
+	a.refused, a.refusedSum = "", hostpolicy.Hash{}
+	a.stored.Version, a.stored.Kernel, a.stored.Dataplane = clip(h.GetAgentVersion()), clip(h.GetKernel()), clip(h.GetDataplane())
+	a.stored.Limits, a.stored.LastSeen, a.unsaved = clipAll(h.GetLimits()), f.cfg.Now(), true
+	a.tell()
+	f.world.SetConnected(s.host, true)
+	f.log.Info("agent connected", "host", s.host, "version", h.GetAgentVersion(), "has", has.Short())
+	return nil
+}
+
+func refusal(err error) error {
+	if r := trust.AsRefusal(err); r != nil && r.Kind == trust.Forbidden {
+		return connect.NewError(connect.CodePermissionDenied, r.Text)
+	}
+	return connect.NewError(connect.CodeUnauthenticated, err.Error())
+}
+
+func (f *Fleet) leave(s *session) {
+	a := f.agent(s.host)
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.session != s {
+		return // another stream has taken over
+	}
+	a.session = nil
+	a.stored.LastSeen, a.unsaved = f.cfg.Now(), true
+	a.tell()
+	f.world.SetConnected(s.host, false)
+	f.log.Info("agent disconnected", "host", s.host)
+}
+
+// send sends what there is to send until the stream ends.
+func (s *session) send(ctx context.Context, received <-chan error) error {
+	f := s.fleet
+	if err := s.stream.Send(&pb.ControllerMessage{Message: &pb.ControllerMessage_Welcome{Welcome: &pb.Welcome{
+		Capability: wire.Capability, ControllerVersion: f.cfg.Version, ServerTimeMs: f.cfg.Now().UnixMilli(),
+	}}}); err != nil {
+		return err
+	}
+	for {
+		next := f.world.Next()
+		for {
+			m := s.message()
+			if m == nil {
+				break
+			}
+			if err := s.stream.Send(m); err != nil {
+				return s.reason(err)
+			}
+			if m.GetFlowAck() != nil {
+				<-s.slots
+			}
+		}
+		select {
+		case <-next:
+		case <-s.wake:
+		case <-s.ended:
+			return s.reason(nil)
+		case err := <-received:
+			return s.reason(err)
+		case <-ctx.Done():
+			return s.reason(errShutdown)
+		}
+	}
+}
+
+// reason returns why the stream ends, if somebody has ended it, or else the error.
+func (s *session) reason(err error) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.why != nil {
+		return s.why
+	}
+	if errors.Is(err, io.EOF) {
+		return nil
+	}
+	return err
+}
+
+// message returns the next message to send, nil if there is none: isolations go before everything else.
+func (s *session) message() *pb.ControllerMessage {
+	a := s.fleet.agent(s.host)
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.session != s {
+		return nil
+	}
+	for workload, on := range a.isolates {
+		delete(a.isolates, workload)
+		return &pb.ControllerMessage{Message: &pb.ControllerMessage_Isolate{Isolate: &pb.Isolate{Workload: workload, On: on}}}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.stored) > 0 {
+		sequence := s.stored[0]
+		s.stored = s.stored[1:]
+		return &pb.ControllerMessage{Message: &pb.ControllerMessage_FlowAck{FlowAck: &pb.FlowAck{Sequence: sequence}}}
+	}
+	return s.policy(a)
+}
+
+// policy returns the message that brings the agent to what it should have, nil if there is nothing to do or the last
+// one has not been answered. The caller holds the locks of both.
+func (s *session) policy(a *agent) *pb.ControllerMessage {
+	f := s.fleet
+	if s.pushing != nil {
+		return nil
+	}
+	want := f.world.Snapshot().HostPolicy(s.host)
+	switch {
+	case want == nil:
+		return nil
+	case want.Sum == a.has:
+		a.policy = want // the same as before, and it holds no older world in memory
+		a.refused = ""
+		return nil
+	case want.Sum == a.refusedSum:
+		return nil // it will not have changed its mind
+	}
+	s.pushing = &push{policy: want, snapshot: s.whole || a.policy == nil, sent: time.Now()}
+	if s.pushing.snapshot {
+		f.metrics.PoliciesSent.WithLabelValues("snapshot").Inc()
+		return &pb.ControllerMessage{Message: &pb.ControllerMessage_Snapshot{Snapshot: wire.PolicyToProto(want.Policy)}}
+	}
+	f.metrics.PoliciesSent.WithLabelValues("delta").Inc()
+	return &pb.ControllerMessage{Message: &pb.ControllerMessage_Delta{Delta: wire.Diff(a.policy.Policy, want.Policy)}}
+}
+
+// receive takes messages until the stream ends.
+func (s *session) receive(ctx context.Context, hello chan<- *pb.Hello, joined <-chan struct{}) error {
+	m, err := s.stream.Receive()
+	if err != nil {
+		return s.broken(err)
+	}
+	h := m.GetHello()
+	if h == nil {
+		s.fleet.metrics.BadMessages.Inc()
+		return connect.NewError(connect.CodeInvalidArgument, "the first message must be hello")
+	}
+	instance := h.GetInstance()
+	if instance == "" {
+		instance = h.GetBootId()
+	}
+	hello <- h
+	select {
+	case <-joined:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	for {
+		m, err := s.stream.Receive()
+		if err != nil {
+			return s.broken(err)
+		}
+		if err := s.take(ctx, clip(instance), m); err != nil {
+			return err
+		}
+	}
+}
+
+// broken tells a message that cannot be read from a stream that has ended.
+func (s *session) broken(err error) error {
+	if code := connect.CodeOf(err); code == connect.CodeInvalidArgument || code == connect.CodeResourceExhausted {
+		s.fleet.metrics.BadMessages.Inc()
+		s.fleet.log.Warn("message of an agent cannot be read", "host", s.host, "error", err)
+		return connect.NewError(code, "a message is cut short, too long or not of this protocol; nothing of it was taken").WithCause(err)
+	}
+	return err
+}
+
+func (s *session) take(ctx context.Context, instance string, m *pb.AgentMessage) error {
+	var err error
+	switch m := m.GetMessage().(type) {
+	case *pb.AgentMessage_Inventory:
+		err = s.inventory(m.Inventory)
+	case *pb.AgentMessage_Ack:
+		err = s.ack(m.Ack)
+	case *pb.AgentMessage_Status:
+		s.status(m.Status)
+	case *pb.AgentMessage_Flows:
+		return s.flows(ctx, instance, m.Flows)
+	case *pb.AgentMessage_Hello:
+		err = errors.New("a second hello")
+	default:
+		// A message of a newer protocol: the capability says that it may be left out.
+	}
+	if err != nil {
+		s.fleet.metrics.BadMessages.Inc()
+		s.fleet.log.Warn("message of an agent makes no sense", "host", s.host, "error", err)
+		return connect.NewError(connect.CodeInvalidArgument, err.Error())
+	}
+	return nil
+}
+
+func (s *session) flows(ctx context.Context, instance string, b *pb.FlowBatch) error {
+	select {
+	case s.slots <- struct{}{}:
+	case <-ctx.Done():
+		return errShutdown
+	}
+	sequence := b.GetSequence()
+	return s.fleet.flows.Submit(ctx, s.host, instance, b, func() {
+		s.mu.Lock()
+		s.stored = append(s.stored, sequence)
+		s.mu.Unlock()
+		s.poke()
+	})
+}
+
+// inventory takes what the agent found in place of what it said before.
+func (s *session) inventory(said *pb.HostInventory) error {
+	f := s.fleet
+	data, err := proto.MarshalOptions{Deterministic: true}.Marshal(said)
+	if err != nil {
+		return fmt.Errorf("inventory: %w", err)
+	}
+	a := f.agent(s.host)
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.session != s || a.stored.Revoked() {
+		return nil
+	}
+	r, err := report(&a.stored, said)
+	if err != nil {
+		return fmt.Errorf("inventory: %w", err)
+	}
+	if string(a.stored.Inventory) != string(data) {
+		a.stored.Inventory, a.unsaved = data, true
+	}
+	f.world.SetReport(r) // with the lock held, so that a revocation in between is not undone
+	return nil
+}
+
+// ack takes the agent's answer to a policy.
+func (s *session) ack(m *pb.Ack) error {
+	has, err := wire.HashFromProto(m.GetHash())
+	if err != nil {
+		return fmt.Errorf("acknowledgement: %w", err)
+	}
+	f := s.fleet
+	a := f.agent(s.host)
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.session != s {
+		return nil
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	p := s.pushing
+	s.pushing, s.whole = nil, false
+	if a.has != has {
+		a.has, a.policy = has, nil
+	}
+	switch {
+	case p == nil: // it says what it has without having been asked
+	case m.GetRefused() == "" && has == p.policy.Sum:
+		a.policy, a.refused, a.refusedSum = p.policy, "", hostpolicy.Hash{}
+		f.metrics.PushSeconds.Observe(time.Since(p.sent).Seconds())
+	case !p.snapshot: // perhaps the delta does not fit what it has; the whole policy does
+		s.whole = true
+		f.log.Warn("agent did not take a delta", "host", s.host, "refused", m.GetRefused(), "has", has.Short())
+	default:
+		a.refused, a.refusedSum = clip(m.GetRefused()), p.policy.Sum
+		if a.refused == "" {
+			a.refused = "the agent acknowledged another policy than it was sent"
+		}
+		f.metrics.PolicyRefusals.Inc()
+		f.log.Error("agent refuses the policy", "host", s.host, "revision", p.policy.Revision, "reason", a.refused)
+	}
+	a.stored.LastSeen = f.cfg.Now()
+	a.tell()
+	s.poke()
+	return nil
+}
+
+func (s *session) status(m *pb.AgentStatus) {
+	f := s.fleet
+	a := f.agent(s.host)
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.session != s {
+		return
+	}
+	m.Problems = clipAll(m.GetProblems())
+	a.status, a.stored.LastSeen = m, f.cfg.Now()
+	a.tell()
+}
+
+// Limits on texts of agents.
+const (
+	maxText  = 1000
+	maxTexts = 100
+)
+
+func clip(s string) string {
+	if len(s) > maxText {
+		return s[:maxText] + "…"
+	}
+	return s
+}
+
+func clipAll(list []string) []string {
+	if len(list) > maxTexts {
+		list = list[:maxTexts]
+	}
+	out := make([]string, len(list))
+	for i := range list {
+		out[i] = clip(list[i])
+	}
+	return out
+}
