@@ -1,0 +1,161 @@
+package cli
+
+import (
+	"fmt"
+
+	"github.com/spf13/cobra"
+
+	"bulkhead/internal/core/compile"
+	"bulkhead/internal/core/model"
+	"bulkhead/internal/core/policy"
+)
+
+// checkView is what `check -o json` prints.
+type checkView struct {
+	OK        bool          `json:"ok"`
+	Documents int           `json:"documents"`
+	Rules     int           `json:"rules"`
+	Workloads int           `json:"workloads"`
+	Errors    []problemView `json:"errors"`
+	Findings  []problemView `json:"findings"`
+}
+
+// problemView is an error, or a finding of hygiene, at its place.
+type problemView struct {
+	File     string `json:"file,omitempty"`
+	Line     int    `json:"line,omitempty"`
+	Column   int    `json:"column,omitempty"`
+	Severity string `json:"severity"`
+	Code     string `json:"code,omitempty"`
+	Message  string `json:"message"`
+	Fix      string `json:"fix,omitempty"`
+}
+
+func problem(pos model.Position, severity, code, message, fix string) problemView {
+	return problemView{pos.File, pos.Line, pos.Column, severity, code, message, fix}
+}
+
+func (a *app) checkCommand() *cobra.Command {
+	var (
+		f      sceneFlags
+		strict bool
+	)
+	cmd := &cobra.Command{
+		Use:   "check",
+		Short: "Find errors in documents, and rules that look wrong",
+		Long: `Check documents: every error with file, line and column, and hygiene: rules that are
+duplicate, shadowed, never match or are too broad.
+
+Exit status 1 if there is an error; with --strict also if there is a warning.`,
+		Example: `  bulkhead check -f policy/
+  bulkhead check -f policy/ --strict -o json
+  bulkhead check                                 # what the controller holds`,
+		Args: takes(),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			v, err := a.check(cmd, &f)
+			if err != nil {
+				return err
+			}
+			warnings := 0
+			for _, p := range v.Findings {
+				if p.Severity == policy.Warning.String() {
+					warnings++
+				}
+			}
+			v.OK = len(v.Errors) == 0 && !(strict && warnings > 0)
+			if err := a.print(cmd, v, func(p *page) { printCheck(p, v) }); err != nil {
+				return err
+			}
+			return answer(v.OK)
+		},
+	}
+	f.register(cmd)
+	cmd.Flags().BoolVar(&strict, "strict", false, "warnings fail too")
+	return cmd
+}
+
+// check looks for everything that can be said about the documents, errors included.
+func (a *app) check(cmd *cobra.Command, f *sceneFlags) (*checkView, error) {
+	v := &checkView{Errors: []problemView{}, Findings: []problemView{}}
+	var s *scene
+	if len(f.files) > 0 {
+		files, err := f.read(cmd)
+		if err != nil {
+			return nil, err
+		}
+		docs, err := policy.Parse(files)
+		if err != nil {
+			for _, e := range parseErrors(err) {
+				v.Errors = append(v.Errors, problem(e.Pos, "error", "", e.Msg, ""))
+			}
+			return v, nil
+		}
+		if s, err = f.offline(cmd, docs); err != nil {
+			return nil, err
+		}
+	} else {
+		var err error
+		if s, err = a.online(cmd, f); err != nil {
+			return nil, err
+		}
+	}
+	v.count(s)
+	if _, err := compile.Compile(s.docs, s.inv, s.options); err != nil {
+		for _, e := range compileErrors(err) {
+			message := e.Msg
+			if e.Rule != "" {
+				message = fmt.Sprintf("rule %s: %s", e.Rule, e.Msg)
+			}
+			v.Errors = append(v.Errors, problem(e.Pos, "error", "", message, ""))
+		}
+	}
+	for _, x := range policy.Hygiene(s.docs, s.inv, s.options.Now) {
+		v.Findings = append(v.Findings, problem(x.Pos, x.Severity.String(), string(x.Code), x.Msg, x.Fix))
+	}
+	return v, nil
+}
+
+func (v *checkView) count(s *scene) {
+	d := s.docs
+	v.Documents = len(d.Services) + len(d.Networks) + len(d.Workloads) + len(d.Segments) + len(d.Policies) +
+		len(d.Guardrails) + len(d.Expectations)
+	for i := range d.Policies {
+		v.Rules += len(d.Policies[i].Rules)
+	}
+	v.Workloads = len(s.inv.Instances)
+}
+
+// compileErrors returns the single errors of compile.Compile.
+func compileErrors(err error) []*compile.Error {
+	if all, ok := err.(compile.Errors); ok {
+		return all
+	}
+	return []*compile.Error{{Msg: err.Error()}}
+}
+
+func printCheck(p *page, v *checkView) {
+	for _, e := range v.Errors {
+		p.line("%s%s %s", e.place(), p.paint("error:", red), e.Message)
+	}
+	for _, x := range v.Findings {
+		p.line("%s%s %s; %s (%s)", x.place(), p.paint(x.Severity+":", yellow), x.Message, x.Fix, x.Code)
+	}
+	switch {
+	case len(v.Errors) > 0:
+		p.line("%s", count(len(v.Errors), "error"))
+	case len(v.Findings) > 0:
+		p.line("%s, %s, %s: no error, %s", count(v.Documents, "document"), count(v.Rules, "rule"),
+			count(v.Workloads, "workload"), count(len(v.Findings), "finding"))
+	default:
+		p.line("%s, %s, %s: good", count(v.Documents, "document"), count(v.Rules, "rule"), count(v.Workloads, "workload"))
+	}
+}
+
+// place returns the position as compilers write it, ready to be clicked in editors.
+func (v *problemView) place() string {
+	pos := model.Position{File: v.File, Line: v.Line, Column: v.Column}.String()
+	if pos == "" {
+		return ""
+	}
+	return pos + ": "
+}
