@@ -119,3 +119,63 @@ func TestTrafficRunsAndIsCounted(t *testing.T) {
 	}
 	t.Log(a)
 }
+
+func TestHealRestartsWhatTheWormTook(t *testing.T) {
+	need(t)
+	s, err := scenario.Load(Scenarios(), "bank")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.Name = "banktest"
+	r, err := rig.Build(t.Context(), rig.Config{Scenario: s, Bin: noDaemons(t), Say: t.Logf})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := r.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	if err := r.Resume(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		a, err := r.Attack(t.Context(), s.Story.Breach.From)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(a.Taken) < 10 || a.Taken[0] != s.Story.Breach.From {
+			t.Errorf("the worm took %v", a.Taken)
+		}
+		if err := r.Pause(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		ids := map[string]bool{}
+		for _, id := range a.Taken {
+			ids[id] = true
+		}
+		if err := r.Heal(t.Context(), ids); err != nil {
+			t.Fatal(err)
+		}
+		if ended := r.Ended(); len(ended) > 0 {
+			t.Fatal(ended)
+		}
+		if err := r.Settle(t.Context()); err != nil {
+			for _, e := range r.Ended() {
+				t.Log(e)
+			}
+			logs, _ := filepath.Glob(r.Layout.Dir + "/log/*.log")
+			for _, l := range logs {
+				b, _ := os.ReadFile(l)
+				t.Logf("%s: %s", l, b)
+			}
+			t.Fatal(err)
+		}
+		if err := r.Resume(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if taken, _, err := r.WormProgress(); err != nil || taken != 0 {
+			t.Errorf("after healing the worm is in %d workloads, %v", taken, err)
+		}
+	}
+}

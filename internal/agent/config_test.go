@@ -47,6 +47,36 @@ func TestConfigurations(t *testing.T) {
 	}
 }
 
+// TestPackagedConfiguration reads the example that is shipped, also with the keys that it leaves out.
+func TestPackagedConfiguration(t *testing.T) {
+	data, err := os.ReadFile("../../packaging/agent.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg, err := ParseConfig("agent.yaml", data)
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := DefaultConfig()
+	for line := range strings.Lines(string(data)) {
+		option, ok := strings.CutPrefix(line, "# ")
+		key, value, isKey := strings.Cut(strings.TrimSpace(option), ":")
+		if !ok || !isKey || keys[key] == nil {
+			continue
+		}
+		value, _, _ = strings.Cut(strings.TrimSpace(value), "  ")
+		want := map[string]any{
+			"data": d.Data, "bpffs": d.BPFFS, "socket": d.Socket, "flowWindow": d.FlowWindow, "units": `["` + d.Units[0] + `"]`,
+		}[key]
+		if want != nil && fmt.Sprint(want) != value {
+			t.Errorf("the example says that %s is %s by default; it is %v", key, value, want)
+		}
+	}
+	if cfg.Controller == "" || cfg.TokenFile == "" || len(cfg.Units) != 1 {
+		t.Errorf("the example gives %+v", cfg)
+	}
+}
+
 // describe lists what the file sets, a line each.
 func describe(c Config) string {
 	var b strings.Builder

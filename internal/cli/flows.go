@@ -95,12 +95,22 @@ func recordOf(e *pb.Edge) (*model.RecordedFlow, error) {
 	if r.Verdict, err = wire.VerdictFromProto(e.Verdict); err != nil {
 		return nil, err
 	}
-	r.From, r.To = model.End{Workload: e.From}, model.End{Workload: e.To}
 	if r.FromAddr, err = optionalAddr(e.FromAddr); err != nil {
 		return nil, err
 	}
-	r.ToAddr, err = optionalAddr(e.ToAddr)
-	return r, err
+	if r.ToAddr, err = optionalAddr(e.ToAddr); err != nil {
+		return nil, err
+	}
+	r.From, r.To = endOf(e.From, r.FromAddr), endOf(e.To, r.ToAddr)
+	return r, nil
+}
+
+// endOf returns the end that an edge names: by its workload, or by its address where no workload has that.
+func endOf(name string, addr netip.Addr) model.End {
+	if a, err := netip.ParseAddr(name); err == nil && a == addr {
+		return model.End{Addr: a}
+	}
+	return model.End{Workload: name}
 }
 
 func optionalAddr(s string) (netip.Addr, error) {

@@ -123,11 +123,8 @@ func killCgroup(ctx context.Context, top string) (int, error) {
 		if alive == 0 {
 			return len(killed), nil
 		}
-		// One write kills the whole tree, also what forks meanwhile; kernels before 5.14 lack the file.
-		err = os.WriteFile(filepath.Join(top, "cgroup.kill"), []byte("1"), 0)
-		if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ENODEV) {
-			return len(killed), err
-		}
+		// Not cgroup.kill: on some kernels (seen on 6.18) whatever is later cloned into a cgroup that once had it
+		// written dies at once. What forks meanwhile is killed in the next round.
 		select {
 		case <-ctx.Done():
 			return len(killed), ctx.Err()

@@ -19,6 +19,7 @@ type Dataplane struct {
 
 	mu       sync.Mutex
 	refuse   error
+	isolate  func() error
 	slow     time.Duration
 	state    *dataplane.State
 	applies  int
@@ -40,6 +41,13 @@ func (d *Dataplane) Refuse(err error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.refuse = err
+}
+
+// OnIsolate is called by Isolate before it does anything; an error of it is that of Isolate.
+func (d *Dataplane) OnIsolate(fn func() error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.isolate = fn
 }
 
 // Slow makes Apply take that long.
@@ -144,6 +152,11 @@ func (d *Dataplane) Isolate(_ context.Context, workload string, on bool) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	known := d.state != nil && slices.ContainsFunc(d.state.Policy.Subjects, func(s hostpolicy.Subject) bool { return s.Workload == workload })
+	if d.isolate != nil {
+		if err := d.isolate(); err != nil {
+			return err
+		}
+	}
 	if !known {
 		return fmt.Errorf("workload %q is not known", workload)
 	}

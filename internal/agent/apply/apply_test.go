@@ -246,6 +246,44 @@ func TestIsolationSurvivesARestart(t *testing.T) {
 	}
 }
 
+func TestIsolationIsWrittenDownBeforeTheKernelHearsOfIt(t *testing.T) {
+	dir := t.TempDir()
+	h := begin(t, dir)
+	h.set(t, agenttest.Policy(3))
+	onDisk := func() string {
+		data, err := os.ReadFile(filepath.Join(dir, "isolated.json"))
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			t.Fatal(err)
+		}
+		return string(data)
+	}
+	h.dp.OnIsolate(func() error {
+		if !strings.Contains(onDisk(), "node-1") {
+			t.Error("an agent that dies now leaves an isolation that nobody knows of")
+		}
+		return nil
+	})
+	if err := h.Isolate(t.Context(), "node-1", true, apply.ByHost, nothing); err != nil {
+		t.Fatal(err)
+	}
+	// Half a failure: it is in force, and something beside it went wrong.
+	failures := 1
+	h.dp.OnIsolate(func() error {
+		if failures--; failures >= 0 {
+			return errors.New("connections could not be cut")
+		}
+		return nil
+	})
+	if err := h.Isolate(t.Context(), "node-1", false, apply.ByHost, nothing); err != nil || onDisk() != "" {
+		t.Errorf("error %v, on disk %q", err, onDisk())
+	}
+	// A whole one.
+	failures = 2
+	if err := h.Isolate(t.Context(), "node-1", true, apply.ByHost, nothing); err == nil || len(h.Isolated()) != 0 || onDisk() != "" {
+		t.Errorf("error %v, isolated %v, on disk %q; want a failure and nothing isolated", err, h.Isolated(), onDisk())
+	}
+}
+
 func TestIsolationOfAStranger(t *testing.T) {
 	h := begin(t, t.TempDir())
 	h.set(t, agenttest.Policy(3))
@@ -253,6 +291,26 @@ func TestIsolationOfAStranger(t *testing.T) {
 	err := h.Isolate(t.Context(), "node-9", true, apply.ByController, func() { called = true })
 	if err == nil || called || len(h.Isolated()) != 0 {
 		t.Errorf("error %v, called %t, isolated %v", err, called, h.Isolated())
+	}
+}
+
+func TestIsolationOfAWorkloadThatLeftCanBeEnded(t *testing.T) {
+	h := begin(t, t.TempDir())
+	const w = "node-1/db.service"
+	h.set(t, agenttest.Policy(3, "db.service"))
+	if err := h.Isolate(t.Context(), w, true, apply.ByHost, nothing); err != nil {
+		t.Fatal(err)
+	}
+	h.set(t, agenttest.Policy(4))
+	if err := h.Isolate(t.Context(), w, false, apply.ByController, nothing); err != nil {
+		t.Errorf("ending it: %v", err)
+	}
+	if err := h.dp.Remove(); err != nil {
+		t.Fatal(err)
+	}
+	h.set(t, agenttest.Policy(5, "db.service"))
+	if h.dp.IsIsolated(w) {
+		t.Error("it is isolated when it comes back")
 	}
 }
 

@@ -50,32 +50,65 @@ func (i *isolated) add(workload string, by Origin) {
 	}
 }
 
+func (i *isolated) set(by map[string]Origin) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	i.by = by
+}
+
 func (i *isolated) remove(workload string) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	delete(i.by, workload)
 }
 
-// Isolate judges the workload by its pre-compiled isolation set (on), or by its policy again. It holds over a restart
-// of the agent. A workload that is not on this host is an error. As soon as the kernel has it, and before it is on
-// disk, done is called.
+// Isolate judges the workload by its isolation set (on), or by its policy again. It holds over a restart of the agent.
+// To isolate a workload that is not on this host is an error; to end that is done with. As soon as the kernel has it,
+// and before it is on disk for good, done is called.
 func (a *Applier) Isolate(ctx context.Context, workload string, on bool, by Origin, done func()) error {
 	a.mu.Lock()
-	if err := a.dp.Isolate(ctx, workload, on); err != nil {
+	if err := a.isolate(ctx, workload, on, by); err != nil {
 		a.mu.Unlock()
-		return fmt.Errorf("isolate %s: %w", workload, err)
-	}
-	if on {
-		a.isolated.add(workload, by)
-	} else {
-		a.isolated.remove(workload)
+		return err
 	}
 	a.disk.Lock()
 	defer a.disk.Unlock()
-	a.mu.Unlock()
+	a.mu.Unlock() // nobody who isolates waits for the disk
 	done()
 	a.log.Warn("isolation", "workload", workload, "on", on, "by", by)
-	a.saveIsolated()
+	a.saveIsolated(durable.WriteFile)
+	return nil
+}
+
+// isolate writes the wish down before the kernel hears of it: an agent that dies in between must not leave behind an
+// isolation that nobody knows of. The caller holds mu.
+func (a *Applier) isolate(ctx context.Context, workload string, on bool, by Origin) error {
+	now := a.current.Load()
+	here := now != nil && subject(now.Policy, workload) != nil
+	if !here && on {
+		return fmt.Errorf("isolate %s: no such workload on this host", workload)
+	}
+	before := a.isolated.all()
+	if on {
+		a.isolated.add(workload, by)
+		a.writeAhead()
+	}
+	if here {
+		err := a.dp.Isolate(ctx, workload, on)
+		if err != nil {
+			// It may be in force and only the cutting of connections have failed; a second call tells.
+			a.log.Error("isolation", "workload", workload, "on", on, "error", err)
+			err = a.dp.Isolate(ctx, workload, on)
+		}
+		if err != nil {
+			a.isolated.set(before)
+			a.writeAhead()
+			return fmt.Errorf("isolate %s: %w", workload, err)
+		}
+	}
+	if !on {
+		a.isolated.remove(workload)
+	}
 	return nil
 }
 
@@ -126,14 +159,20 @@ func (a *Applier) settleIsolation(ctx context.Context, before *Applied, p *hostp
 	if changed {
 		a.disk.Lock()
 		defer a.disk.Unlock()
-		a.saveIsolated()
+		a.saveIsolated(durable.WriteFile)
 	}
 }
 
 const isolatedFile = "isolated.json"
 
+func (a *Applier) writeAhead() {
+	a.disk.Lock()
+	defer a.disk.Unlock()
+	a.saveIsolated(durable.WriteAhead)
+}
+
 // saveIsolated keeps the wishes on disk. The caller holds disk.
-func (a *Applier) saveIsolated() {
+func (a *Applier) saveIsolated(write func(path string, data []byte, mode os.FileMode) error) {
 	path := filepath.Join(a.cfg.Dir, isolatedFile)
 	wishes := a.isolated.all()
 	var err error
@@ -142,7 +181,7 @@ func (a *Applier) saveIsolated() {
 	} else {
 		var data []byte
 		if data, err = json.Marshal(wishes); err == nil {
-			err = durable.WriteFile(path, data, 0o600)
+			err = write(path, data, 0o600)
 		}
 	}
 	if err != nil {

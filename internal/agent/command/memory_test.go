@@ -12,6 +12,7 @@ import (
 
 	"github.com/vishvananda/netns"
 
+	pb "bulkhead/api/bulkhead/v1"
 	"bulkhead/internal/agent/agenttest"
 	"bulkhead/internal/agent/status"
 	"bulkhead/internal/core/hostpolicy"
@@ -27,8 +28,8 @@ const (
 	maxIdle = 0.03
 )
 
-// TestBudget runs the real agent with a policy of ten thousand peers, and measures what it holds and what it does when
-// nothing happens.
+// TestBudget runs the real agent with a policy of ten thousand peers, looks at what it records, and measures what it
+// holds and what it does when nothing happens.
 func TestBudget(t *testing.T) {
 	if testing.Short() {
 		t.Skip("builds and runs the programs")
@@ -63,6 +64,31 @@ func TestBudget(t *testing.T) {
 		})
 	}
 	b.status("the last policy", func(r *status.Report) bool { return r.Revision == 59 && len(r.Problems) == 0 })
+
+	// Flows name the executables of both ends.
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	speaker := func(role string) *process {
+		return b.start(home, "web.service", []string{"BULKHEAD_SMOKE_ROLE=" + role, "BULKHEAD_SMOKE_ADDR=127.0.0.1:45321"}, self)
+	}
+	server := speaker("server")
+	b.waitLine(server, "listening")
+	client := speaker("client")
+	b.waitLine(client, "up")
+	client.kill()
+	c.WaitFor("records of both ends with their executables", func() bool {
+		records, _, _ := c.Records()
+		ends := map[pb.Direction]bool{}
+		for _, r := range records {
+			if r.Port == 45321 && r.Process.GetPath() == self && r.Connections > 0 {
+				ends[r.Direction] = true
+			}
+		}
+		return len(ends) == 2
+	})
+	server.kill()
 
 	before, start := processorTime(t, b.agent.cmd.Process.Pid), time.Now()
 	time.Sleep(5 * time.Second)

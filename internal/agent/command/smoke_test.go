@@ -217,6 +217,26 @@ func (b *bench) network() (err error) {
 	return nil
 }
 
+func (b *bench) addAddress(ns netns.NsHandle, link, addr string) {
+	b.t.Helper()
+	handle, err := netlink.NewHandleAt(ns)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	defer handle.Close()
+	l, err := handle.LinkByName(link)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	a, err := netlink.ParseAddr(addr)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	if err := handle.AddrAdd(l, a); err != nil {
+		b.t.Fatal(err)
+	}
+}
+
 // start starts a program on a host, in a cgroup below the bench's if one is named.
 func (b *bench) start(ns netns.NsHandle, cgroup string, env []string, name string, args ...string) *process {
 	b.t.Helper()
@@ -509,6 +529,15 @@ func TestSmoke(t *testing.T) {
 	b.status("a healthy agent", func(r *status.Report) bool {
 		t.Logf("resident: %.1f MiB", float64(r.ResidentBytes)/(1<<20))
 		return r.Connected && len(r.Problems) == 0
+	})
+
+	// An address that comes is told at once.
+	b.addAddress(b.node, "eth0", "10.98.0.22/24")
+	b.eventually("the new address", func() error {
+		if out := b.cli("get", "workloads", "-o", "json"); !strings.Contains(out, "10.98.0.22") {
+			return errors.New(out)
+		}
+		return nil
 	})
 
 	// Contain: from the command to the last byte.

@@ -10,8 +10,10 @@ import (
 func TestWriteFileReplacesWhole(t *testing.T) {
 	dir := t.TempDir()
 	path := filepath.Join(dir, "state")
-	for _, want := range []string{"first, and rather long", "second"} {
-		if err := WriteFile(path, []byte(want), 0o600); err != nil {
+	for want, write := range map[string]func(string, []byte, os.FileMode) error{
+		"first, and rather long": WriteFile, "second": WriteAhead,
+	} {
+		if err := write(path, []byte(want), 0o600); err != nil {
 			t.Fatal(err)
 		}
 		got, err := os.ReadFile(path)

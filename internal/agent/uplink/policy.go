@@ -23,7 +23,7 @@ func (s *session) applyChanges(ctx context.Context) error {
 		if i := m.GetIsolate(); i != nil {
 			if err := s.isolate(ctx, i); err != nil {
 				s.deps.Log.Error("a workload was not isolated", "error", err)
-				s.deps.Report("isolate "+i.GetWorkload(), err.Error())
+				s.deps.Report(problemIsolate, err.Error())
 				s.StatusChanged()
 			}
 			continue
@@ -40,12 +40,11 @@ func (s *session) applyChanges(ctx context.Context) error {
 
 // isolate does what the fast path of quarantine asks for and says so at once.
 func (s *session) isolate(ctx context.Context, m *pb.Isolate) error {
-	err := s.deps.Policy.Isolate(ctx, m.GetWorkload(), m.GetOn(), apply.ByController, s.StatusChanged)
-	if err == nil {
-		s.deps.Report("isolate "+m.GetWorkload(), "")
-	}
-	return err
+	return s.deps.Policy.Isolate(ctx, m.GetWorkload(), m.GetOn(), apply.ByController, s.StatusChanged)
 }
+
+// problemIsolate stands until a policy has been applied: it says itself who is isolated.
+const problemIsolate = "isolate"
 
 // change applies a snapshot or a delta and returns the answer. An answer with another hash than the controller expects
 // and without a reason asks for a snapshot.
@@ -64,6 +63,7 @@ func (s *session) change(ctx context.Context, m *pb.ControllerMessage) *pb.Ack {
 		s.deps.Log.Error("a policy was refused", "revision", p.Revision, "error", err)
 		return s.ack(dataplane.ApplyStats{}, err.Error())
 	}
+	s.deps.Report(problemIsolate, "")
 	s.deps.Log.Info("policy applied", "revision", p.Revision, "hash", p.Hash().Short(), "rows", stats.Rows,
 		"addresses", stats.Addresses, "reset", stats.Reset, "took", stats.Took)
 	return s.ack(stats, "")

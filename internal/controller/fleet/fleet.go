@@ -382,13 +382,16 @@ func (a *agent) describe(want *world.HostPolicy, problems []string) *pb.Agent {
 	defer a.mu.Unlock()
 	out := &pb.Agent{
 		Host: a.host, Connected: a.session != nil, Version: a.stored.Version, Kernel: a.stored.Kernel,
-		Dataplane: a.stored.Dataplane, Limits: a.stored.Limits, Refused: a.refused, Revoked: a.stored.Revoked(),
+		Dataplane: a.stored.Dataplane, Limits: a.stored.Limits, Revoked: a.stored.Revoked(),
 		LastSeenMs: millis(a.stored.LastSeen), CertificateExpiresMs: millis(a.stored.Expires),
 		EventsLost: a.status.GetEventsLost(), RecordsLost: a.status.GetRecordsLost(), ResidentBytes: a.status.GetResidentBytes(),
 		Problems: slices.Concat(problems, a.status.GetProblems()),
 	}
 	if want != nil {
 		out.Workloads = uint32(len(want.Subjects))
+		if want.Sum == a.refusedSum { // and not one that has been replaced since
+			out.Refused = a.refused
+		}
 	}
 	if a.has != (hostpolicy.Hash{}) {
 		out.Hash = a.has.String()

@@ -40,65 +40,69 @@ func (o *operatorService) ListFlows(ctx context.Context, r *pb.ListFlowsRequest,
 	if err != nil {
 		return connect.NewError(connect.CodeInvalidArgument, err.Error())
 	}
-	var sent int
-	send := func(edges []flowstore.Edge, lost uint64) error {
-		sent += len(edges)
-		return sendEdges(stream, edges, lost, o.World.Snapshot())
-	}
+	feed := edgeFeed{stream: stream, world: o.World, limit: int(r.GetLimit())}
 	past := func() error {
 		edges, err := o.Flows.Edges(ctx, query, s)
 		if err != nil {
 			return o.fail("list flows", err)
 		}
-		if n := int(r.GetLimit()); n > 0 && len(edges) > n {
-			edges = edges[:n]
-		}
 		if name := query.Unknown(); name != "" && !r.GetFollow() {
 			return connect.Errorf(connect.CodeNotFound, "no workload is or was called %s; a selector reads app=web, and `bulkhead get workloads` lists the names", name)
 		}
-		return send(edges, 0)
+		return feed.send(edges, 0)
 	}
 	if !r.GetFollow() {
-		return past()
+		return enough(past())
 	}
-	err = o.Flows.Follow(ctx, past, func(edges []flowstore.Edge, lost uint64) error {
+	return enough(o.Flows.Follow(ctx, past, func(edges []flowstore.Edge, lost uint64) error {
 		edges = query.Select(edges, o.World.Snapshot())
-		if n := int(r.GetLimit()); n > 0 && sent+len(edges) > n {
-			edges = edges[:max(n-sent, 0)]
+		if len(edges) == 0 && lost == 0 {
+			return nil
 		}
-		if len(edges) > 0 || lost > 0 {
-			if err := send(edges, lost); err != nil {
-				return err
-			}
-		}
-		if n := int(r.GetLimit()); n > 0 && sent >= n {
-			return errEnough
-		}
-		return nil
-	})
+		return feed.send(edges, lost)
+	}))
+}
+
+var errEnough = errors.New("as many as were asked for")
+
+// enough takes the end of a feed for what it is.
+func enough(err error) error {
 	if errors.Is(err, errEnough) {
 		return nil
 	}
 	return err
 }
 
-var errEnough = errors.New("as many as were asked for")
+// edgeFeed sends edges up to a limit.
+type edgeFeed struct {
+	stream bulkheadv1connect.ControllerServiceListFlowsServerStream
+	world  *world.World
+	limit  int // 0: none
+	sent   int
+}
 
-func sendEdges(stream bulkheadv1connect.ControllerServiceListFlowsServerStream, edges []flowstore.Edge, lost uint64, s *world.Snapshot) error {
-	for {
+// send sends the edges, and returns errEnough when as many are sent as were asked for.
+func (f *edgeFeed) send(edges []flowstore.Edge, lost uint64) error {
+	if left := f.limit - f.sent; f.limit > 0 && len(edges) > left {
+		edges = edges[:left]
+	}
+	f.sent += len(edges)
+	s := f.world.Snapshot()
+	for first := true; first || len(edges) > 0; first = false {
 		n := min(len(edges), edgesPerMessage)
 		m := &pb.ListFlowsResponse{Lost: lost}
 		for i := range edges[:n] {
 			m.Edges = append(m.Edges, edge(&edges[i], s))
 		}
-		if err := stream.Send(m); err != nil {
+		if err := f.stream.Send(m); err != nil {
 			return err
 		}
 		edges, lost = edges[n:], 0
-		if len(edges) == 0 {
-			return nil
-		}
 	}
+	if f.limit > 0 && f.sent >= f.limit {
+		return errEnough
+	}
+	return nil
 }
 
 func edge(e *flowstore.Edge, s *world.Snapshot) *pb.Edge {

@@ -3,6 +3,7 @@
 package inventory
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -69,6 +70,11 @@ func Build(docs *model.Documents, reports []Report, leases []Lease) (*model.Inve
 	b.quarantine(leases)
 	inv := &model.Inventory{Instances: make([]model.Instance, 0, len(b.byName))}
 	for _, inst := range b.byName {
+		// Agents and leases come in any order; the result has one.
+		slices.SortFunc(inst.Listening, compareListeners)
+		inst.Listening = slices.Compact(inst.Listening)
+		slices.SortFunc(inst.Quarantine.InUse, compareInUse)
+		inst.Quarantine.InUse = slices.Compact(inst.Quarantine.InUse)
 		inv.Instances = append(inv.Instances, *inst)
 	}
 	slices.SortFunc(inv.Instances, func(x, y model.Instance) int { return strings.Compare(x.Name, y.Name) })
@@ -160,7 +166,7 @@ func (b *builder) found(host, unit string) error {
 	return nil
 }
 
-// inherit gives units their host's labels and addresses. System labels say something about the host alone.
+// inherit gives units their host's labels and addresses. It comes before leases, which say something of one workload.
 func (b *builder) inherit() {
 	for _, inst := range b.byUnit {
 		host := b.byName[inst.Host]
@@ -217,4 +223,13 @@ func distinct(lists ...[]netip.Addr) []netip.Addr {
 func ambiguous(a netip.Addr) bool {
 	a = a.Unmap()
 	return !a.IsValid() || a.IsUnspecified() || a.IsLoopback() || a.IsMulticast() || a.IsLinkLocalUnicast()
+}
+
+func compareListeners(a, b model.Listener) int {
+	return cmp.Or(a.Addr.Compare(b.Addr), cmp.Compare(a.Proto, b.Proto), cmp.Compare(a.Port, b.Port), strings.Compare(a.Process, b.Process))
+}
+
+func compareInUse(a, b model.InUse) int {
+	return cmp.Or(strings.Compare(a.Peer, b.Peer), cmp.Compare(a.Direction, b.Direction), cmp.Compare(a.Ports.Proto, b.Ports.Proto),
+		cmp.Compare(a.Ports.Lo, b.Ports.Lo), cmp.Compare(a.Ports.Hi, b.Ports.Hi))
 }

@@ -9,6 +9,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
+
 	"bulkhead/internal/core/compile"
 	"bulkhead/internal/core/inventory"
 	"bulkhead/internal/core/model"
@@ -164,8 +166,8 @@ func golden(t *testing.T, name string, got []byte) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if string(got) != string(want) {
-		t.Errorf("%s differs (run with -update if it should):\n%s", path, got)
+	if d := cmp.Diff(string(want), string(got)); d != "" {
+		t.Errorf("%s differs (run with -update if it should):\n%s", path, d)
 	}
 }
 

@@ -4,6 +4,7 @@ package prove
 
 import (
 	"fmt"
+	"math/bits"
 	"net/netip"
 	"slices"
 	"strings"
@@ -68,11 +69,11 @@ type proof struct {
 	u        *reach.Universe
 	judge    *verdict.Evaluator
 	services map[model.PortRange]string
-	within   []reach.FuncID // by guardrail: its ports
+	ports    []reach.FuncID // by guardrail: the function that allows its ports
 	words    int
 	means    [2]meaning // as sources, and as destinations
 	says     []says     // by function
-	verdicts map[[2]int32]holding
+	known    []says     // by function over both ends, and guardrail
 
 	violated []*finding
 	unkept   []*finding
@@ -80,11 +81,15 @@ type proof struct {
 	lax      []uint64 // guardrails that are enforced as far as has been seen
 }
 
-// says tells what levels a function has.
-type says struct{ allow, would, known bool }
+// says tells what a function may come to, somewhere.
+type says uint8
 
-// holding tells what a joint function does within the ports of a guardrail.
-type holding struct{ allow, would bool }
+const (
+	mayAllow says = 1 << iota // it allows
+	mayWarn                   // it would deny
+	mayPass                   // either
+	unknown
+)
 
 type finding struct {
 	from, to *reach.Actor
@@ -96,7 +101,7 @@ func newProof(w *compile.World) *proof {
 	n := len(docs.Guardrails)
 	p := &proof{
 		world: w, u: reach.New(w), judge: verdict.New(w), services: map[model.PortRange]string{},
-		within: make([]reach.FuncID, n), words: (n + 63) / 64, verdicts: map[[2]int32]holding{},
+		ports: make([]reach.FuncID, n), words: (n + 63) / 64,
 		violated: make([]*finding, n), unkept: make([]*finding, n),
 	}
 	byName := map[string][]model.PortRange{}
@@ -117,7 +122,7 @@ func newProof(w *compile.World) *proof {
 				on = append(on, ref.Range)
 			}
 		}
-		p.within[i] = p.u.Within(on)
+		p.ports[i] = p.u.Within(on)
 		p.pending[i/64] |= 1 << (i % 64)
 		p.lax[i/64] |= 1 << (i % 64)
 	}
@@ -215,20 +220,33 @@ func (p *proof) members(end, g int, class int32) []int32 {
 
 // run looks at every pair of classes that some guardrail speaks about, as long as there is something left to learn.
 func (p *proof) run() {
+	for id := range p.u.Functions() {
+		p.says = append(p.says, p.saysOf(reach.FuncID(id)))
+	}
+	sources, dests := p.means[0].classes, p.means[1].classes
+	var candidates []int32 // destinations of some guardrail that is still to be learnt about
+	for c := range p.u.Classes {
+		if overlap(dests[c*p.words:(c+1)*p.words], p.pending) {
+			candidates = append(candidates, int32(c))
+		}
+	}
+	mask := make([]uint64, p.words)
 	for from := range p.u.Classes {
-		sources := p.means[0].classes[from*p.words : (from+1)*p.words]
-		if !overlap(sources, p.pending) {
+		left := false
+		for w := range mask {
+			mask[w] = sources[from*p.words+w] & p.pending[w]
+			left = left || mask[w] != 0
+		}
+		if !left {
 			continue
 		}
 		src := p.u.From(int32(from))
-		for to := range p.u.Classes {
-			dests := p.means[1].classes[to*p.words : (to+1)*p.words]
-			egress, ingress := src.At(int32(to), 0)
-			if !p.worthIt(egress, ingress, sources, dests) && !src.HostCounts(int32(to)) {
+		for _, to := range candidates {
+			if !overlap(mask, dests[int(to)*p.words:(int(to)+1)*p.words]) || !p.worthIt(src, to, mask) {
 				continue
 			}
-			src.Each(int32(to), func(pair *reach.Pair, where reach.Where) {
-				p.judgePair(int32(from), int32(to), pair, where, sources, dests)
+			src.Each(to, func(pair *reach.Pair, where reach.Where) {
+				p.judgePair(int32(from), to, pair, where, mask)
 			})
 		}
 	}
@@ -243,71 +261,81 @@ func overlap(a, b []uint64) bool {
 	return false
 }
 
-// worthIt reports whether the functions may tell something new about a guardrail that speaks about the pair.
-func (p *proof) worthIt(egress, ingress reach.FuncID, sources, dests []uint64) bool {
-	out, in := p.saysOf(egress), p.saysOf(ingress)
-	allow := out.allow && in.allow
-	would := (out.allow || out.would) && (in.allow || in.would) && (out.would || in.would)
-	if !allow && !would {
+// worthIt reports whether the pair may tell something new about a guardrail that speaks about it.
+func (p *proof) worthIt(src *reach.Source, to int32, mask []uint64) bool {
+	if src.HostCounts(to) {
+		return true
+	}
+	egress, ingress := src.At(to, 0)
+	out, in := p.says[egress], p.says[ingress]
+	if out&in&mayAllow != 0 {
+		return true
+	}
+	if out&in&mayPass == 0 || (out|in)&mayWarn == 0 {
 		return false
 	}
-	for i := range sources {
-		both := sources[i] & dests[i] & p.pending[i]
-		if both != 0 && (allow || both&p.lax[i] != 0) {
+	for w := range mask {
+		if mask[w]&p.means[1].classes[int(to)*p.words+w]&p.lax[w] != 0 {
 			return true
 		}
 	}
 	return false
 }
 
-func (p *proof) saysOf(id reach.FuncID) *says {
-	for len(p.says) <= int(id) {
-		p.says = append(p.says, says{})
+func (p *proof) saysOf(id reach.FuncID) says {
+	var s says
+	if p.u.Has(id, reach.Allow) || p.u.Has(id, reach.Essential) { // of an essential, the other end decides
+		s |= mayAllow | mayPass
 	}
-	s := &p.says[id]
-	if !s.known {
-		*s = says{p.u.Has(id, reach.Allow), p.u.Has(id, reach.WouldDeny), true}
-		if p.u.Has(id, reach.Essential) { // allowed at this end: what the other end says counts
-			s.allow = true
-		}
+	if p.u.Has(id, reach.WouldDeny) {
+		s |= mayWarn | mayPass
 	}
 	return s
 }
 
-func (p *proof) judgePair(from, to int32, pair *reach.Pair, where reach.Where, sources, dests []uint64) {
+// judgePair asks the guardrails of the mask about a pair.
+func (p *proof) judgePair(from, to int32, pair *reach.Pair, where reach.Where, mask []uint64) {
 	joint := p.u.Joint(pair.Egress[0], pair.Ingress[0])
-	for g := range p.within {
-		bit := uint64(1) << (g % 64)
-		if sources[g/64]&dests[g/64]&p.pending[g/64]&bit == 0 {
-			continue
-		}
-		h := p.holding(joint, g)
-		if !h.allow && (!h.would || p.lax[g/64]&bit == 0) {
-			continue
-		}
-		ends := p.u.Example(p.members(0, g, from), p.members(1, g, to), where)
-		if ends == nil {
-			continue
-		}
-		if h.allow {
-			p.violated[g] = &finding{ends[0], ends[1], p.u.Where(joint, p.within[g], reach.Allow)}
-			p.pending[g/64] &^= bit
-		} else {
-			p.unkept[g] = &finding{ends[0], ends[1], p.u.Where(joint, p.within[g], reach.WouldDeny)}
-			p.lax[g/64] &^= bit
+	for w := range mask {
+		for left := mask[w] & p.means[1].classes[int(to)*p.words+w] & p.pending[w]; left != 0; left &= left - 1 {
+			g := w*64 + bits.TrailingZeros64(left)
+			bit := left & -left
+			found := p.within(joint, g)
+			if found&mayAllow == 0 && (found&mayWarn == 0 || p.lax[w]&bit == 0) {
+				continue
+			}
+			ends := p.u.Example(p.members(0, g, from), p.members(1, g, to), where)
+			if ends == nil {
+				continue
+			}
+			if found&mayAllow != 0 {
+				p.violated[g] = &finding{ends[0], ends[1], p.u.Where(joint, p.ports[g], reach.Allow)}
+				p.pending[w] &^= bit
+			} else {
+				p.unkept[g] = &finding{ends[0], ends[1], p.u.Where(joint, p.ports[g], reach.WouldDeny)}
+				p.lax[w] &^= bit
+			}
 		}
 	}
 }
 
-func (p *proof) holding(joint reach.FuncID, g int) holding {
-	k := [2]int32{int32(joint), int32(p.within[g])}
-	h, ok := p.verdicts[k]
-	if !ok {
-		allow, would := p.u.Where(joint, p.within[g], reach.Allow), p.u.Where(joint, p.within[g], reach.WouldDeny)
-		h = holding{!allow.Empty(), !would.Empty()}
-		p.verdicts[k] = h
+// within says what a function over both ends does on the ports of a guardrail.
+func (p *proof) within(joint reach.FuncID, g int) says {
+	n := len(p.ports)
+	for len(p.known) < (int(joint)+1)*n {
+		p.known = append(p.known, unknown)
 	}
-	return h
+	at := &p.known[int(joint)*n+g]
+	if *at == unknown {
+		*at = 0
+		if ports := p.u.Where(joint, p.ports[g], reach.Allow); !ports.Empty() {
+			*at |= mayAllow
+		}
+		if ports := p.u.Where(joint, p.ports[g], reach.WouldDeny); !ports.Empty() {
+			*at |= mayWarn
+		}
+	}
+	return *at
 }
 
 func (p *proof) result(g int) Guardrail {

@@ -157,6 +157,18 @@ func (u *Universe) classify(tables []*tables) {
 		c.hosts[a.host()] = h
 		a.class = n
 	}
+	u.seats = make([][]seat, len(u.worlds))
+	for w := range u.worlds {
+		u.seats[w] = make([]seat, len(u.Classes))
+		for i := range u.Classes {
+			p := &u.Classes[i].worlds[w]
+			u.seats[w][i] = seat{p.asDest, unjudged}
+			if p.managed {
+				u.seats[w][i].ingress = p.ingress
+			}
+			u.controls = u.controls || u.Classes[i].controls
+		}
+	}
 }
 
 // host returns the host of the workload in the last world that has it; "" if no agent is known.

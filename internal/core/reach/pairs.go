@@ -1,6 +1,7 @@
 package reach
 
 import (
+	"slices"
 	"strings"
 
 	"bulkhead/internal/core/model"
@@ -12,10 +13,11 @@ type Pair struct {
 	Egress, Ingress []FuncID // by world
 }
 
-// Source looks at all destinations from one class.
+// Source looks at all destinations from one class. It is valid until From is called again.
 type Source struct {
 	u      *Universe
 	class  int32
+	local  bool          // it may count for destinations that the source is on their host
 	byDest [][]FuncID    // by world and column: what the source's egress says
 	byRow  [2][][]FuncID // by remote or local, world and row: what others' ingress says
 	pair   Pair
@@ -28,41 +30,49 @@ const (
 
 // From returns a view of all pairs whose source is the class.
 func (u *Universe) From(class int32) *Source {
-	s := &Source{u: u, class: class, byDest: make([][]FuncID, len(u.worlds))}
-	s.pair = Pair{make([]FuncID, len(u.worlds)), make([]FuncID, len(u.worlds))}
-	for i := range s.byRow {
-		s.byRow[i] = make([][]FuncID, len(u.worlds))
+	s := &u.source
+	if s.u == nil {
+		n := len(u.worlds)
+		*s = Source{u: u, byDest: make([][]FuncID, n), pair: Pair{make([]FuncID, n), make([]FuncID, n)}}
+		s.byRow[remote], s.byRow[local] = make([][]FuncID, n), make([][]FuncID, n)
 	}
 	c := &u.Classes[class]
+	s.class, s.local = class, c.local
 	for w := range u.worlds {
 		p := &c.worlds[w]
+		dest := slices.Grow(s.byDest[w][:0], len(u.columns[model.Egress][w]))[:len(u.columns[model.Egress][w])]
+		s.byDest[w] = dest
 		if p.managed {
 			r := &u.rows[model.Egress][w][p.egress]
-			dest := make([]FuncID, len(u.columns[model.Egress][w]))
-			for i := range dest {
-				dest[i] = r.rest
-			}
+			fill(dest, r.rest)
 			for _, e := range r.entries {
 				dest[e.col] = e.fn
 			}
-			s.byDest[w] = dest
+		} else {
+			fill(dest, u.open)
 		}
-		for i, col := range [2]colID{p.asRemote, p.asLocal} {
-			if i == local && !c.local {
-				break
-			}
-			rows := u.rows[model.Ingress][w]
-			fns := make([]FuncID, len(rows))
-			for k := range rows {
-				fns[k] = rows[k].rest
-			}
-			for _, e := range u.columns[model.Ingress][w][col] {
-				fns[e.row] = e.fn
-			}
-			s.byRow[i][w] = fns
+		s.byRow[remote][w] = u.byRow(s.byRow[remote][w], w, p.asRemote)
+		if c.local {
+			s.byRow[local][w] = u.byRow(s.byRow[local][w], w, p.asLocal)
 		}
 	}
 	return s
+}
+
+// byRow says what each row of ingress says of a peer. It reuses the space of out.
+func (u *Universe) byRow(out []FuncID, world int, peer colID) []FuncID {
+	rows := u.rests[world]
+	out = append(out[:0], rows...)
+	for _, e := range u.columns[model.Ingress][world][peer] {
+		out[e.row] = e.fn
+	}
+	return out
+}
+
+func fill(list []FuncID, fn FuncID) {
+	for i := range list {
+		list[i] = fn
+	}
 }
 
 // Where says which members of two classes a statement is about.
@@ -88,7 +98,7 @@ func (s *Source) Each(to int32, fn func(p *Pair, where Where)) {
 	if !a.many && !b.many && a.first == b.first && a.owned && b.owned {
 		return
 	}
-	if !s.differs(b) {
+	if !s.differs(to) {
 		fn(s.at(b, to, remote), Anywhere)
 		return
 	}
@@ -103,32 +113,30 @@ func (s *Source) Each(to int32, fn func(p *Pair, where Where)) {
 // At returns what the ends say in one world about a member of the class to on another host, whether or not there is one.
 // It is quick, and it is all there is to say unless HostCounts.
 func (s *Source) At(to int32, world int) (egress, ingress FuncID) {
-	a, b := &s.u.Classes[s.class].worlds[world], &s.u.Classes[to].worlds[world]
-	egress, ingress = s.u.open, s.u.open
-	if a.managed {
-		egress = s.byDest[world][b.asDest]
+	at := s.u.seats[world][to]
+	if at.ingress == unjudged {
+		return s.byDest[world][at.asDest], s.u.open
 	}
-	if b.managed {
-		ingress = s.byRow[remote][world][b.ingress]
-	}
-	return egress, ingress
+	return s.byDest[world][at.asDest], s.byRow[remote][world][at.ingress]
 }
 
 // HostCounts reports whether Each may say more than At: where the destination is a controller, or where it makes a
 // difference that the source is on its host.
 func (s *Source) HostCounts(to int32) bool {
-	b := &s.u.Classes[to]
-	return b.controls || s.u.Classes[s.class].local && s.differs(b)
+	if !s.local && !s.u.controls {
+		return false
+	}
+	return s.u.controls && s.u.Classes[to].controls || s.differs(to)
 }
 
 // differs reports whether it counts for the destination that the source is on its host.
-func (s *Source) differs(to *Class) bool {
-	if !s.u.Classes[s.class].local {
+func (s *Source) differs(to int32) bool {
+	if !s.local {
 		return false
 	}
 	for w := range s.u.worlds {
-		p := &to.worlds[w]
-		if p.managed && s.byRow[remote][w][p.ingress] != s.byRow[local][w][p.ingress] {
+		at := s.u.seats[w][to].ingress
+		if at != unjudged && s.byRow[remote][w][at] != s.byRow[local][w][at] {
 			return true
 		}
 	}

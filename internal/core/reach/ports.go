@@ -156,7 +156,7 @@ func (b *portsBuilder) build() Ports {
 		for hi < last && b.pieces[hi].ports.Proto == b.pieces[lo].ports.Proto {
 			hi++
 		}
-		fill(b.pieces[lo:hi], out.Rest)
+		settle(b.pieces[lo:hi], out.Rest)
 		for _, p := range b.pieces[lo:hi] {
 			if p.in == out.Rest {
 				continue
@@ -172,9 +172,9 @@ func (b *portsBuilder) build() Ports {
 	return out
 }
 
-// fill gives the free pieces of one protocol the side that their neighbours are on. If they differ, the side of the
+// settle gives the free pieces of one protocol the side that their neighbours are on. If they differ, the side of the
 // rest wins; without neighbours too.
-func fill(pieces []portsPiece, rest bool) {
+func settle(pieces []portsPiece, rest bool) {
 	for i := range pieces {
 		if !pieces[i].free {
 			continue

@@ -131,6 +131,15 @@ type place struct {
 	controller []uint16
 }
 
+// seat is the part of a class's place that every question about it as a destination needs. Seats are small and side by
+// side: questions run over all of them.
+type seat struct {
+	asDest  colID
+	ingress rowID // unjudged if nobody enforces there
+}
+
+const unjudged rowID = -1
+
 // Universe is everything that may talk in its worlds. It remembers what it was asked, so it belongs to one goroutine.
 type Universe struct {
 	Actors  []Actor
@@ -144,6 +153,10 @@ type Universe struct {
 	open      FuncID // everything is allowed: the end that nobody enforces
 	rows      [2][][]row
 	columns   [2][][]column
+	rests     [][]FuncID // by world: the defaults of the rows of ingress
+	seats     [][]seat   // by world and class
+	controls  bool       // some class has a controller's address
+	source    Source     // space for From
 	address   *addressSpace
 	names     *describer
 	joint     map[jointKey]FuncID
@@ -175,6 +188,12 @@ func New(worlds ...*compile.World) *Universe {
 	tables := make([]*tables, len(worlds))
 	for i, w := range worlds {
 		tables[i] = u.tablesOf(i, w)
+	}
+	u.rests = make([][]FuncID, len(worlds))
+	for w := range worlds {
+		for _, r := range u.rows[model.Ingress][w] {
+			u.rests[w] = append(u.rests[w], r.rest)
+		}
 	}
 	u.classify(tables)
 	return u

@@ -46,7 +46,7 @@ func (t *tables) column(d model.Direction, id model.IdentityID) colID { return t
 
 func (u *Universe) tablesOf(world int, w *compile.World) *tables {
 	t := &tables{rows: map[hostpolicy.PolicySetID][2]rowID{}}
-	r := &rowReader{u: u, w: w, world: world, funcs: map[int32]FuncID{}, byKey: [2]map[string]rowID{{}, {}}}
+	r := &rowReader{u: u, w: w, world: world, byKey: [2]map[string]rowID{{}, {}}}
 	for i := range u.Actors {
 		v := &u.Actors[i].views[world]
 		if !v.managed() {
@@ -73,19 +73,22 @@ type rowReader struct {
 	u       *Universe
 	w       *compile.World
 	world   int
-	funcs   map[int32]FuncID // functions of the world
+	funcs   []FuncID // by the world's number; unread if it was not asked for yet
 	byKey   [2]map[string]rowID
 	entries []rowEntry
 	key     []byte
 }
 
+const unread FuncID = -1
+
 func (r *rowReader) function(n int32) FuncID {
-	id, ok := r.funcs[n]
-	if !ok {
-		id = r.u.functions.of(r.w.Function(n))
-		r.funcs[n] = id
+	for int(n) >= len(r.funcs) {
+		r.funcs = append(r.funcs, unread)
 	}
-	return id
+	if r.funcs[n] == unread {
+		r.funcs[n] = r.u.functions.of(r.w.Function(n))
+	}
+	return r.funcs[n]
 }
 
 func (r *rowReader) row(at *compile.Point, d model.Direction) rowID {

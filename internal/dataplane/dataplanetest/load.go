@@ -70,7 +70,7 @@ func testExact(t *testing.T, open Open) {
 			at[i].wait("every opening and end", func() bool {
 				opens, _ := at[i].count(all(kind(dataplane.EventOpen), flow))
 				closes, _ := at[i].count(all(kind(dataplane.EventClose), flow))
-				return opens >= want && closes >= want
+				return opens >= want && closes == opens
 			})
 			time.Sleep(100 * time.Millisecond)
 			opens, _ := at[i].count(all(kind(dataplane.EventOpen), flow))

@@ -63,14 +63,19 @@ func (h *host) apply(p policy) dataplane.ApplyStats {
 
 // Run tests an implementation that judges real packets.
 func Run(t *testing.T, open Open) {
-	t.Run("flows", func(t *testing.T) { testFlows(t, open) })
-	t.Run("same host", func(t *testing.T) { testSameHost(t, open) })
-	t.Run("rules", func(t *testing.T) { testRules(t, open) })
-	t.Run("live", func(t *testing.T) { testLive(t, open) })
-	t.Run("existing", func(t *testing.T) { testExisting(t, open) })
-	t.Run("reopen", func(t *testing.T) { testReopen(t, open) })
+	// These two want the machine for themselves,
 	t.Run("exact", func(t *testing.T) { testExact(t, open) })
 	t.Run("switching", func(t *testing.T) { testSwitching(t, open) })
+	// and these mostly wait.
+	for name, test := range map[string]func(*testing.T, Open){
+		"flows": testFlows, "same host": testSameHost, "rules": testRules, "live": testLive,
+		"existing": testExisting, "reopen": testReopen,
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			test(t, open)
+		})
+	}
 }
 
 // verdicts in the order in which situations go through them.

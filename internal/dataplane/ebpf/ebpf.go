@@ -109,8 +109,8 @@ type Dataplane struct {
 
 	// names is what events are decoded with.
 	names atomic.Pointer[names]
-	// denied wakes Events when a live connection has been denied by its own packet, so that both ends are told.
-	swept sync.Mutex
+	// sweeping keeps Apply and Events from sweeping at once.
+	sweeping sync.Mutex
 
 	mu     sync.Mutex // guards what follows
 	held   *held
@@ -129,7 +129,9 @@ func Open(cfg Config) (*Dataplane, error) {
 	if err := cfg.check(); err != nil {
 		return nil, fmt.Errorf("open dataplane: %w", err)
 	}
-	d := &Dataplane{cfg: cfg, log: cfg.Logger, links: map[string]link.Link{}}
+	d := &Dataplane{
+		cfg: cfg, log: cfg.Logger, links: map[string]link.Link{}, sweepers: &iterators{links: map[string]*link.Iter{}},
+	}
 	if d.log == nil {
 		d.log = slog.New(slog.DiscardHandler)
 	}
@@ -181,7 +183,10 @@ func (d *Dataplane) install() error {
 		d.active.Store(1)
 	}
 	s.OwnNetns = d.netns.cookie
-	s.RootCgroup = d.root
+	s.RootCgroup, s.RootLevel = d.root, noLevel
+	if d.depth != anyLevel {
+		s.RootLevel = uint32(d.depth)
+	}
 	s.Unreplied = uint64(d.cfg.UDPTimeout)
 	s.Replied = uint64(d.cfg.UDPStreamTimeout)
 	if err := d.maps.Config.Put(uint32(0), &s); err != nil {
@@ -251,9 +256,7 @@ func (d *Dataplane) release() error {
 		errs = append(errs, f())
 	}
 	d.unmap, d.active, d.subjects = nil, nil, nil
-	if d.sweepers != nil {
-		errs = append(errs, d.sweepers.Close())
-	}
+	errs = append(errs, d.sweepers.Close())
 	for _, l := range d.links {
 		errs = append(errs, l.Close())
 	}

@@ -40,13 +40,10 @@ func layoutOf(spec *ebpf.CollectionSpec) string {
 	return fmt.Sprintf("%s%d_%x", layoutPrefix, layoutVersion, sum[:4])
 }
 
-// required are the programs without which nothing is judged. The others only add to it: a kernel that refuses one of
-// them costs what optional says.
-var required = []string{
-	programsProgBulkheadSockCreate, programsProgBulkheadConnect4, programsProgBulkheadConnect6,
-	programsProgBulkheadIngress, programsProgBulkheadEgress,
-}
+// testOnly are programs that only tests load.
+var testOnly = []string{programsProgBulkheadProbe}
 
+// optional are programs that only add to the others: a kernel that refuses one costs what is said here.
 var optional = []struct{ program, without string }{
 	{programsProgBulkheadSetState, "The end of TCP connections and what they carried is not recorded."},
 	{programsProgBulkheadSweep, "Live TCP connections that are no longer allowed fall silent instead of being reset."},
@@ -92,32 +89,43 @@ func (d *Dataplane) load() error {
 	if err := os.MkdirAll(d.dir, 0o700); err != nil {
 		return fmt.Errorf("make %s: %w", d.dir, err)
 	}
-	base := spec.Copy()
-	for name := range base.Programs {
-		if !slices.Contains(required, name) {
-			delete(base.Programs, name)
-		}
+	for _, name := range testOnly { // the agent does not need it
+		delete(spec.Programs, name)
 	}
-	c, err := ebpf.NewCollectionWithOptions(base, ebpf.CollectionOptions{Maps: ebpf.MapOptions{PinPath: d.dir}})
+	c, err := d.loadAll(spec)
 	if err != nil {
 		return unsupported(err)
 	}
-	d.programs = c.Programs
-	all := maps.Clone(c.Maps) // Assign takes them out
-	if err := c.Assign(&d.maps); err != nil {
-		return err
+	d.programs = maps.Clone(c.Programs)
+	c.Programs = nil
+	return c.Assign(&d.maps)
+}
+
+// loadAll loads everything, or, if the kernel refuses something that only adds to the rest, everything else.
+func (d *Dataplane) loadAll(spec *ebpf.CollectionSpec) (*ebpf.Collection, error) {
+	pins := ebpf.CollectionOptions{Maps: ebpf.MapOptions{PinPath: d.dir}}
+	c, err := ebpf.NewCollectionWithOptions(spec.Copy(), pins)
+	if err == nil {
+		return c, nil
+	}
+	base := spec.Copy()
+	for _, o := range optional {
+		delete(base.Programs, o.program)
+	}
+	c, err = ebpf.NewCollectionWithOptions(base, pins)
+	if err != nil {
+		return nil, err
 	}
 	for _, o := range optional {
-		p, err := loadOne(spec, o.program, all)
+		p, err := loadOne(spec, o.program, c.Maps)
 		if err != nil {
-			d.log.Warn("kernel refuses a program", "program", o.program, "error", err)
+			d.log.Warn("the kernel refuses a program", "program", o.program, "error", err)
 			d.missing = append(d.missing, o.without)
 			continue
 		}
-		d.programs[o.program] = p
+		c.Programs[o.program] = p
 	}
-	d.sweepers = &iterators{links: map[string]*link.Iter{}}
-	return nil
+	return c, nil
 }
 
 func (d *Dataplane) resize(spec *ebpf.CollectionSpec) {

@@ -34,7 +34,7 @@ type entry[K any] struct {
 	row row
 }
 
-// piece is a row of a function, before it is known for which peer.
+// piece is a row of a function, before it is known for which set.
 type piece struct {
 	kind  uint8
 	proto uint8
@@ -43,41 +43,46 @@ type piece struct {
 	row   row
 }
 
-// lower turns a policy set into rows. A function is total and its cells do not overlap, so each protocol is cut into
-// one row for its costliest verdict, which stands for all ports, and exact rows and ranges for the others. Look-up goes
-// from the exact to the general, and so finds the cell.
+// lower turns a policy set into rows. Each listed peer costs one, which names its function; the functions are there
+// once. A function is total and its cells do not overlap, so each protocol is cut into one row for its costliest
+// verdict, which stands for all ports, and exact rows and ranges for the others. Look-up goes from the exact to the
+// general, and so finds the cell.
 func lower(set *hostpolicy.PolicySet, number uint32) *lowered {
 	l := &lowered{}
 	for _, dir := range model.Directions {
 		t := set.Table(dir)
-		funcs := make([][]piece, len(t.Funcs))
+		any := make([]row, len(t.Funcs))
 		for i, f := range t.Funcs {
-			funcs[i] = lowerFunc(f)
+			pieces := lowerFunc(f)
+			any[i] = pieces[0].row
+			any[i].Function = uint32(i)
+			l.function(number, uint32(i), dir, pieces[1:])
 		}
-		l.add(number, 0, dir, funcs[0])
+		l.peer(number, 0, dir, any[0])
 		for _, p := range t.Peers {
 			if p.Func != 0 { // the default serves it
-				l.add(number, uint64(p.Peer), dir, funcs[p.Func])
+				l.peer(number, uint64(p.Peer), dir, any[p.Func])
 			}
 		}
 	}
 	return l
 }
 
-func (l *lowered) add(set uint32, peer uint64, dir model.Direction, pieces []piece) {
+func (l *lowered) peer(set uint32, peer uint64, dir model.Direction, r row) {
+	l.rows = append(l.rows, entry[rowKey]{rowKey{Peer: peer, Pset: set, Kind: rowAny | uint8(dir)}, r})
+}
+
+func (l *lowered) function(set, number uint32, dir model.Direction, pieces []piece) {
 	for _, p := range pieces {
 		if p.bits == 0 {
-			l.rows = append(l.rows, entry[rowKey]{
-				rowKey{Peer: peer, Pset: set, Port: p.port, Proto: p.proto, Kind: p.kind | uint8(dir)}, p.row,
-			})
+			key := rowKey{Peer: uint64(number), Pset: set, Port: p.port, Proto: p.proto, Kind: p.kind | uint8(dir)}
+			l.rows = append(l.rows, entry[rowKey]{key, p.row})
 			continue
 		}
-		l.ranges = append(l.ranges, entry[rangeKey]{
-			rangeKey{
-				Bits: uint32(112 + p.bits), Pset: set, PeerHi: uint32(peer >> 32), PeerLo: uint32(peer),
-				Dir: uint8(dir), Proto: p.proto, Port: networkOrder(p.port),
-			}, p.row,
-		})
+		key := rangeKey{
+			Bits: uint32(80 + p.bits), Pset: set, Function: number, Dir: uint8(dir), Proto: p.proto, Port: networkOrder(p.port),
+		}
+		l.ranges = append(l.ranges, entry[rangeKey]{key, p.row})
 	}
 }
 
@@ -85,22 +90,19 @@ func (l *lowered) add(set uint32, peer uint64, dir model.Direction, pieces []pie
 func size(set *hostpolicy.PolicySet) (rows, ranges int) {
 	for _, dir := range model.Directions {
 		t := set.Table(dir)
-		counts := make([][2]int, len(t.Funcs))
-		for i, f := range t.Funcs {
-			for _, p := range lowerFunc(f) {
+		rows++
+		for _, f := range t.Funcs {
+			for _, p := range lowerFunc(f)[1:] {
 				if p.bits == 0 {
-					counts[i][0]++
+					rows++
 				} else {
-					counts[i][1]++
+					ranges++
 				}
 			}
 		}
-		rows += counts[0][0]
-		ranges += counts[0][1]
 		for _, p := range t.Peers {
 			if p.Func != 0 {
-				rows += counts[p.Func][0]
-				ranges += counts[p.Func][1]
+				rows++
 			}
 		}
 	}

@@ -208,22 +208,22 @@ type programsProbe struct {
 }
 
 type programsRangeKey struct {
-	_      structs.HostLayout
-	Bits   uint32
-	Pset   uint32
-	PeerHi uint32
-	PeerLo uint32
-	Dir    uint8
-	Proto  uint8
-	Port   uint16
+	_        structs.HostLayout
+	Bits     uint32
+	Pset     uint32
+	Function uint32
+	Dir      uint8
+	Proto    uint8
+	Port     uint16
 }
 
 type programsRow struct {
-	_       structs.HostLayout
-	Rule    uint64
-	Verdict uint8
-	Has     uint8
-	Pad     [6]uint8
+	_        structs.HostLayout
+	Rule     uint64
+	Function uint32
+	Verdict  uint8
+	Has      uint8
+	Pad      [2]uint8
 }
 
 type programsRowKey struct {
@@ -242,8 +242,10 @@ type programsSettings struct {
 	Unreplied  uint64
 	Replied    uint64
 	UnitsSince uint32
-	Levels     [16]uint8
+	Levels     [8]uint8
+	RootLevel  uint32
 	Installed  uint32
+	_          [4]byte
 }
 
 type programsSocketState struct {

@@ -58,8 +58,8 @@ func (d *Dataplane) sweep() (int, error) {
 	if p == nil {
 		return 0, nil // Capabilities says so
 	}
-	d.swept.Lock()
-	defer d.swept.Unlock()
+	d.sweeping.Lock()
+	defer d.sweeping.Unlock()
 	var total int
 	here := func() error {
 		n, err := d.sweepers.run(p, "sweep", nil)

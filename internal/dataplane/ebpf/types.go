@@ -79,6 +79,9 @@ func state(gen, set uint32, flags uint8) uint64 {
 func stateSet(s uint64) uint32  { return uint32(s) >> 8 }
 func stateFlags(s uint64) uint8 { return uint8(s) }
 
+// noLevel says that the depth of the cgroup is not known.
+const noLevel = 0xffffffff
+
 // maxSets is how many policy sets a state can number.
 const maxSets = 1<<24 - 1
 

@@ -9,33 +9,44 @@
 #include "connections.h"
 #include "tcp.h"
 
-/* subject_by_cgroup walks from the socket's cgroup up; it returns the subject, and whether it is one of ours at all. */
-static __always_inline __u32 subject_by_cgroup(struct sock *sk, bool *ours)
+#define MAX_DEPTH 32
+
+/* subject_by_cgroup walks from the socket's cgroup up to that of a unit, and returns the subject. */
+static __noinline __u32 subject_by_cgroup(struct sock *sk)
 {
-	struct cgroup_subsys_state *css;
-	struct settings *c = get_config();
 	struct cgroup *cg = sk->sk_cgrp_data.cgroup;
-	__u32 subject = 0;
 	int i;
 
-	*ours = false;
-	if (!c || !cg)
-		return 0;
-	for (i = 0; i < 32; i++) {
-		__u64 id = cg->kn->id;
+	for (i = 0; i < MAX_DEPTH && cg; i++) {
+		struct cgroup_subsys_state *parent = cg->self.parent;
+		__u32 subject = subject_of_cgroup(cg->kn->id);
 
-		if (id == c->root_cgroup)
-			*ours = true;
-		if (!subject)
-			subject = subject_of_cgroup(id);
-		css = cg->self.parent;
-		if (!css)
+		if (subject)
+			return subject - 1;
+		if (!parent)
 			break;
-		cg = css->cgroup;
-		if (!cg)
-			break;
+		cg = parent->cgroup;
 	}
-	return subject ? subject - 1 : 0;
+	return 0;
+}
+
+/* is_ours reports whether the socket's cgroup is the one that is judged, or below it. */
+static __noinline bool is_ours(struct sock *sk)
+{
+	struct cgroup *cg = sk->sk_cgrp_data.cgroup;
+	struct settings *c = get_config();
+	int i;
+
+	for (i = 0; c && i < MAX_DEPTH && cg; i++) {
+		struct cgroup_subsys_state *parent = cg->self.parent;
+
+		if (cg->kn->id == c->root_cgroup)
+			return true;
+		if (!parent)
+			break;
+		cg = parent->cgroup;
+	}
+	return false;
 }
 
 /* connection_tuple fills in the addresses and ports of a TCP socket. */
@@ -110,25 +121,24 @@ static __always_inline void report_accepted(struct sock_common *sk, struct socke
 
 /*
  * adopt remembers a socket that the kernel has made on behalf of a process, such as those of a multipath TCP socket:
- * the process listens or connects right now.
+ * the process listens or connects right now, and the socket is in its cgroup.
  */
 static __always_inline void adopt(struct sock *sk)
 {
 	struct task_struct *task = bpf_get_current_task_btf();
+	struct settings *c = get_config();
 	struct socket_state *s;
-	bool ours = false;
 	__u32 subject;
 
-	if (task->flags & PF_KTHREAD)
-		return;
-	subject = subject_by_cgroup(sk, &ours);
-	if (!ours)
+	if (!c || c->root_level == NO_LEVEL || task->flags & PF_KTHREAD ||
+	    bpf_get_current_ancestor_cgroup_id(c->root_level) != c->root_cgroup)
 		return;
 	s = bpf_sk_storage_get(&sockets, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
 	if (!s)
 		return;
-	s->cgroup = sk->sk_cgrp_data.cgroup->kn->id;
+	s->cgroup = bpf_get_current_cgroup_id();
 	current_process(&s->process);
+	subject = subject_of_task();
 	WRITE_ONCE(s->word, make_word(state_gen(state_of(subject)), subject, 0));
 }
 
@@ -210,7 +220,6 @@ int bulkhead_sweep(struct bpf_iter__tcp *ctx)
 	__u32 subject, flags;
 	__u64 word, state;
 	__u8 mark = 1;
-	bool ours;
 
 	if (!skc || !c)
 		return 0;
@@ -224,13 +233,13 @@ int bulkhead_sweep(struct bpf_iter__tcp *ctx)
 	if (skc->skc_state == TCP_LISTEN) {
 		/* So that connect, which cannot find out, knows who listens. */
 		if (!resolved(word)) {
-			subject = subject_by_cgroup((struct sock *)tp, &ours);
+			subject = subject_by_cgroup((struct sock *)tp);
 			set_word(&s->word, word, make_word(state_gen(state_of(subject)), subject, FLOW_DIR));
 		}
 		return 0;
 	}
 	if (!(word & FLOW_JUDGED) || !resolved(word)) {
-		subject = subject_by_cgroup((struct sock *)tp, &ours);
+		subject = subject_by_cgroup((struct sock *)tp);
 		state = state_of(subject);
 		if (word & FLOW_TUPLE) {
 			f = s->flow;
@@ -262,7 +271,7 @@ int bulkhead_sweep(struct bpf_iter__tcp *ctx)
 }
 
 /* socket_of returns the internet socket behind an open file, if it is in one of our cgroups. */
-static __always_inline struct sock *socket_of(struct bpf_iter__task_file *ctx, bool *ours)
+static __always_inline struct sock *socket_of(struct bpf_iter__task_file *ctx)
 {
 	struct file *file = ctx->file;
 	struct socket *socket;
@@ -276,8 +285,7 @@ static __always_inline struct sock *socket_of(struct bpf_iter__task_file *ctx, b
 	sk = socket->sk;
 	if (!sk || (sk->__sk_common.skc_family != AF_INET && sk->__sk_common.skc_family != AF_INET6))
 		return NULL;
-	subject_by_cgroup(sk, ours);
-	return *ours ? sk : NULL;
+	return is_ours(sk) ? sk : NULL;
 }
 
 static __always_inline __u64 listening_key(struct sock *sk)
@@ -290,8 +298,7 @@ static __always_inline __u64 listening_key(struct sock *sk)
 SEC("iter/task_file")
 int bulkhead_listening(struct bpf_iter__task_file *ctx)
 {
-	bool ours = false;
-	struct sock *sk = socket_of(ctx, &ours);
+	struct sock *sk = socket_of(ctx);
 	__u8 one = 1;
 	__u64 key;
 
@@ -309,8 +316,7 @@ int bulkhead_listening(struct bpf_iter__task_file *ctx)
 SEC("iter/task_file")
 int bulkhead_seed(struct bpf_iter__task_file *ctx)
 {
-	bool ours = false;
-	struct sock *sk = socket_of(ctx, &ours);
+	struct sock *sk = socket_of(ctx);
 	struct task_struct *task;
 	struct socket_state *s;
 	struct tcp_sock *tp;

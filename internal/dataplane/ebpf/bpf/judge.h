@@ -131,6 +131,7 @@ static __always_inline struct row *find_row(__u32 pset, __u64 peer, const struct
 	}
 	if (!any)
 		return NULL;
+	key.peer = any->function;
 	if (any->has & HAS_PORT) {
 		key.kind = ROW_PORT | f->dir;
 		key.proto = f->proto;
@@ -141,10 +142,9 @@ static __always_inline struct row *find_row(__u32 pset, __u64 peer, const struct
 	}
 	if (any->has & HAS_RANGE) {
 		struct range_key range = {
-			.bits = 128,
+			.bits = 96,
 			.pset = pset,
-			.peer_hi = key.peer >> 32,
-			.peer_lo = key.peer,
+			.function = any->function,
 			.dir = f->dir,
 			.proto = f->proto,
 			.port = bpf_htons(f->port),

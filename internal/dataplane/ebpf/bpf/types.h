@@ -134,7 +134,11 @@ struct local_key {
 	__u32 subject;
 };
 
-/* Rows of policy. Kind says how much of protocol and port counts. */
+/*
+ * Rows of policy. Each peer has one of kind ROW_ANY, which holds where no other does and names the function of protocol
+ * and port that judges the peer; peers with equal verdicts share one. ROW_PROTO and ROW_PORT, and ranges, are of
+ * functions: key.peer is the function's number.
+ */
 #define ROW_ANY 0u
 #define ROW_PROTO 2u
 #define ROW_PORT 4u
@@ -147,23 +151,23 @@ struct row_key {
 	__u8 kind; /* direction | ROW_* */
 };
 
-/* Flags of a ROW_ANY row: which more specific rows its peer has. */
+/* Flags of a ROW_ANY row: which more specific rows its function has. */
 #define HAS_PORT 1u
 #define HAS_RANGE 2u
 #define HAS_PROTO 4u
 
 struct row {
 	__u64 rule;
+	__u32 function;
 	__u8 verdict;
 	__u8 has;
-	__u8 pad[6];
+	__u8 pad[2];
 };
 
 struct range_key {
 	__u32 bits;
 	__u32 pset;
-	__u32 peer_hi;
-	__u32 peer_lo;
+	__u32 function;
 	__u8 dir;
 	__u8 proto;
 	__u16 port; /* network order: bits count from the front */
@@ -280,7 +284,9 @@ enum counter {
 	COUNTERS,
 };
 
-#define MAX_LEVELS 16
+#define MAX_LEVELS 8
+
+#define NO_LEVEL 0xffffffffu
 
 struct settings {
 	__u64 own_netns;   /* cookie of the namespace whose addresses the map own lists */
@@ -289,6 +295,7 @@ struct settings {
 	__u64 replied;
 	__u32 units_since;       /* generation at which the map cgroups last changed */
 	__u8 levels[MAX_LEVELS]; /* of cgroups in the map cgroups, deepest first, 0 ends */
+	__u32 root_level;        /* of root_cgroup, or NO_LEVEL */
 	__u32 installed;         /* the agent's own: nothing is left to be set up */
 };
 

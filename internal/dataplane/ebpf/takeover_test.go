@@ -1,0 +1,264 @@
+package ebpf
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/cilium/ebpf/link"
+
+	"bulkhead/internal/core/hostpolicy"
+	"bulkhead/internal/core/model"
+	"bulkhead/internal/dataplane"
+	"bulkhead/internal/dataplane/dataplanetest"
+)
+
+// onePort is a policy that lets the host and unit a reach one port, and nothing else.
+func onePort(port uint16) *hostpolicy.Policy {
+	deny := hostpolicy.Table{Funcs: []hostpolicy.Func{cells(cell("any", model.Deny, model.RuleDefaultDeny))}}
+	allow := hostpolicy.Table{Funcs: []hostpolicy.Func{cells(
+		cell("any", model.Deny, model.RuleDefaultDeny),
+		cell(fmt.Sprintf("tcp/0-%d", port-1), model.Deny, model.RuleDefaultDeny),
+		cell(fmt.Sprintf("tcp/%d", port), model.Allow, "p/port"),
+		cell(fmt.Sprintf("tcp/%d-65535", port+1), model.Deny, model.RuleDefaultDeny),
+	)}}
+	set := hostpolicy.PolicySet{Ingress: deny, Egress: allow}
+	set.ID = set.ContentID()
+	return &hostpolicy.Policy{
+		Host: "h", Sets: []hostpolicy.PolicySet{set},
+		Subjects: []hostpolicy.Subject{
+			{Workload: "h", Identity: 1, Set: set.ID, Isolation: set.ID},
+			{Workload: "h/a", Unit: "a", Identity: 2, Set: set.ID, Isolation: set.ID},
+		},
+	}
+}
+
+// lab is two processes at the near host, one of them in a unit, and servers at the far one.
+type lab struct {
+	bed             *dataplanetest.Bed
+	near            *dataplanetest.Process
+	allowed, denied *dataplanetest.Socket
+}
+
+func newLab(bed *dataplanetest.Bed) *lab {
+	far := bed.StartFar()
+	addr := dataplanetest.Far4 + ":0"
+	return &lab{bed, bed.Start("one"), far.Listen("tcp4", addr), far.Listen("tcp4", addr)}
+}
+
+// mustEnforce checks that the one port, and only it, can be reached.
+func (l *lab) mustEnforce(t testing.TB, when string) {
+	t.Helper()
+	if s, err := l.near.Dial("tcp4", l.allowed.Addr); err != "" {
+		t.Errorf("%s: what is allowed: %s", when, err)
+	} else {
+		s.Close()
+	}
+	if _, err := l.near.Dial("tcp4", l.denied.Addr); err != "EPERM" && err != "timeout" {
+		t.Errorf("%s: what is denied: %q", when, err)
+	}
+}
+
+// TestTakeOverWithoutGap has agents come and go while a program tries what is denied without pause.
+func TestTakeOverWithoutGap(t *testing.T) {
+	d, bed := openForTest(t, nil)
+	l := newLab(bed)
+	p := onePort(l.allowed.Port())
+	units := map[string][]string{"a": {bed.Unit("one")}}
+	if _, err := d.Apply(t.Context(), &dataplane.State{Policy: p, Units: units}); err != nil {
+		t.Fatal(err)
+	}
+	results := make(chan dataplanetest.Result, 2)
+	go func() { results <- l.near.Burst("tcp4", l.denied.Addr, 40000, 2) }()
+	go func() { results <- l.near.Burst("tcp4", l.allowed.Addr, 10000, 2) }()
+	for range 4 {
+		d = reopen(t, d, bed)
+		if st, err := d.Apply(t.Context(), &dataplane.State{Policy: p, Units: units}); err != nil || st.Changed {
+			t.Fatalf("%+v, %v", st, err)
+		}
+	}
+	for range 2 {
+		r := <-results
+		if r.Bad > 0 && r.Errors["EPERM"] != 40000 {
+			t.Errorf("%v", r)
+		}
+	}
+	if _, accepted := l.denied.Seen(); accepted != 0 {
+		t.Errorf("%d denied connections were made", accepted)
+	}
+	if _, accepted := l.allowed.Seen(); accepted != 10000 {
+		t.Errorf("%d allowed connections were made instead of 10000", accepted)
+	}
+}
+
+// TestAnotherLayout upgrades to an agent whose maps have other shapes: the old one's policy is enforced until the new
+// one has its own.
+func TestAnotherLayout(t *testing.T) {
+	d, bed := openForTest(t, nil)
+	l := newLab(bed)
+	p := onePort(l.allowed.Port())
+	if _, err := d.Apply(t.Context(), &dataplane.State{Policy: p}); err != nil {
+		t.Fatal(err)
+	}
+	old := d.dir
+	if err := d.Close(); err != nil {
+		t.Fatal(err)
+	}
+	d = bed.Open(func(t testing.TB, at dataplanetest.Place) dataplane.Dataplane {
+		return openAt(t, at, func(c *Config) { c.MaxRows *= 2 })
+	}).(*Dataplane)
+	if d.dir == old {
+		t.Fatalf("both layouts are %s", old)
+	}
+	l.mustEnforce(t, "new programs, old policy")
+	if _, err := d.Apply(t.Context(), &dataplane.State{Policy: p}); err != nil {
+		t.Fatal(err)
+	}
+	l.mustEnforce(t, "new programs, new policy")
+	if _, err := os.Stat(old); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the old layout is still there: %v", err)
+	}
+	entries, err := os.ReadDir(bed.Place.BPFFS)
+	if err != nil || len(entries) != 1 {
+		t.Errorf("pinned: %v, %v", entries, err)
+	}
+}
+
+// TestDetachedLinks takes over a dataplane of which some programs have been detached behind its back.
+func TestDetachedLinks(t *testing.T) {
+	d, bed := openForTest(t, nil)
+	l := newLab(bed)
+	if _, err := d.Apply(t.Context(), &dataplane.State{Policy: onePort(l.allowed.Port())}); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{
+		programsProgBulkheadIngress, programsProgBulkheadEgress, programsProgBulkheadConnect4, programsProgBulkheadSetState,
+	} {
+		path := filepath.Join(d.dir, "link_"+name)
+		pinned, err := link.LoadPinnedLink(path, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if name == programsProgBulkheadConnect4 { // gone altogether
+			if err := os.Remove(path); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := detach(pinned); err != nil {
+			t.Fatal(err)
+		}
+		if err := pinned.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if s, err := l.near.Dial("tcp4", l.denied.Addr); err != "" {
+		t.Fatalf("the test shows nothing: %s", err)
+	} else {
+		s.Close()
+	}
+	d = reopen(t, d, bed)
+	l.mustEnforce(t, "taken over")
+	if len(d.links) != len(attachments) {
+		t.Errorf("%d links", len(d.links))
+	}
+}
+
+// TestKernelWithoutOptionalPrograms runs without a program that this kernel would load.
+func TestKernelWithoutOptionalPrograms(t *testing.T) {
+	d, bed := openForTest(t, nil)
+	spec, err := loadPrograms()
+	if err != nil {
+		t.Fatal(err)
+	}
+	d.resize(spec)
+	for _, name := range []string{programsProgBulkheadSweep, programsProgBulkheadSetState} {
+		spec.Programs[name].AttachTo = "nothing_of_that_name"
+	}
+	other := &Dataplane{cfg: d.cfg, log: d.log, dir: filepath.Join(bed.Place.BPFFS, layoutPrefix+"other")}
+	if err := os.Mkdir(other.dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	c, err := other.loadAll(spec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	other.programs = c.Programs
+	if n := len(c.Programs); n != len(spec.Programs)-2 {
+		t.Errorf("%d programs of %d are loaded", n, len(spec.Programs))
+	}
+	caps := other.Capabilities()
+	if caps.ResetTCP || len(caps.Limits) != len(limits)+2 {
+		t.Errorf("%+v", caps)
+	}
+	if full := d.Capabilities(); !full.ResetTCP || !full.ConnectErr || !full.ProcessInfo || len(full.Limits) != len(limits) {
+		t.Errorf("%+v", full)
+	}
+}
+
+// TestUnsupported opens where it cannot be: the error says what is missing.
+func TestUnsupported(t *testing.T) {
+	_, bed := openForTest(t, nil)
+	for name, tt := range map[string]struct {
+		cgroup, bpffs, says string
+	}{
+		"not a cgroup":        {t.TempDir(), bed.Place.BPFFS + "-other", "is not a cgroup of version 2"},
+		"no such cgroup":      {bed.Place.CgroupRoot + "/nothing", bed.Place.BPFFS + "-other", "no such file"},
+		"pins not on a bpffs": {bed.Place.CgroupRoot, filepath.Join(t.TempDir(), "pins"), "is not on a bpffs; mount one"},
+	} {
+		cfg := DefaultConfig()
+		cfg.CgroupRoot, cfg.BPFFS = tt.cgroup, tt.bpffs
+		_, err := Open(cfg)
+		if !errors.Is(err, dataplane.ErrUnsupported) || !strings.Contains(err.Error(), tt.says) || strings.Contains(err.Error(), "\n") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+const unprivilegedEnv = "BULKHEAD_EBPF_UNPRIVILEGED"
+
+// TestWithoutRoot opens as somebody who may not load programs.
+func TestWithoutRoot(t *testing.T) {
+	if place := os.Getenv(unprivilegedEnv); place != "" {
+		cfg := DefaultConfig()
+		cfg.CgroupRoot, cfg.BPFFS, _ = strings.Cut(place, "|")
+		_, err := Open(cfg)
+		fmt.Printf("unsupported=%v: %v\n", errors.Is(err, dataplane.ErrUnsupported), err)
+		return
+	}
+	_, bed := openForTest(t, nil)
+	pins := filepath.Dir(bed.Place.BPFFS)
+	if err := os.Chmod(pins, 0o777); err != nil {
+		t.Fatal(err)
+	}
+	self, err := os.ReadFile("/proc/self/exe")
+	if err != nil {
+		t.Fatal(err)
+	}
+	binary := filepath.Join(os.TempDir(), fmt.Sprintf("bulkhead-unprivileged-%d", os.Getpid()))
+	if err := os.WriteFile(binary, self, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	defer os.Remove(binary)
+	for p := pins; p != "/"; p = filepath.Dir(p) { // t.TempDir is private
+		if fi, err := os.Stat(p); err == nil && fi.Mode().Perm()&1 == 0 {
+			if err := os.Chmod(p, fi.Mode().Perm()|0o011); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	cmd := exec.Command(binary, "-test.run=^TestWithoutRoot$")
+	cmd.Dir = "/"
+	cmd.Env = append(os.Environ(), unprivilegedEnv+"="+bed.Place.CgroupRoot+"|"+filepath.Join(pins, "mine"))
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
+	out, err := cmd.CombinedOutput()
+	if err != nil || !strings.Contains(string(out), "unsupported=true") || !strings.Contains(string(out), "root") {
+		t.Errorf("%s%v", out, err)
+	}
+	t.Logf("%s", out)
+}
