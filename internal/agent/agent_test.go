@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -402,6 +403,33 @@ func TestNoCgroupRoot(t *testing.T) {
 	n.start()
 	if err := n.end(); err == nil || !strings.Contains(err.Error(), "cgroup root") {
 		t.Errorf("the agent ended with %v", err)
+	}
+}
+
+func TestServiceManagerHearsOfReadinessBeforeTheControllerAnswers(t *testing.T) {
+	manager, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: filepath.Join(t.TempDir(), "notify"), Net: "unixgram"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer manager.Close()
+	t.Setenv("NOTIFY_SOCKET", manager.LocalAddr().String())
+	t.Setenv("WATCHDOG_USEC", "200000")
+	c := agenttest.New(t).Start()
+	n := newNode(t, c)
+	c.Stop()
+	n.start()
+	if err := manager.SetReadDeadline(time.Now().Add(10 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	heard := map[string]bool{}
+	buf := make([]byte, 1024)
+	for !heard["READY=1"] || !heard["WATCHDOG=1"] {
+		k, err := manager.Read(buf)
+		if err != nil {
+			t.Fatalf("heard %v: %v", heard, err)
+		}
+		first, _, _ := strings.Cut(string(buf[:k]), "\n")
+		heard[first] = true
 	}
 }
 

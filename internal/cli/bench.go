@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -27,6 +28,7 @@ type evalBench struct {
 	ParseSeconds   float64 `json:"parse_seconds"`   // documents
 	CompileSeconds float64 `json:"compile_seconds"` //
 	EvalSeconds    float64 `json:"eval_seconds"`    // read, judge and write all flows
+	CPUSeconds     float64 `json:"cpu_seconds"`     // of all processors, in EvalSeconds
 	TotalSeconds   float64 `json:"total_seconds"`
 	FlowsPerSecond float64 `json:"flows_per_second"` // of EvalSeconds
 	Unreadable     int64   `json:"unreadable"`
@@ -178,15 +180,23 @@ func runEvalBench(ctx context.Context, dir string, sizes *benchSizes) (*evalBenc
 		return nil, cannotf("write the verdicts: %w", err)
 	}
 	defer out.Close()
+	busy, err := cpuTime()
+	if err != nil {
+		return nil, err
+	}
 	stats, err := evalFlows(ctx, w, in, out, nil)
 	if err != nil {
 		return nil, cannotf("judge the flows of the bench: %w", err)
 	}
 	end := time.Now()
+	spent, err := cpuTime()
+	if err != nil {
+		return nil, err
+	}
 	v := &evalBench{
 		Workloads: len(inv.Instances), Rules: sizes.rules, Flows: stats.Lines, Processors: runtime.GOMAXPROCS(0),
 		ParseSeconds: parsed.Sub(start).Seconds(), CompileSeconds: compiled.Sub(parsed).Seconds(),
-		EvalSeconds: end.Sub(compiled).Seconds(), TotalSeconds: end.Sub(start).Seconds(), Unreadable: stats.Bad,
+		EvalSeconds: end.Sub(compiled).Seconds(), CPUSeconds: (spent - busy).Seconds(), TotalSeconds: end.Sub(start).Seconds(), Unreadable: stats.Bad,
 	}
 	v.FlowsPerSecond = float64(v.Flows) / v.EvalSeconds
 	for f, size := range map[*os.File]*int64{in: &v.InputBytes, out: &v.OutputBytes} {
@@ -199,6 +209,15 @@ func runEvalBench(ctx context.Context, dir string, sizes *benchSizes) (*evalBenc
 	return v, nil
 }
 
+// cpuTime returns the processor time that this process has used so far.
+func cpuTime() (time.Duration, error) {
+	var u syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
+		return 0, cannotf("read the processor time: %w", err)
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano()), nil
+}
+
 func printEvalBench(p *page, v *evalBench) {
 	p.line("%s over %s and %s, %s", count(v.Flows, "flow"), count(v.Workloads, "workload"), count(v.Rules, "rule"),
 		count(v.Processors, "processor"))
@@ -206,6 +225,7 @@ func printEvalBench(p *page, v *evalBench) {
 	p.line("compile          %8.3f s", v.CompileSeconds)
 	p.line("judge            %8.3f s   %s flows a second, %s in, %s out", v.EvalSeconds, thousands(uint64(v.FlowsPerSecond)),
 		byteSize(uint64(v.InputBytes)), byteSize(uint64(v.OutputBytes)))
+	p.line("                 %8.3f s   of processor time, %.0f ns a flow", v.CPUSeconds, v.CPUSeconds*1e9/float64(v.Flows))
 	p.line("all              %8.3f s", v.TotalSeconds)
 	if v.Unreadable > 0 {
 		p.line("%s could not be read", count(v.Unreadable, "flow"))

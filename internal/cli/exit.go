@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -72,8 +73,11 @@ func Run(root *cobra.Command) int {
 	}
 	code := ExitCannot
 	var coded interface{ ExitCode() int }
-	if errors.As(err, &coded) {
+	switch {
+	case errors.As(err, &coded):
 		code = coded.ExitCode()
+	case strings.HasPrefix(err.Error(), "unknown command "): // of cobra, for commands that do not use noSuchCommand
+		code = ExitUsage
 	}
 	var silent *exitError
 	switch {

@@ -118,6 +118,9 @@ func (s *lineStats) count(c *chunk) {
 
 // answer judges the lines of the chunk.
 func (c *chunk) answer(j lineJudge) {
+	if c.out == nil {
+		c.out = make([]byte, 0, 3*chunkSize) // an answer is about twice as long as its line
+	}
 	c.out = c.out[:0]
 	c.lines, c.bad, c.firstBad = 0, 0, 0
 	if c.long {

@@ -61,6 +61,7 @@ Exit status 1 says that the lease holds but its agent has not confirmed it yet.`
 			if err != nil {
 				return err
 			}
+			c.timeout = max(c.timeout, wait+5*time.Second)
 			r, err := ask(cmd.Context(), c, c.SetQuarantine, &pb.SetQuarantineRequest{
 				Workload: args[0], Level: wire.LevelToProto(q), TtlSeconds: int64(time.Duration(ttl).Seconds()), Reason: reason,
 				WaitMs: wait.Milliseconds(),

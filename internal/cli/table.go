@@ -207,14 +207,6 @@ func verdictColour(v model.Verdict) colour {
 	return red
 }
 
-// yesNo shows a state that should be yes.
-func yesNo(yes bool) cell {
-	if yes {
-		return cell{"yes", green}
-	}
-	return cell{"no", red}
-}
-
 // orDash shows that there is nothing to show.
 func orDash(s string) string {
 	if s == "" {

@@ -152,7 +152,7 @@ func TestPolicyRoundTrip(t *testing.T) {
 
 func TestDeltaLeadsToNewPolicy(t *testing.T) {
 	r := rand.New(rand.NewPCG(2, 2))
-	for range 2000 {
+	for range 1000 {
 		old, new := randomPolicy(r), randomPolicy(r)
 		before := old.Hash()
 		got, err := ApplyDelta(old, overTheWire(t, Diff(old, new), &pb.HostPolicyDelta{}))

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"runtime"
 	"slices"
 	"sync"
 	"time"
@@ -44,6 +45,10 @@ type Fleet struct {
 	metrics *metrics.Metrics
 	log     *slog.Logger
 
+	// computing has one slot for each policy that may be computed at a time. Without a bound, thousands of streams
+	// that a new snapshot wakes would keep an isolation waiting for a processor.
+	computing chan struct{}
+
 	mu     sync.RWMutex
 	agents map[string]*agent // every host that has ever enrolled
 }
@@ -73,7 +78,10 @@ func New(cfg Config, s store.Store, w *world.World, f *flows.Ingester, m *metric
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
-	return &Fleet{cfg: cfg, store: s, world: w, flows: f, metrics: m, log: log, agents: map[string]*agent{}}
+	return &Fleet{
+		cfg: cfg, store: s, world: w, flows: f, metrics: m, log: log, agents: map[string]*agent{},
+		computing: make(chan struct{}, max(1, runtime.GOMAXPROCS(0)-1)),
+	}
 }
 
 // Load takes the stored agents and returns what they reported last, for the world.

@@ -51,6 +51,7 @@ type session struct {
 	stored  []uint64 // batches to acknowledge
 	pushing *push    // the policy that has been sent and not been answered
 	whole   bool     // the next policy must be a snapshot
+	found   bool     // it has said what is on its host
 }
 
 // push is a policy on its way.
@@ -186,23 +187,37 @@ func (s *session) send(ctx context.Context, received <-chan error) error {
 	}}}); err != nil {
 		return err
 	}
+	changed := true // there may be another policy
+	next := f.world.Next()
 	for {
-		next := f.world.Next()
-		for {
-			m := s.message()
-			if m == nil {
-				break
-			}
+		if m := s.urgent(); m != nil {
 			if err := s.stream.Send(m); err != nil {
 				return s.reason(err)
 			}
 			if m.GetFlowAck() != nil {
 				<-s.slots
 			}
+			continue
+		}
+		computing := f.computing
+		if !changed {
+			computing = nil
 		}
 		select {
+		case computing <- struct{}{}:
+			changed, next = false, f.world.Next() // before the snapshot is looked at, so as to miss none
+			m := s.policy()
+			<-f.computing
+			if m == nil {
+				continue
+			}
+			if err := s.stream.Send(m); err != nil {
+				return s.reason(err)
+			}
 		case <-next:
+			changed, next = true, f.world.Next()
 		case <-s.wake:
+			changed = true
 		case <-s.ended:
 			return s.reason(nil)
 		case err := <-received:
@@ -226,8 +241,9 @@ func (s *session) reason(err error) error {
 	return err
 }
 
-// message returns the next message to send, nil if there is none: isolations go before everything else.
-func (s *session) message() *pb.ControllerMessage {
+// urgent returns the next message that must not wait for a policy, nil if there is none: isolations go before
+// everything else.
+func (s *session) urgent() *pb.ControllerMessage {
 	a := s.fleet.agent(s.host)
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -245,19 +261,28 @@ func (s *session) message() *pb.ControllerMessage {
 		s.stored = s.stored[1:]
 		return &pb.ControllerMessage{Message: &pb.ControllerMessage_FlowAck{FlowAck: &pb.FlowAck{Sequence: sequence}}}
 	}
-	return s.policy(a)
+	return nil
 }
 
 // policy returns the message that brings the agent to what it should have, nil if there is nothing to do or the last
-// one has not been answered. The caller holds the locks of both.
-func (s *session) policy(a *agent) *pb.ControllerMessage {
+// one has not been answered.
+func (s *session) policy() *pb.ControllerMessage {
 	f := s.fleet
-	if s.pushing != nil {
+	a := f.agent(s.host)
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if a.session != s || s.pushing != nil {
 		return nil
 	}
 	want := f.world.Snapshot().HostPolicy(s.host)
 	switch {
 	case want == nil:
+		return nil
+	case !s.found && a.has == hostpolicy.Hash{}:
+		// Its first policy waits for its inventory, which follows at once: with the units in it, all that it tells
+		// of is told of the right workload from the beginning.
 		return nil
 	case want.Sum == a.has:
 		a.policy = want // the same as before, and it holds no older world in memory
@@ -377,6 +402,10 @@ func (s *session) inventory(said *pb.HostInventory) error {
 		a.stored.Inventory, a.unsaved = data, true
 	}
 	f.world.SetReport(r) // with the lock held, so that a revocation in between is not undone
+	s.mu.Lock()
+	s.found = true
+	s.mu.Unlock()
+	s.poke()
 	return nil
 }
 

@@ -29,6 +29,8 @@ import (
 const (
 	maxFromAgent    = 16 << 20
 	maxFromOperator = 64 << 20
+	// Smaller messages cost more to compress than to send.
+	worthCompressing = 4 << 10
 )
 
 // Services is what the API is made of. All fields must be set.
@@ -57,10 +59,10 @@ func (s *Services) Network() http.Handler {
 	agents := connect.NewServer(s.observe)
 	bulkheadv1connect.RegisterEnrollmentServiceHandler(agents, &enrollmentService{s})
 	bulkheadv1connect.RegisterAgentServiceHandler(agents, &agentService{s})
-	connecthttp.Mount(mux, agents, connecthttp.WithReadMaxBytes(maxFromAgent))
+	connecthttp.Mount(mux, agents, connecthttp.WithReadMaxBytes(maxFromAgent), connecthttp.WithCompressMinBytes(worthCompressing))
 	operators := connect.NewServer(s.observe, s.byToken)
 	bulkheadv1connect.RegisterControllerServiceHandler(operators, &operatorService{s})
-	connecthttp.Mount(mux, operators, connecthttp.WithReadMaxBytes(maxFromOperator))
+	connecthttp.Mount(mux, operators, connecthttp.WithReadMaxBytes(maxFromOperator), connecthttp.WithCompressMinBytes(worthCompressing))
 	return withControl(mux)
 }
 
@@ -69,6 +71,6 @@ func (s *Services) Local() http.Handler {
 	mux := http.NewServeMux()
 	operators := connect.NewServer(s.observe, s.byPeer)
 	bulkheadv1connect.RegisterControllerServiceHandler(operators, &operatorService{s})
-	connecthttp.Mount(mux, operators, connecthttp.WithReadMaxBytes(maxFromOperator))
+	connecthttp.Mount(mux, operators, connecthttp.WithReadMaxBytes(maxFromOperator), connecthttp.WithCompressMinBytes(worthCompressing))
 	return mux
 }

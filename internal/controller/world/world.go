@@ -27,6 +27,7 @@ import (
 type Config struct {
 	Controllers []netip.AddrPort // where the controllers answer
 	Coalesce    time.Duration    // how long to gather changes; default 5 ms
+	Rest        time.Duration    // how long to leave a snapshot be before the next, if changes do not end; default 100 ms
 	Now         func() time.Time // default time.Now
 	// Compiled is called after each compilation, if set.
 	Compiled func(took time.Duration, err error)
@@ -72,6 +73,9 @@ func New(cfg Config, log *slog.Logger) *World {
 	if cfg.Coalesce == 0 {
 		cfg.Coalesce = 5 * time.Millisecond
 	}
+	if cfg.Rest == 0 {
+		cfg.Rest = 100 * time.Millisecond
+	}
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
@@ -114,6 +118,7 @@ func (w *World) Next() <-chan struct{} {
 
 // Run makes a snapshot of each burst of changes, and one whenever a rule expires, until ctx ends.
 func (w *World) Run(ctx context.Context) error {
+	var rested time.Time // agents should not be kept busier with snapshots than with their work
 	for {
 		timer := time.NewTimer(w.untilExpiry())
 		select {
@@ -126,13 +131,15 @@ func (w *World) Run(ctx context.Context) error {
 			select {
 			case <-ctx.Done():
 				return nil
-			case <-time.After(w.cfg.Coalesce):
+			case <-time.After(max(w.cfg.Coalesce, time.Until(rested))):
 			}
 		}
+		start := time.Now()
 		if err := w.rebuild(); err != nil {
 			// The last snapshot stays in force; the next change tries again.
 			w.log.Error("the world cannot be compiled", "error", err)
 		}
+		rested = time.Now().Add(max(w.cfg.Rest, 2*time.Since(start)))
 	}
 }
 

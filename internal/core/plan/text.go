@@ -14,6 +14,7 @@ const (
 	shownCommunications = 20
 	shownFlows          = 20
 	shownNames          = 12
+	shownAlternatives   = 6
 )
 
 // Text returns the plan for a terminal: what would break, what opens, what closes, and whether it may be applied, in
@@ -223,12 +224,19 @@ func (t *text) communications(title, meaning string, list []diff.Communication) 
 			break
 		}
 		c := &list[i]
-		t.line("  %s -> %s", strings.Join(c.From, " or "), strings.Join(c.To, " or "))
+		t.line("  %s -> %s", alternatives(c.From), alternatives(c.To))
 		t.line("      on %s; %s", strings.Join(c.On, ", "), plural(c.Pairs, "pair"))
 		if e := &c.Example; e.From != "" && e.Before.Verdict != "" && e.After.Verdict != "" {
 			t.line("      e.g. %s -> %s %s: %s -> %s", e.From, e.To, e.On, decided(&e.Before), decided(&e.After))
 		}
 	}
+}
+
+func alternatives(list []string) string {
+	if len(list) > shownAlternatives {
+		return fmt.Sprintf("%s or %d more", strings.Join(list[:shownAlternatives], " or "), len(list)-shownAlternatives)
+	}
+	return strings.Join(list, " or ")
 }
 
 // decided says a verdict and the rule of the end that decided.

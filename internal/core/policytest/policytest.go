@@ -194,9 +194,7 @@ func (g *generator) networks() {
 				n.Except = append(n.Except, g.within(c))
 			}
 		}
-		for _, c := range n.Except {
-			g.prefixes = append(g.prefixes, c)
-		}
+		g.prefixes = append(g.prefixes, n.Except...)
 		g.prefixes = append(g.prefixes, n.CIDRs...)
 		if g.size.NotYet && g.chance(40) {
 			n.Domains = some(g, []string{"*.stripe.com", "example.org", "api.example.net"}, 2)

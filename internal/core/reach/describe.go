@@ -2,6 +2,7 @@ package reach
 
 import (
 	"cmp"
+	"container/heap"
 	"fmt"
 	"slices"
 	"strings"
@@ -32,6 +33,8 @@ type describer struct {
 	networks   map[string][]int32
 	same       map[string]int // by onlyIn: how many actors there are
 	addresses  int
+	gain       []int32 // space for cover, zero between calls: by candidate, the sets that it would add
+	inside     []bool  // by label set
 }
 
 type labelSet struct {
@@ -239,73 +242,94 @@ func (d *describer) describeWorkloads(workloads []int32, counts []int) []string 
 		}
 	}
 	cover := d.cover(whole)
-	if len(partial) == 0 {
-		if rest := d.cover(outside); len(rest)+1 < len(cover) || len(rest) == 1 && len(cover) > 1 {
+	if len(partial) > 0 {
+		return append(cover, d.name(workloads, partial)...)
+	}
+	if len(cover) > 1 && len(outside) <= max(len(whole), 16) { // else the complement is not shorter
+		if rest := d.cover(outside); len(rest)+1 < len(cover) || len(rest) == 1 {
 			return []string{"every workload but " + strings.Join(rest, " and ")}
 		}
-		return cover
 	}
-	return append(cover, d.name(workloads, partial)...)
+	return cover
 }
 
-// cover returns few selectors that select the label sets and no other.
+// cover returns few selectors that select the label sets and no other. It takes the best one again and again; what a
+// selector adds can only shrink, so one that is still as good as when it was last looked at is the best.
 func (d *describer) cover(sets []int32) []string {
-	inside := map[int32]bool{}
-	hits := map[int32]int{} // candidate to label sets of ours that it selects
+	if len(sets) == 0 {
+		return nil
+	}
+	if d.gain == nil {
+		d.gain, d.inside = make([]int32, len(d.candidates)), make([]bool, len(d.sets))
+	}
+	q := &queue{d: d}
 	for _, n := range sets {
-		inside[n] = true
+		d.inside[n] = true
 		for _, c := range d.sets[n].candidates {
-			hits[c]++
-		}
-	}
-	var pure []int32
-	for c, n := range hits {
-		if n == len(d.candidates[c].sets) {
-			pure = append(pure, c)
-		}
-	}
-	slices.Sort(pure)
-	gain := make(map[int32]int, len(pure))
-	for _, c := range pure {
-		gain[c] = len(d.candidates[c].sets)
-	}
-	var out []string
-	for len(inside) > 0 {
-		best := int32(-1)
-		for _, c := range pure {
-			if gain[c] > 0 && (best < 0 || d.better(c, best, gain)) {
-				best = c
+			if d.gain[c]++; int(d.gain[c]) == len(d.candidates[c].sets) { // selects nothing else
+				q.list = append(q.list, queued{c, d.gain[c]})
 			}
 		}
-		if best < 0 {
-			break
+	}
+	heap.Init(q)
+	var out []string
+	left := len(sets)
+	for left > 0 && len(q.list) > 0 {
+		best := heap.Pop(q).(queued)
+		if now := d.gain[best.candidate]; now != best.gain {
+			if now > 0 {
+				heap.Push(q, queued{best.candidate, now})
+			}
+			continue
 		}
-		out = append(out, d.candidates[best].text)
-		for _, n := range d.candidates[best].sets {
-			if !inside[n] {
+		out = append(out, d.candidates[best.candidate].text)
+		for _, n := range d.candidates[best.candidate].sets {
+			if !d.inside[n] {
 				continue
 			}
-			delete(inside, n)
+			d.inside[n] = false
+			left--
 			for _, c := range d.sets[n].candidates {
-				if _, ok := gain[c]; ok {
-					gain[c]--
-				}
+				d.gain[c]--
 			}
 		}
 	}
 	for _, n := range sets {
-		if inside[n] {
+		if d.inside[n] {
 			out = append(out, d.exactly(n))
+			d.inside[n] = false
+			for _, c := range d.sets[n].candidates {
+				d.gain[c]--
+			}
 		}
 	}
 	slices.Sort(out)
 	return out
 }
 
-// better prefers the selector that covers more, then the one that names more of the customary keys and fewer others.
-func (d *describer) better(a, b int32, gain map[int32]int) bool {
-	x, y := &d.candidates[a], &d.candidates[b]
-	return cmp.Or(cmp.Compare(gain[b], gain[a]), cmp.Compare(y.customary, x.customary), cmp.Compare(x.keys, y.keys), strings.Compare(x.text, y.text)) < 0
+// queue is a heap of candidates, the best first: the one that selects more of what is left, then the one that names
+// more of the customary keys and fewer others.
+type queue struct {
+	d    *describer
+	list []queued
+}
+
+type queued struct{ candidate, gain int32 }
+
+func (q *queue) Len() int      { return len(q.list) }
+func (q *queue) Swap(i, j int) { q.list[i], q.list[j] = q.list[j], q.list[i] }
+func (q *queue) Push(x any)    { q.list = append(q.list, x.(queued)) }
+
+func (q *queue) Pop() any {
+	last := q.list[len(q.list)-1]
+	q.list = q.list[:len(q.list)-1]
+	return last
+}
+
+func (q *queue) Less(i, j int) bool {
+	a, b := q.list[i], q.list[j]
+	x, y := &q.d.candidates[a.candidate], &q.d.candidates[b.candidate]
+	return cmp.Or(cmp.Compare(b.gain, a.gain), cmp.Compare(y.customary, x.customary), cmp.Compare(x.keys, y.keys), strings.Compare(x.text, y.text)) < 0
 }
 
 // name lists the workloads of label sets of which only a part is meant.

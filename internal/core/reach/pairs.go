@@ -2,7 +2,6 @@ package reach
 
 import (
 	"slices"
-	"strings"
 
 	"bulkhead/internal/core/model"
 )
@@ -270,45 +269,4 @@ func (u *Universe) Compare(before, after FuncID, accept func(before, after Level
 		b.add(p, !free && accept(levels[0], levels[1]), free)
 	})
 	return b.build()
-}
-
-// CountPairs counts the pairs of different ends that two lists of actors are. A workload is one end whatever its
-// addresses; addresses in the same networks are one end.
-func (u *Universe) CountPairs(from, to []int32) int {
-	a, b := u.ends(from), u.ends(to)
-	n := a.workloads*b.all + a.all*b.workloads - a.workloads*b.workloads
-	for name := range a.names {
-		if b.names[name] && name.workload != "" {
-			n--
-		}
-	}
-	return n
-}
-
-// endNames are the different ends of a list of actors.
-type endNames struct {
-	names          map[endName]bool
-	all, workloads int
-}
-
-type endName struct{ workload, networks string }
-
-func (u *Universe) ends(actors []int32) endNames {
-	e := endNames{names: map[endName]bool{}}
-	for _, i := range actors {
-		a := &u.Actors[i]
-		name := endName{workload: a.Workload}
-		if !a.Owned() {
-			name.networks = strings.Join(a.Networks, "\x00")
-		}
-		if e.names[name] {
-			continue
-		}
-		e.names[name] = true
-		e.all++
-		if a.Owned() {
-			e.workloads++
-		}
-	}
-	return e
 }

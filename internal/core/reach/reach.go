@@ -159,6 +159,7 @@ type Universe struct {
 	source    Source     // space for From
 	address   *addressSpace
 	names     *describer
+	counted   *ends
 	joint     map[jointKey]FuncID
 	masked    map[maskKey]FuncID
 }

@@ -25,7 +25,7 @@ func (e *Evaluator) ExplainEssentials() Essentials {
 	const everywhere = "every workload, both ways"
 	var out Essentials
 	for _, f := range essential.Fixed {
-		out = append(out, Essential{f.Rule, []string{f.Ports.String()}, everywhere, f.Why})
+		out = append(out, Essential{f.Rule, []string{fixedPorts(f.Ports)}, everywhere, f.Why})
 	}
 	out = append(out, Essential{model.RuleSameWorkload, []string{"any"}, "a workload and itself", "a workload is one compartment"})
 	out = append(out, Essential{model.RuleController, []string{"tcp"}, e.controllerText(), "an agent must always reach its controller"})
@@ -48,6 +48,22 @@ func (e *Evaluator) ExplainEssentials() Essentials {
 		}
 	}
 	return out
+}
+
+// fixedPorts writes a range of ICMP types by its types; documents have no spelling for one.
+func fixedPorts(r model.PortRange) string {
+	if first, last := r.Lo>>8, r.Hi>>8; r.Proto.IsICMP() && first != last {
+		return fmt.Sprintf("%s/%d-%d", r.Proto, first, last)
+	}
+	return r.String()
+}
+
+// typesText writes a range of whole ICMP types as types, not as the ports that stand for them.
+func typesText(r model.PortRange) string {
+	if r.Proto.IsICMP() && r.Lo>>8 != r.Hi>>8 {
+		return fmt.Sprintf("%s/%d-%d", r.Proto, r.Lo>>8, r.Hi>>8)
+	}
+	return r.String()
 }
 
 func (e *Evaluator) controllerText() string {

@@ -20,7 +20,14 @@ func (x *Explanation) Text() string {
 // summary says in one line what the two verdicts make together.
 func (x *Explanation) summary() string {
 	allow, e, i := model.Allow.String(), x.Egress.Verdict, x.Ingress.Verdict
+	from, to := x.Egress.Rule == model.RuleUnmanaged, x.Ingress.Rule == model.RuleUnmanaged
 	switch {
+	case from && to:
+		return "Nothing judges at either end."
+	case from:
+		return fmt.Sprintf("Nothing judges at the source; the destination says %s.", i)
+	case to:
+		return fmt.Sprintf("Nothing judges at the destination; the source says %s.", e)
 	case e == allow && i == allow:
 		return "Both ends let it pass."
 	case e == i:
@@ -85,7 +92,9 @@ func (p *Party) text(line func(key, value string)) {
 		line("labels", labelText(p.Labels))
 	}
 	line("networks", strings.Join(p.Networks, ", "))
-	line("identity", p.Identity)
+	if p.Workload != "" || len(p.Networks) > 0 {
+		line("identity", p.Identity)
+	}
 	line("quarantine", p.Quarantine)
 }
 

@@ -409,27 +409,20 @@ func testExisting(t *testing.T, open Open) {
 		t.Fatal(err)
 	}
 	idle := h.one.Listen("tcp4", at(Near4, 0))
+	// Go programs listen like this; the socket that the process has open is not the one that accepts.
+	multi := h.one.ListenMultipath("tcp6", "[::]:0")
+	many := h.farP.MustDial("tcp4", at(Near4, multi.Port()))
 
 	h.d = b.Open(open)
 	h.events = record(t, h.d)
-	for what, m := range map[string]match{
-		"outbound": all(dir(model.Egress), port(outServer.Port())),
-		"inbound":  all(dir(model.Ingress), port(inServer.Port())),
-		"loopback": all(dir(model.Egress), port(loop.Port())),
-	} {
-		e := h.events.one(what, all(kind(dataplane.EventOpen), m))
-		if !e.Existing || e.Rejudged || e.Rule != model.RuleOpen && e.Rule != model.RuleSameWorkload || e.Process.PID != uint32(h.one.PID()) {
-			t.Errorf("%s: %s", what, describe(&e))
-		}
-	}
+	// Without a policy everything passes, and nothing is told: nobody knows yet whose it is.
 	for _, s := range []*Socket{out, in, lo, udp} {
 		if err := s.Exchange("hello", ""); err != "" {
 			t.Errorf("before any policy: %s", err)
 		}
 	}
-	e := h.events.one("datagrams", all(kind(dataplane.EventOpen), proto(model.ProtoUDP)))
-	if e.Dir != model.Ingress || e.Port != 5353 || e.Process.PID != uint32(h.one.PID()) {
-		t.Errorf("datagrams: %s", describe(&e))
+	if text := h.events.text(); text != "" {
+		t.Errorf("told before any policy:\n%s", text)
 	}
 
 	// Policy allows them in their own direction only.
@@ -439,6 +432,7 @@ func testExisting(t *testing.T, open Open) {
 			rule(model.Ingress, farID, fmt.Sprintf("tcp/%d", inServer.Port()), model.Allow),
 			rule(model.Ingress, farID, "udp/5353", model.Allow),
 			rule(model.Ingress, farID, fmt.Sprintf("tcp/%d", idle.Port()), model.WouldDeny),
+			rule(model.Ingress, farID, fmt.Sprintf("tcp/%d", multi.Port()), model.Allow),
 			rule(model.Egress, twoID, fmt.Sprintf("tcp/%d", loop.Port()), model.Allow),
 		},
 		two: []Rule{rule(model.Ingress, oneID, fmt.Sprintf("tcp/%d", loop.Port()), model.Allow)},
@@ -446,17 +440,35 @@ func testExisting(t *testing.T, open Open) {
 	if st := h.apply(p); st.Reset != 0 {
 		t.Errorf("%d reset:\n%s", st.Reset, h.events.text())
 	}
-	for name, s := range map[string]*Socket{"outbound": out, "inbound": in, "loopback": lo, "datagrams": udp} {
+	for name, s := range map[string]*Socket{"outbound": out, "inbound": in, "loopback": lo, "datagrams": udp, "multipath": many} {
 		if err := s.Exchange("hello", ""); err != "" {
 			t.Errorf("%s, allowed: %s\n%s", name, err, h.events.text())
 		}
 	}
+	for what, m := range map[string]match{
+		"outbound":                       all(dir(model.Egress), port(outServer.Port())),
+		"inbound":                        all(dir(model.Ingress), port(inServer.Port())),
+		"loopback":                       all(dir(model.Egress), port(loop.Port())),
+		"inbound, to a multipath socket": all(dir(model.Ingress), port(multi.Port())),
+	} {
+		e := h.events.one(what, all(kind(dataplane.EventOpen), m))
+		if !e.Existing || e.Rejudged || e.Verdict != model.Allow || e.Workload != "near/one" || e.Process.PID != uint32(h.one.PID()) {
+			t.Errorf("%s: %s", what, describe(&e))
+		}
+	}
+	e := h.events.one("datagrams", all(kind(dataplane.EventOpen), proto(model.ProtoUDP)))
+	if e.Dir != model.Ingress || e.Port != 5353 || e.Workload != "near/one" || e.Process.PID != uint32(h.one.PID()) {
+		t.Errorf("datagrams: %s", describe(&e))
+	}
 	// A socket that listened before is judged like any other.
-	s := h.farP.MustDial("tcp4", idle.Addr)
-	s.Exchange("x", "")
-	e = h.events.one("a new connection to an old listener", all(kind(dataplane.EventOpen), port(idle.Port())))
-	if e.Existing || e.Verdict != model.WouldDeny || e.Workload != "near/one" || e.Process.PID != uint32(h.one.PID()) {
-		t.Errorf("old listener: %s", describe(&e))
+	for at, want := range map[int]model.Verdict{idle.Port(): model.WouldDeny, multi.Port(): model.Allow} {
+		h.events.clear()
+		s := h.farP.MustDial("tcp4", fmt.Sprintf("%s:%d", Near4, at))
+		s.Exchange("x", "")
+		e = h.events.one("a new connection to an old listener", all(kind(dataplane.EventOpen), port(at)))
+		if e.Existing || e.Verdict != want || e.Workload != "near/one" || e.Process.PID != uint32(h.one.PID()) {
+			t.Errorf("old listener: %s", describe(&e))
+		}
 	}
 	if st := h.apply(policy{}); st.Reset < 4 {
 		t.Errorf("%d reset", st.Reset)

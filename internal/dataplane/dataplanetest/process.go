@@ -164,6 +164,14 @@ func (p *Process) Listen(network, addr string) *Socket {
 	return s
 }
 
+// ListenMultipath makes a server that speaks multipath TCP too.
+func (p *Process) ListenMultipath(network, addr string) *Socket {
+	p.t.Helper()
+	s := &Socket{p: p, id: p.id(), Net: network}
+	s.Addr = p.must(request{Do: "listen", ID: s.id, Net: network, Local: addr, Multi: true}).Addr
+	return s
+}
+
 // Bind makes a UDP socket without a fixed peer.
 func (p *Process) Bind(network, addr string) *Socket {
 	p.t.Helper()

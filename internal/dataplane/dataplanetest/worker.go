@@ -141,6 +141,10 @@ func (w *sockets) do(r request) (answer, error) {
 		return burst(r)
 	case "ping":
 		return answer{}, ping(r)
+	case "serve measures":
+		return answer{}, serveMeasures(r.To)
+	case "measure":
+		return measure(r)
 	}
 	o, err := w.get(r.ID)
 	if err != nil {

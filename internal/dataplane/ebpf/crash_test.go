@@ -370,7 +370,8 @@ func TestRefused(t *testing.T) {
 func TestKernelRefuses(t *testing.T) {
 	d, _ := openForTest(t, func(c *Config) { c.MaxRows, c.MaxAddresses = 4000, 4000 })
 	p := newProber(t, d)
-	old, next := bigPolicy(0, 300), bigPolicy(1, 300)
+	old := bigPolicy(0, 300)
+	var next *hostpolicy.Policy
 	if _, err := d.Apply(t.Context(), &dataplane.State{Policy: old}); err != nil {
 		t.Fatal(err)
 	}

@@ -114,6 +114,7 @@ type Dataplane struct {
 
 	mu     sync.Mutex // guards what follows
 	held   *held
+	waits  bool // for the first policy; nothing judges yet
 	closed bool
 }
 
@@ -123,8 +124,8 @@ var _ dataplane.Dataplane = (*Dataplane)(nil)
 type subjectState struct{ State, Sets [2]atomic.Uint64 }
 
 // Open takes over the dataplane that is pinned under cfg.BPFFS, or installs it. A new one lets everything pass until the
-// first Apply. It must be called in the network namespace of the host. Errors that wrap dataplane.ErrUnsupported say
-// what this machine lacks.
+// first Apply, and tells nothing until then. It must be called in the network namespace of the host. Errors that wrap
+// dataplane.ErrUnsupported say what this machine lacks.
 func Open(cfg Config) (*Dataplane, error) {
 	if err := cfg.check(); err != nil {
 		return nil, fmt.Errorf("open dataplane: %w", err)
@@ -203,12 +204,15 @@ func (d *Dataplane) install() error {
 			return err
 		}
 	}
+	d.waits = fresh
 	if !fresh {
 		return nil
 	}
-	if err := d.seed(); err != nil {
-		return err
-	}
+	return d.seed()
+}
+
+// begin starts judging, with the first policy. Before it nobody knows whose traffic is whose, so nothing is told of.
+func (d *Dataplane) begin() error {
 	for _, a := range attachments {
 		if a.judges {
 			if err := d.attach(a); err != nil {
@@ -216,13 +220,15 @@ func (d *Dataplane) install() error {
 			}
 		}
 	}
-	if _, err := d.sweep(); err != nil {
-		return err
+	var s settings
+	if err := d.maps.Config.Lookup(uint32(0), &s); err != nil {
+		return fmt.Errorf("read settings: %w", err)
 	}
 	s.Installed = 1
 	if err := d.maps.Config.Put(uint32(0), &s); err != nil {
 		return fmt.Errorf("write settings: %w", err)
 	}
+	d.waits = false
 	return nil
 }
 

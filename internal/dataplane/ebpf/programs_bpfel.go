@@ -23,19 +23,12 @@ type programsAttemptKey struct {
 }
 
 type programsConnection struct {
-	_       structs.HostLayout
-	Word    uint64
-	Last    uint64
-	Rule    uint64
-	Peer    uint64
-	Process struct {
-		_      structs.HostLayout
-		Start  uint64
-		Cgroup uint64
-		Tgid   uint32
-		Uid    uint32
-		Comm   [16]int8
-	}
+	_                   structs.HostLayout
+	Word                uint64
+	Last                uint64
+	Rule                uint64
+	Peer                uint64
+	Process             programsProcess
 	Laddr               [4]uint32
 	Port                uint16
 	Rsubject            uint16
@@ -66,15 +59,8 @@ type programsDenial struct {
 	Last    uint64
 	Pending uint64
 	Peer    uint64
-	Process struct {
-		_      structs.HostLayout
-		Start  uint64
-		Cgroup uint64
-		Tgid   uint32
-		Uid    uint32
-		Comm   [16]int8
-	}
-	Flow struct {
+	Process programsProcess
+	Flow    struct {
 		_     structs.HostLayout
 		Laddr [4]uint32
 		Raddr [4]uint32
@@ -111,15 +97,8 @@ type programsEvent struct {
 	Received        uint64
 	PacketsSent     uint64
 	PacketsReceived uint64
-	Process         struct {
-		_      structs.HostLayout
-		Start  uint64
-		Cgroup uint64
-		Tgid   uint32
-		Uid    uint32
-		Comm   [16]int8
-	}
-	Flow struct {
+	Process         programsProcess
+	Flow            struct {
 		_     structs.HostLayout
 		Laddr [4]uint32
 		Raddr [4]uint32
@@ -207,6 +186,15 @@ type programsProbe struct {
 	}
 }
 
+type programsProcess struct {
+	_      structs.HostLayout
+	Start  uint64
+	Cgroup uint64
+	Tgid   uint32
+	Uid    uint32
+	Comm   [16]int8
+}
+
 type programsRangeKey struct {
 	_        structs.HostLayout
 	Bits     uint32
@@ -252,17 +240,10 @@ type programsSocketState struct {
 	_       structs.HostLayout
 	Word    uint64
 	Cgroup  uint64
-	Process struct {
-		_      structs.HostLayout
-		Start  uint64
-		Cgroup uint64
-		Tgid   uint32
-		Uid    uint32
-		Comm   [16]int8
-	}
-	Rule uint64
-	Peer uint64
-	Flow struct {
+	Process programsProcess
+	Rule    uint64
+	Peer    uint64
+	Flow    struct {
 		_     structs.HostLayout
 		Laddr [4]uint32
 		Raddr [4]uint32

@@ -3,7 +3,6 @@ package ebpf
 import (
 	"errors"
 	"fmt"
-	"maps"
 
 	"github.com/cilium/ebpf"
 )
@@ -146,15 +145,13 @@ func (t *table[K]) read(gen uint32) error {
 	return nil
 }
 
-func (t *table[K]) snapshot() map[K]value { return maps.Clone(t.held) }
-
 func version(before, after value, since uint32) versioned {
 	return versioned{
-		Cur: after.id, Prev: before.id, Since: since, CurShared: flag(after.shared), PrevShared: flag(before.shared),
+		Cur: after.id, Prev: before.id, Since: since, CurShared: bit(after.shared), PrevShared: bit(before.shared),
 	}
 }
 
-func flag(b bool) uint8 {
+func bit(b bool) uint8 {
 	if b {
 		return 1
 	}

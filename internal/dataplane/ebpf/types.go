@@ -76,7 +76,6 @@ func state(gen, set uint32, flags uint8) uint64 {
 	return uint64(gen)<<32 | uint64(set)<<8 | uint64(flags)
 }
 
-func stateSet(s uint64) uint32  { return uint32(s) >> 8 }
 func stateFlags(s uint64) uint8 { return uint8(s) }
 
 // noLevel says that the depth of the cgroup is not known.
@@ -109,13 +108,8 @@ var fixedRules = []model.RuleID{
 	7: ruleMissing,
 }
 
-// Kinds and flags of events.
+// Flags of events. Their kinds are those of dataplane.EventKind.
 const (
-	eventOpen = iota + 1
-	eventDeny
-	eventUpdate
-	eventClose
-
 	eventRejudged = 1
 	eventExisting = 2
 )

@@ -204,6 +204,35 @@ static __always_inline bool stays_here(const struct flow *f)
 	return same_addr(f->laddr, f->raddr) || is_loopback(f->raddr) || bpf_map_lookup_elem(&own, f->raddr) != NULL;
 }
 
+static __always_inline __u64 listening_key(struct sock_common *skc)
+{
+	return (__u64)skc->skc_net.net->ns.inum << 32 | skc->skc_num;
+}
+
+/*
+ * seed_listener remembers a listener that was there before the dataplane and that no process has open itself: that
+ * of a multipath socket.
+ */
+static __always_inline struct socket_state *seed_listener(struct sock_common *skc)
+{
+	struct socket_state *s;
+	struct process *p;
+	struct tcp_sock *tp;
+	__u64 key = listening_key(skc);
+
+	p = bpf_map_lookup_elem(&listening, &key);
+	tp = bpf_skc_to_tcp_sock(skc);
+	if (!p || !tp || !is_ours((struct sock *)tp))
+		return NULL;
+	s = bpf_sk_storage_get(&sockets, skc, 0, BPF_SK_STORAGE_GET_F_CREATE);
+	if (!s)
+		return NULL;
+	s->process = *p;
+	s->cgroup = p->cgroup;
+	WRITE_ONCE(s->word, make_word(0, 0, FLOW_DIR));
+	return s;
+}
+
 /*
  * bulkhead_sweep judges every connection of the network namespace that has not been judged since policy changed for its
  * subject, and resets those that are denied. It writes a byte for each that it resets.
@@ -224,6 +253,8 @@ int bulkhead_sweep(struct bpf_iter__tcp *ctx)
 	if (!skc || !c)
 		return 0;
 	s = bpf_sk_storage_get(&sockets, skc, 0, 0);
+	if (!s && skc->skc_state == TCP_LISTEN)
+		s = seed_listener(skc);
 	if (!s || skc->skc_state == TCP_CLOSE)
 		return 0;
 	tp = bpf_skc_to_tcp_sock(skc);
@@ -288,24 +319,34 @@ static __always_inline struct sock *socket_of(struct bpf_iter__task_file *ctx)
 	return is_ours(sk) ? sk : NULL;
 }
 
-static __always_inline __u64 listening_key(struct sock *sk)
+/* process_of describes the process of a task that has the socket open. */
+static __always_inline void process_of(struct task_struct *task, struct sock *sk, struct process *p)
 {
-	return (__u64)sk->__sk_common.skc_net.net->ns.inum << 32 | (__u64)(sk->sk_protocol & 0xff) << 16 |
-	       sk->__sk_common.skc_num;
+	p->tgid = task->tgid;
+	p->uid = task->cred->euid.val;
+	p->start = task->group_leader->start_boottime;
+	bpf_probe_read_kernel_str(p->comm, sizeof(p->comm), task->group_leader->comm);
+	if (sk->sk_cgrp_data.cgroup)
+		p->cgroup = sk->sk_cgrp_data.cgroup->kn->id;
 }
 
-/* bulkhead_listening notes the ports that are listened on. It runs before bulkhead_seed. */
+/* bulkhead_listening notes who listens on which TCP port. It runs before bulkhead_seed. */
 SEC("iter/task_file")
 int bulkhead_listening(struct bpf_iter__task_file *ctx)
 {
 	struct sock *sk = socket_of(ctx);
-	__u8 one = 1;
+	struct task_struct *task = ctx->task;
+	struct process p = {};
 	__u64 key;
 
-	if (!sk || sk->__sk_common.skc_state != TCP_LISTEN || sk->sk_protocol != IPPROTO_TCP)
+	if (!sk || !task || sk->__sk_common.skc_state != TCP_LISTEN)
 		return 0;
-	key = listening_key(sk);
-	bpf_map_update_elem(&listening, &key, &one, BPF_ANY);
+	/* A multipath socket listens by a TCP socket of the kernel's, on the same port. */
+	if (sk->sk_protocol != IPPROTO_TCP && sk->sk_protocol != IPPROTO_MPTCP)
+		return 0;
+	key = listening_key(&sk->__sk_common);
+	process_of(task, sk, &p);
+	bpf_map_update_elem(&listening, &key, &p, BPF_NOEXIST);
 	return 0;
 }
 
@@ -332,18 +373,13 @@ int bulkhead_seed(struct bpf_iter__task_file *ctx)
 	s = bpf_sk_storage_get(&sockets, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
 	if (!s)
 		return 0;
-	s->process.tgid = task->tgid;
-	s->process.uid = task->cred->euid.val;
-	s->process.start = task->group_leader->start_boottime;
-	bpf_probe_read_kernel_str(s->process.comm, sizeof(s->process.comm), task->group_leader->comm);
-	if (sk->sk_cgrp_data.cgroup)
-		s->cgroup = sk->sk_cgrp_data.cgroup->kn->id;
-	s->process.cgroup = s->cgroup;
+	process_of(task, sk, &s->process);
+	s->cgroup = s->process.cgroup;
 	flags = FLOW_EXISTING;
 	if (sk->sk_protocol == IPPROTO_TCP && sk->__sk_common.skc_state == TCP_LISTEN) {
 		flags = FLOW_DIR;
 	} else if (sk->sk_protocol == IPPROTO_TCP) {
-		key = listening_key(sk);
+		key = listening_key(&sk->__sk_common);
 		flags |= FLOW_DIR;
 		if (!bpf_map_lookup_elem(&listening, &key))
 			flags |= FLOW_OUT;

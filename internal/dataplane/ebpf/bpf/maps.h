@@ -243,13 +243,13 @@ struct {
 	__type(value, __u64);
 } wakeups SEC(".maps");
 
-/* Ports that were listened on when the dataplane was installed: netns inode << 32 | protocol << 16 | port. */
+/* Who listened on TCP ports when the dataplane was installed: netns inode << 32 | port. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 65536);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__type(key, __u64);
-	__type(value, __u8);
+	__type(value, struct process);
 } listening SEC(".maps");
 
 /* Question and answer of bulkhead_probe. */
