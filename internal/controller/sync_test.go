@@ -234,6 +234,7 @@ func TestAcknowledgementOfAnotherPolicy(t *testing.T) {
 		t.Fatal(err)
 	}
 	a.Connect()
+	a.Report(&pb.HostInventory{Addresses: Addresses("10.0.0.1")})
 	Eventually(t, "it shows", func() bool { return strings.Contains(agent(t, c, "web-1").Refused, "another policy") })
 	if got := a.Received(); len(got) > 4 {
 		t.Errorf("received %v: the controller does not stop", got)

@@ -74,22 +74,26 @@ func Tell(ctx context.Context, o Options) (_ *Report, err error) {
 	st.line("   %s", st.style(fmt.Sprintf("up after %.1f s: Linux %s, %d cores, database %s", time.Since(started).Seconds(),
 		st.report.Machine.Kernel, st.report.Machine.CPUs, st.report.Machine.Database), faint))
 
-	if err := st.steps(ctx); err != nil {
-		return nil, err
-	}
+	untold := st.steps(ctx)
 	st.report.Took = time.Since(started)
-	st.report.Good = len(st.report.Bad()) == 0
+	st.report.Good = untold == nil && len(st.report.Bad()) == 0
+	if ctx.Err() != nil {
+		return nil, untold
+	}
 	st.table(st.report)
 	if o.Report != "" {
 		if err := st.report.Write(o.Report); err != nil {
-			return st.report, fmt.Errorf("write the report: %w", err)
+			return st.report, errors.Join(untold, fmt.Errorf("write the report: %w", err))
 		}
 		st.line("Report: %s", o.Report)
+	}
+	if untold != nil && !o.Keep {
+		return st.report, untold
 	}
 	if o.Keep {
 		kept = true
 		st.line("%s", r.HowToExplore())
-		return st.report, r.Leave()
+		return st.report, errors.Join(untold, r.Leave())
 	}
 	return st.report, nil
 }
@@ -106,10 +110,12 @@ func (st *story) steps(ctx context.Context) error {
 		s := Step{Number: i + 1, Name: step.name}
 		start := time.Now()
 		st.heading(s.Number, s.Name)
-		if err := step.tell(ctx, &s); err != nil {
-			return fmt.Errorf("step %d, %s: %w", s.Number, strings.ToLower(s.Name), err)
-		}
+		untold := step.tell(ctx, &s)
 		s.Took = time.Since(start)
+		if untold != nil {
+			s.Summary = "it could not be told to the end"
+			s.problem("%v", untold)
+		}
 		for _, p := range st.rig.Ended() {
 			s.problem("a process of the lab ended: %s", p)
 		}
@@ -120,6 +126,9 @@ func (st *story) steps(ctx context.Context) error {
 		}
 		st.result(&s)
 		st.report.Steps = append(st.report.Steps, s)
+		if untold != nil {
+			return fmt.Errorf("step %d, %s: %w", s.Number, strings.ToLower(s.Name), untold)
+		}
 	}
 	return nil
 }

@@ -138,5 +138,5 @@ func readDocuments(dir string) (*model.Documents, error) {
 		}
 		files = append(files, policy.File{Name: n, Data: data})
 	}
-	return policy.Parse(files)
+	return policy.Read(files) // they name documents that the controller has
 }

@@ -47,3 +47,29 @@ func BenchmarkCompile(b *testing.B) {
 		})
 	}
 }
+
+// BenchmarkHostPolicy makes what one agent is given, in a large estate: for hosts of every kind in turn.
+func BenchmarkHostPolicy(b *testing.B) {
+	s := compiletest.Size{Workloads: 100_000, LabelSets: 5_000, Rules: 10_000}
+	docs, inv := compiletest.Estate(s)
+	w, err := compile.Compile(docs, inv, compile.Options{})
+	if err != nil {
+		b.Fatal(err)
+	}
+	hosts := w.Hosts()
+	rows, addresses, i := 0, 0, 0
+	b.ReportAllocs()
+	for b.Loop() {
+		p, ok := w.HostPolicy(hosts[i*7919%len(hosts)])
+		if !ok {
+			b.Fatal("no policy")
+		}
+		i++
+		addresses += len(p.Addresses)
+		for k := range p.Sets {
+			rows += len(p.Sets[k].Ingress.Peers) + len(p.Sets[k].Egress.Peers)
+		}
+	}
+	b.ReportMetric(float64(rows)/float64(i), "rows/host")
+	b.ReportMetric(float64(addresses)/float64(i), "addresses/host")
+}

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
 	"golang.org/x/tools/txtar"
 
 	"bulkhead/internal/core/compile"
@@ -57,8 +58,8 @@ func TestCompiledForm(t *testing.T) {
 				}
 				if got := render(w, p); *update {
 					f.Data = []byte(got)
-				} else if got != string(f.Data) {
-					t.Errorf("host %s is given\n%s\nwant\n%s", host, got, f.Data)
+				} else if diff := cmp.Diff(string(f.Data), got); diff != "" {
+					t.Errorf("host %s is given another policy (-want +got, -update writes it):\n%s", host, diff)
 				}
 			}
 			if hosts == 0 {

@@ -71,6 +71,17 @@ func (w *writer) begin(kind model.Kind, m *model.Meta) {
 	if m.Owner != "" {
 		fields = append(fields, "owner: "+flow(m.Owner))
 	}
+	if lines, ok := literal(m.Note); ok {
+		w.line(0, "metadata:")
+		for _, f := range fields {
+			w.line(1, f)
+		}
+		w.line(1, "note: |-")
+		for _, l := range lines {
+			w.line(2, l)
+		}
+		return
+	}
 	if m.Note != "" {
 		fields = append(fields, "note: "+flow(m.Note))
 	}

@@ -34,6 +34,18 @@ func block(s string) string {
 	return quoted(s)
 }
 
+// literal returns the lines of text that may stand as a literal block, which reads better than one long line in
+// quotes: several lines, none of them empty or with space at an end, of printable characters only.
+func literal(s string) ([]string, bool) {
+	lines := strings.Split(s, "\n")
+	for _, l := range lines {
+		if l == "" || l != strings.TrimSpace(l) || !utf8.ValidString(l) || strings.ContainsFunc(l, func(r rune) bool { return !unicode.IsPrint(r) }) {
+			return nil, false
+		}
+	}
+	return lines, len(lines) > 1
+}
+
 // plain reports whether the text may stand without quotes: a word that begins with a letter, has only letters, digits
 // and the marks in it, and is none of the words that stand for truth or nothing.
 func plain(s, marks string) bool {

@@ -33,8 +33,11 @@ type grouping struct {
 	r        *records
 	labels   *labelling
 	sides    []side
-	of       []sideID // by party
+	of       []sideID // by party; noSide for addresses, whose side depends on what they do
 	networks []model.Network
+
+	byHabit   map[habitOf]int32 // class of an address in a habit
+	classSide []sideID
 
 	envUsed  bool
 	keys     map[string]bool // groups there are, as presence and values of groupKeys
@@ -50,7 +53,7 @@ func groupParties(r *records, labels *labelling) *grouping {
 	applyExisting(r, labels.effective)
 	g := &grouping{
 		r: r, labels: labels, of: make([]sideID, len(r.parties)), keys: map[string]bool{},
-		scopes: map[partyID]string{}, taken: map[string]bool{}, units: map[string][]partyID{}, ends: map[string]*end{},
+		scopes: map[partyID]string{}, taken: map[string]bool{}, units: map[string][]partyID{}, ends: map[string]*end{}, byHabit: map[habitOf]int32{},
 	}
 	for i := range g.of {
 		g.of[i] = noSide
@@ -130,6 +133,18 @@ func (g *grouping) sortedWorkloads() []partyID {
 	}
 	slices.SortFunc(ids, g.r.compareParties)
 	return ids
+}
+
+// sidesOf returns the sides that an edge joins.
+func (g *grouping) sidesOf(e *edge) (src, dst sideID) {
+	src, dst = g.of[e.src], g.of[e.dst]
+	if !g.r.parties[e.src].owned() {
+		src = g.classSide[g.byHabit[habitOf{e.src, habit{true, g.of[e.dst]}}]]
+	}
+	if !g.r.parties[e.dst].owned() {
+		dst = g.classSide[g.byHabit[habitOf{e.dst, habit{false, g.of[e.src]}}]]
+	}
+	return src, dst
 }
 
 func groupKey(l model.Labels) string {

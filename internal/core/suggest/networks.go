@@ -5,11 +5,12 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 
 	"bulkhead/internal/core/model"
 )
 
-// Addresses that no workload owns are grouped by what they do: the same direction with the same groups. A class
+// Addresses that no workload owns are grouped by what they do: who calls one group, who is called by one. Such a class
 // becomes one Network: of single addresses, of prefixes where enough of a prefix was seen, or of the whole Internet
 // where clients come from all over it.
 const (
@@ -57,7 +58,7 @@ type habit struct {
 	group sideID
 }
 
-// class is a set of addresses that do the same.
+// class is a set of addresses that have a habit, or several.
 type class struct {
 	reach   reach
 	habits  []habit
@@ -67,29 +68,16 @@ type class struct {
 	flows   int
 }
 
-// groupAddresses makes a side of every class of addresses.
+// habitOf is one address in one of its habits.
+type habitOf struct {
+	address partyID
+	habit
+}
+
+// groupAddresses makes a side of the addresses that share a habit. An address that calls two groups is in the networks
+// of both, unless the same addresses call both: then one network is enough.
 func (g *grouping) groupAddresses() {
-	habits := map[partyID]map[habit]bool{}
-	note := func(id partyID, h habit) {
-		if habits[id] == nil {
-			habits[id] = map[habit]bool{}
-		}
-		habits[id][h] = true
-	}
-	for i := range g.r.edges {
-		e := &g.r.edges[i]
-		if e.fate != FateLearned {
-			continue
-		}
-		if !g.r.parties[e.src].owned() {
-			note(e.src, habit{true, g.of[e.dst]})
-		}
-		if !g.r.parties[e.dst].owned() {
-			note(e.dst, habit{false, g.of[e.src]})
-		}
-	}
-	classes := g.classify(habits)
-	g.countFlows(classes)
+	classes := g.classify(g.habits())
 	known := g.knownAddresses()
 	names := map[string]int{}
 	for i := range g.r.options.Documents.Networks {
@@ -100,50 +88,131 @@ func (g *grouping) groupAddresses() {
 	}
 }
 
-// classify groups addresses by habits, reach and the Network in force that holds them. A Network in force is used as it
-// is where two of its addresses were seen: one address alone does not speak for the others.
-func (g *grouping) classify(habits map[partyID]map[habit]bool) []class {
-	ids := make([]partyID, 0, len(habits))
-	for id := range habits {
-		ids = append(ids, id)
+// habits lists the addresses of each habit, in order.
+func (g *grouping) habits() map[habit][]partyID {
+	seen := map[habitOf]bool{}
+	out := map[habit][]partyID{}
+	g.eachHabit(func(h habitOf, _ *edge) {
+		if !seen[h] {
+			seen[h] = true
+			out[h.habit] = append(out[h.habit], h.address)
+		}
+	})
+	for h := range out {
+		slices.SortFunc(out[h], g.r.compareParties)
 	}
-	slices.SortFunc(ids, g.r.compareParties)
-	inside := map[partyID]string{}
-	key := func(id partyID) string {
-		return fmt.Sprint(reachOf(g.r.parties[id].addr), sortedHabits(habits[id]), inside[id])
+	return out
+}
+
+// eachHabit calls fn for the ends of learnt edges that are addresses.
+func (g *grouping) eachHabit(fn func(habitOf, *edge)) {
+	for i := range g.r.edges {
+		e := &g.r.edges[i]
+		if e.fate != FateLearned {
+			continue
+		}
+		if !g.r.parties[e.src].owned() {
+			fn(habitOf{e.src, habit{true, g.of[e.dst]}}, e)
+		}
+		if !g.r.parties[e.dst].owned() {
+			fn(habitOf{e.dst, habit{false, g.of[e.src]}}, e)
+		}
 	}
-	seen := map[string]int{}
+}
+
+// classify splits the addresses of each habit by reach and by the Network in force that holds them, and joins habits of
+// the same addresses. A Network in force is used as it is where two of its addresses were seen: one address alone does
+// not speak for the others.
+func (g *grouping) classify(habits map[habit][]partyID) []class {
 	inForce := g.addressOnly()
-	for _, id := range ids {
-		inside[id] = narrowest(inForce, g.r.parties[id].addr)
-		seen[key(id)]++
-	}
-	for _, id := range ids {
-		if inside[id] != "" && seen[key(id)] < 2 {
-			inside[id] = ""
+	inside := map[partyID]string{}
+	for _, ids := range habits {
+		for _, id := range ids {
+			if _, known := inside[id]; !known {
+				inside[id] = narrowest(inForce, g.r.parties[id].addr)
+			}
 		}
 	}
 	var classes []class
 	byKey := map[string]int{}
-	for _, id := range ids {
-		k := key(id)
-		n, ok := byKey[k]
-		if !ok {
-			n = len(classes)
-			byKey[k] = n
-			classes = append(classes, class{
-				reach: reachOf(g.r.parties[id].addr), habits: sortedHabits(habits[id]), inside: inside[id],
-				ports: map[model.PortRange]bool{},
-			})
+	for _, h := range sortedHabits(habits) {
+		for _, part := range g.split(habits[h], inside) {
+			key := part.inside
+			if key == "" {
+				var b strings.Builder
+				for _, id := range part.members {
+					b.WriteString(g.r.parties[id].addr.String())
+					b.WriteByte(',')
+				}
+				key = b.String()
+			}
+			n, ok := byKey[key]
+			if !ok {
+				n = len(classes)
+				byKey[key] = n
+				part.ports = map[model.PortRange]bool{}
+				classes = append(classes, part)
+			}
+			c := &classes[n]
+			c.habits = append(c.habits, h)
+			c.members = union(c.members, part.members, g.r.compareParties)
+			for _, id := range part.members {
+				g.byHabit[habitOf{id, h}] = int32(n)
+			}
 		}
-		classes[n].members = append(classes[n].members, id)
 	}
+	g.eachHabit(func(h habitOf, e *edge) {
+		c := &classes[g.byHabit[h]]
+		c.flows++
+		if !h.calls {
+			c.ports[e.ports()] = true
+		}
+	})
 	return classes
 }
 
-func sortedHabits(set map[habit]bool) []habit {
-	out := make([]habit, 0, len(set))
-	for h := range set {
+// split splits addresses of one habit, in order.
+func (g *grouping) split(ids []partyID, inside map[partyID]string) []class {
+	type key struct {
+		reach  reach
+		inside string
+	}
+	keyOf := func(id partyID) key { return key{reachOf(g.r.parties[id].addr), inside[id]} }
+	seen := map[key]int{}
+	for _, id := range ids {
+		seen[keyOf(id)]++
+	}
+	var out []class
+	at := map[key]int{}
+	for _, id := range ids {
+		k := keyOf(id)
+		if seen[k] < 2 {
+			k.inside = ""
+		}
+		n, ok := at[k]
+		if !ok {
+			n = len(out)
+			at[k] = n
+			out = append(out, class{reach: k.reach, inside: k.inside})
+		}
+		out[n].members = append(out[n].members, id)
+	}
+	return out
+}
+
+func union(a, b []partyID, compare func(a, b partyID) int) []partyID {
+	if len(a) == 0 {
+		return b
+	}
+	out := slices.Concat(a, b)
+	slices.SortFunc(out, compare)
+	return slices.Compact(out)
+}
+
+// sortedHabits orders habits: callers before the called, then by group.
+func sortedHabits(habits map[habit][]partyID) []habit {
+	out := make([]habit, 0, len(habits))
+	for h := range habits {
 		out = append(out, h)
 	}
 	slices.SortFunc(out, func(a, b habit) int {
@@ -194,28 +263,6 @@ func (g *grouping) holdsWorkload(n *model.Network) bool {
 	return false
 }
 
-func (g *grouping) countFlows(classes []class) {
-	of := map[partyID]*class{}
-	for i := range classes {
-		for _, id := range classes[i].members {
-			of[id] = &classes[i]
-		}
-	}
-	for i := range g.r.edges {
-		e := &g.r.edges[i]
-		if e.fate != FateLearned {
-			continue
-		}
-		if c := of[e.src]; c != nil {
-			c.flows++
-		}
-		if c := of[e.dst]; c != nil {
-			c.flows++
-			c.ports[e.ports()] = true
-		}
-	}
-}
-
 // knownAddresses lists every address seen or declared, sorted.
 func (g *grouping) knownAddresses() []netip.Addr {
 	var all []netip.Addr
@@ -247,9 +294,7 @@ func (g *grouping) addClass(c *class, known []netip.Addr, names map[string]int) 
 		g.networks = append(g.networks, n)
 		s.network, s.name = n.Name, n.Name
 	}
-	for _, id := range c.members {
-		g.of[id] = sideID(len(g.sides))
-	}
+	g.classSide = append(g.classSide, sideID(len(g.sides)))
 	g.sides = append(g.sides, s)
 }
 

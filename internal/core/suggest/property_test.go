@@ -78,10 +78,6 @@ func pick[T any](r *rand.Rand, list []T) T { return list[r.IntN(len(list))] }
 
 func (l *landscape) labels() model.Labels {
 	out := model.Labels{}
-	for key, values := range map[string][]string{keyApp: someApps, keyRole: someRoles, keyEnv: someEnvs} {
-		_ = key
-		_ = values
-	}
 	for _, kv := range []struct {
 		key    string
 		values []string

@@ -44,7 +44,8 @@ func generalise(r *records, g *grouping) []draft {
 	buckets := map[pair][]int32{}
 	for i := range r.edges {
 		if e := &r.edges[i]; e.fate == FateLearned {
-			k := pair{g.of[e.src], g.of[e.dst], e.proto}
+			src, dst := g.sidesOf(e)
+			k := pair{src, dst, e.proto}
 			buckets[k] = append(buckets[k], int32(i))
 		}
 	}
@@ -215,7 +216,8 @@ func coarsen(g *grouping, drafts []draft, destinations bool) []draft {
 	gone := make([]bool, len(drafts))
 	for _, k := range order {
 		for _, keys := range [][]string{{keyEnv}, {keyApp, keyEnv}} {
-			for _, part := range g.partition(bundles[k], keys, func(i int) sideID { return vary(&drafts[i]).whole }) {
+			left := slices.DeleteFunc(slices.Clone(bundles[k]), func(i int) bool { return gone[i] || vary(&drafts[i]).whole == noSide })
+			for _, part := range g.partition(left, keys, func(i int) sideID { return vary(&drafts[i]).whole }) {
 				g.tryCoarse(drafts, gone, part, keys, destinations)
 			}
 		}
@@ -263,7 +265,6 @@ func wanted(l model.Labels, keys []string) model.Labels {
 
 // tryCoarse replaces the drafts of part by one if their groups are all there are under the labels of keys.
 func (g *grouping) tryCoarse(drafts []draft, gone []bool, part []int, keys []string, destinations bool) {
-	part = slices.DeleteFunc(slices.Clone(part), func(i int) bool { return gone[i] })
 	if len(part) < coarseGroups {
 		return
 	}

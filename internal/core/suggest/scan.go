@@ -32,42 +32,62 @@ type target struct {
 
 // scanFinder looks for sources that scan.
 type scanFinder struct {
-	r        *records
-	thick    map[target]partyID // one source that uses the target regularly; sharedParty if several do
+	r     *records
+	thick map[target]partyID // one source that uses the target regularly; sharedParty if several do
+	// siblings hold, for workloads of one kind, who uses a target other than in a scan.
 	siblings map[string]map[target]partyID
+}
+
+// found is a source that scans.
+type found struct {
+	edges       []edge  // all of the source's
+	marked      []*edge // those of the scan
+	first, last time.Time
 }
 
 // findScans sets the fate of edges that look like a scan to FateSuspicious and says why.
 func findScans(r *records, trusted []string) []Suspicion {
 	f := &scanFinder{r: r, thick: map[target]partyID{}, siblings: map[string]map[target]partyID{}}
 	for i := range r.edges {
-		e := &r.edges[i]
-		if e.connections > thinEdge && !e.denied {
+		if e := &r.edges[i]; e.connections > thinEdge && !e.denied {
 			noteSource(f.thick, e)
 		}
-		if e.fate == FateLearned {
-			k := siblingKey(&r.parties[e.src])
-			if f.siblings[k] == nil {
-				f.siblings[k] = map[target]partyID{}
-			}
-			noteSource(f.siblings[k], e)
-		}
 	}
-	var out []Suspicion
+	var scans []found
 	for lo := 0; lo < len(r.edges); {
 		hi := lo
 		for hi < len(r.edges) && r.edges[hi].src == r.edges[lo].src {
 			hi++
 		}
 		src := &r.parties[r.edges[lo].src]
+		scan, yes := found{}, false
 		if !slices.Contains(trusted, src.String()) {
-			if s, ok := f.judge(r.edges[lo:hi]); ok {
-				out = append(out, s)
-			}
+			scan, yes = f.judge(r.edges[lo:hi])
 		}
+		if yes {
+			scans = append(scans, scan)
+		}
+		f.noteSiblings(r.edges[lo:hi], yes)
 		lo = hi
 	}
+	out := make([]Suspicion, len(scans))
+	for i := range scans {
+		out[i] = f.takeAlong(&scans[i])
+	}
 	return out
+}
+
+// noteSiblings notes what a source does; of one that scans, only what it does regularly.
+func (f *scanFinder) noteSiblings(edges []edge, scans bool) {
+	k := siblingKey(&f.r.parties[edges[0].src])
+	if f.siblings[k] == nil {
+		f.siblings[k] = map[target]partyID{}
+	}
+	for i := range edges {
+		if e := &edges[i]; e.fate == FateLearned && (!scans || e.connections > thinEdge) {
+			noteSource(f.siblings[k], e)
+		}
+	}
 }
 
 func noteSource(m map[target]partyID, e *edge) {
@@ -97,7 +117,7 @@ func usedByOthers(m map[target]partyID, e *edge) bool {
 }
 
 // judge looks at all edges of one source.
-func (f *scanFinder) judge(edges []edge) (Suspicion, bool) {
+func (f *scanFinder) judge(edges []edge) (found, bool) {
 	var lonely []*edge
 	low := map[partyID]int{} // lonely ports below the dynamic ones, by destination
 	for i := range edges {
@@ -114,37 +134,39 @@ func (f *scanFinder) judge(edges []edge) (Suspicion, bool) {
 	})
 	marked := f.burst(lonely)
 	if len(marked) < scanEdges || !fansOut(marked) {
-		return Suspicion{}, false
+		return found{}, false
 	}
-	first, last := marked[0].first, marked[0].first
+	scan := found{edges: edges, marked: marked, first: marked[0].first, last: marked[0].first}
 	for _, e := range marked {
-		if e.first.Before(first) {
-			first = e.first
+		if e.first.Before(scan.first) {
+			scan.first = e.first
 		}
-		if e.first.After(last) {
-			last = e.first
+		if e.first.After(scan.last) {
+			scan.last = e.first
 		}
-	}
-	counted := len(marked)
-	for _, e := range marked {
 		if e.fate == FateLearned {
 			e.fate = FateSuspicious
 		}
 	}
-	// What the source touched lightly meanwhile belongs to the scan, unless others of its kind do it as well.
-	for i := range edges {
-		e := &edges[i]
-		during := !e.first.Before(first) && !e.first.After(last)
+	return scan, true
+}
+
+// takeAlong adds what the source touched lightly meanwhile, unless others of its kind do it as well, and describes all.
+func (f *scanFinder) takeAlong(scan *found) Suspicion {
+	counted := len(scan.marked)
+	for i := range scan.edges {
+		e := &scan.edges[i]
+		during := !e.first.Before(scan.first) && !e.first.After(scan.last)
 		if e.fate != FateLearned || e.connections > thinEdge || !during {
 			continue
 		}
 		if !usedByOthers(f.siblings[siblingKey(&f.r.parties[e.src])], e) {
 			e.fate = FateSuspicious
-			marked = append(marked, e)
+			scan.marked = append(scan.marked, e)
 		}
 	}
-	slices.SortFunc(marked, f.r.compareEdges)
-	return f.describe(marked, counted), true
+	slices.SortFunc(scan.marked, f.r.compareEdges)
+	return f.describe(scan.marked, counted)
 }
 
 // lonely reports whether an edge was hardly used, was not answered as far as one can tell, and is used by nobody else.

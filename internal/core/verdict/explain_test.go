@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
 	"golang.org/x/tools/txtar"
 
 	"bulkhead/internal/core/compile"
@@ -48,8 +49,8 @@ func TestExplanationText(t *testing.T) {
 			}
 			if *update {
 				f.Data = []byte(got)
-			} else if got != string(f.Data) {
-				t.Errorf("%s: %s is\n%s\nwant\n%s", file, f.Name, got, f.Data)
+			} else if diff := cmp.Diff(string(f.Data), got); diff != "" {
+				t.Errorf("%s: %s says something else (-want +got, -update writes it):\n%s", file, f.Name, diff)
 			}
 		}
 		if *update {

@@ -410,7 +410,7 @@ func testExisting(t *testing.T, open Open) {
 	}
 	idle := h.one.Listen("tcp4", at(Near4, 0))
 	// Go programs listen like this; the socket that the process has open is not the one that accepts.
-	multi := h.one.ListenMultipath("tcp6", "[::]:0")
+	multi := h.one.ListenMultipath("tcp", "[::]:0")
 	many := h.farP.MustDial("tcp4", at(Near4, multi.Port()))
 
 	h.d = b.Open(open)
@@ -461,11 +461,11 @@ func testExisting(t *testing.T, open Open) {
 		t.Errorf("datagrams: %s", describe(&e))
 	}
 	// A socket that listened before is judged like any other.
-	for at, want := range map[int]model.Verdict{idle.Port(): model.WouldDeny, multi.Port(): model.Allow} {
+	for number, want := range map[uint16]model.Verdict{idle.Port(): model.WouldDeny, multi.Port(): model.Allow} {
 		h.events.clear()
-		s := h.farP.MustDial("tcp4", fmt.Sprintf("%s:%d", Near4, at))
+		s := h.farP.MustDial("tcp4", at(Near4, number))
 		s.Exchange("x", "")
-		e = h.events.one("a new connection to an old listener", all(kind(dataplane.EventOpen), port(at)))
+		e = h.events.one("a new connection to an old listener", all(kind(dataplane.EventOpen), port(number)))
 		if e.Existing || e.Verdict != want || e.Workload != "near/one" || e.Process.PID != uint32(h.one.PID()) {
 			t.Errorf("old listener: %s", describe(&e))
 		}

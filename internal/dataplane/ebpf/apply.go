@@ -76,12 +76,8 @@ func (d *Dataplane) Apply(ctx context.Context, st *dataplane.State) (dataplane.A
 	d.publishNames(t)
 	d.switchTo(t)
 	stats.Changed, stats.RowsWritten = true, written
-	var begun error
-	if d.waits {
-		begun = d.begin()
-	}
 	stats.Reset, err = d.sweep()
-	err = errors.Join(begun, err, d.finish(t), d.removeOtherLayouts())
+	err = errors.Join(err, d.finish(t), d.removeOtherLayouts())
 	d.publishNames(nil)
 	d.count(&stats)
 	stats.Took = time.Since(start)

@@ -114,7 +114,6 @@ type Dataplane struct {
 
 	mu     sync.Mutex // guards what follows
 	held   *held
-	waits  bool // for the first policy; nothing judges yet
 	closed bool
 }
 
@@ -204,15 +203,12 @@ func (d *Dataplane) install() error {
 			return err
 		}
 	}
-	d.waits = fresh
 	if !fresh {
 		return nil
 	}
-	return d.seed()
-}
-
-// begin starts judging, with the first policy. Before it nobody knows whose traffic is whose, so nothing is told of.
-func (d *Dataplane) begin() error {
+	if err := d.seed(); err != nil {
+		return err
+	}
 	for _, a := range attachments {
 		if a.judges {
 			if err := d.attach(a); err != nil {
@@ -220,16 +216,23 @@ func (d *Dataplane) begin() error {
 			}
 		}
 	}
-	var s settings
-	if err := d.maps.Config.Lookup(uint32(0), &s); err != nil {
-		return fmt.Errorf("read settings: %w", err)
+	if _, err := d.sweep(); err != nil {
+		return err
 	}
-	s.Installed = 1
+	s.Installed = now()
 	if err := d.maps.Config.Put(uint32(0), &s); err != nil {
 		return fmt.Errorf("write settings: %w", err)
 	}
-	d.waits = false
 	return nil
+}
+
+// now returns the time as the programs' bpf_ktime_get_ns does; it is never 0.
+func now() uint64 {
+	var ts unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &ts); err != nil {
+		return 1
+	}
+	return uint64(ts.Nano())
 }
 
 // Close lets go of the dataplane; what is pinned goes on judging.

@@ -229,11 +229,10 @@ type programsSettings struct {
 	RootCgroup uint64
 	Unreplied  uint64
 	Replied    uint64
+	Installed  uint64
 	UnitsSince uint32
-	Levels     [8]uint8
 	RootLevel  uint32
-	Installed  uint32
-	_          [4]byte
+	Levels     [8]uint8
 }
 
 type programsSocketState struct {

@@ -55,7 +55,8 @@ static __always_inline void count_connection(struct event *e, struct connection 
  */
 static __noinline bool end_connection(const struct connection_key *key, struct connection *c)
 {
-	struct event *e = new_event(EVENT_CLOSE, READ_ONCE(c->word));
+	__u64 word = READ_ONCE(c->word);
+	struct event *e = word & FLOW_OPENED ? new_event(EVENT_CLOSE, word) : NULL;
 
 	if (!e)
 		return bpf_map_delete_elem(&connections, key) == 0;
@@ -91,6 +92,8 @@ static long visit_connection(struct bpf_map *map, struct connection_key *key, st
 		end_connection(key, c);
 		return 0;
 	}
+	if (!(READ_ONCE(c->word) & FLOW_OPENED))
+		return 0;
 	if (READ_ONCE(c->packets_sent) == READ_ONCE(c->told_packets_sent) &&
 	    READ_ONCE(c->packets_received) == READ_ONCE(c->told_packets_received))
 		return 0;
@@ -107,16 +110,19 @@ static long visit_connection(struct bpf_map *map, struct connection_key *key, st
  * seems_served guesses who opened a flow that went on before the dataplane was there: a socket with a port that is
  * not handed out to clients answers one that is.
  */
-static __always_inline bool seems_served(__u64 socket_word, const struct flow *f)
+static __always_inline bool seems_served(__u64 socket_word, const struct flow *f, __u64 now)
 {
-	return (socket_word & FLOW_EXISTING) && f->proto == IPPROTO_UDP && f->lport < 32768 && f->rport >= 32768;
+	struct settings *cfg = get_config();
+
+	return (socket_word & FLOW_EXISTING) && f->proto == IPPROTO_UDP && f->lport < 32768 && f->rport >= 32768 && cfg &&
+	       now - cfg->installed < cfg->replied;
 }
 
 /* pass counts a packet of a flow that may go on. */
-static __always_inline bool pass(struct __sk_buff *skb, struct connection *c, const struct details *details, bool egress)
+static __noinline bool pass(struct __sk_buff *skb, struct connection *c, const struct details *details, bool egress,
+			    __u64 now)
 {
 	__u32 size = skb->len > details->payload ? skb->len - details->payload : 0;
-	__u64 now = bpf_ktime_get_coarse_ns();
 
 	if (now - c->last > SECOND / 8)
 		WRITE_ONCE(c->last, now);
@@ -141,18 +147,19 @@ static __noinline __u64 settle_connection(struct connection *c, __u64 old, __u64
 	__u32 flags = 0;
 	__u64 seen;
 
-	new = (new & ~(__u64)FLOW_VERDICT) | d->verdict | FLOW_JUDGED | FLOW_SEEN | FLOW_DIR | FLOW_OPENED;
+	new = (new & ~(__u64)FLOW_VERDICT) | d->verdict | FLOW_JUDGED | FLOW_DIR;
+	new |= before_policy(d) ? FLOW_EXISTING : FLOW_SEEN | FLOW_OPENED;
 	seen = __sync_val_compare_and_swap(&c->word, old, new);
 	if (seen != old)
 		return seen;
 	c->rule = d->rule;
 	c->peer = d->peer;
 	c->rsubject = d->rsubject;
-	if (!changed)
+	if (!changed || before_policy(d))
 		return new;
 	if (old & FLOW_OPENED)
 		flags |= EVENT_REJUDGED;
-	else if (new & FLOW_EXISTING)
+	if (new & FLOW_EXISTING)
 		flags |= EVENT_EXISTING;
 	tell_verdict(f, d, &c->process, new, flags);
 	return new;
@@ -164,6 +171,7 @@ struct datagram {
 	struct details details;
 	struct connection_key key;
 	bool egress;
+	bool guessed; /* who opened the flow */
 };
 
 /* new_connection makes an entry for a flow that may go on. */
@@ -216,30 +224,53 @@ static __noinline bool judge_datagram(struct __sk_buff *skb, struct bpf_sock *sk
 		}
 		old = READ_ONCE(c->word);
 	}
-	flags = (old & (FLOW_OPENED | FLOW_SEEN)) | (p->flow.dir == OUT ? FLOW_OUT : 0) | (socket_word & FLOW_EXISTING);
+	flags = (old & (FLOW_OPENED | FLOW_SEEN | FLOW_EXISTING)) | (p->flow.dir == OUT ? FLOW_OUT : 0);
+	if (p->guessed)
+		flags |= FLOW_EXISTING;
 	new = settle_connection(c, old, make_word(state_gen(state), subject, flags), &p->flow, &d);
 	return (new & FLOW_VERDICT) != DENY;
 }
 
-/* on_datagram judges a packet of a socket that has no connection of its own. */
-static __noinline bool on_datagram(struct __sk_buff *skb, struct bpf_sock *sk, bool egress)
+/*
+ * on_new_datagram judges a packet that belongs to no flow, or to one that was judged under another generation (c).
+ */
+static __noinline bool on_new_datagram(struct __sk_buff *skb, struct bpf_sock *sk, struct datagram *p, struct connection *c,
+				       __u64 now)
 {
 	struct socket_state *s = bpf_sk_storage_get(&sockets, sk, 0, 0);
-	struct settings *cfg = get_config();
-	struct datagram p = {.egress = egress};
-	struct connection *c;
-	__u64 word;
 
 	if (!s) {
 		/* What the kernel sends for itself: resets, ICMP, neighbour discovery. */
 		if (sk->type == SOCK_RAW && bpf_sk_cgroup_id(sk) == KERNEL_CGROUP)
 			return true;
 		s = bpf_sk_storage_get(&sockets, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
+		if (!s) {
+			count(COUNT_ERRORS);
+			return true;
+		}
 	}
-	if (!s || !cfg) {
-		count(COUNT_ERRORS);
-		return true;
+	if (!c) {
+		p->guessed = p->egress && seems_served(s->word, &p->flow, now);
+		p->flow.dir = p->egress && !p->guessed ? OUT : IN;
+		if (p->flow.proto == IPPROTO_UDP || p->flow.proto == IPPROTO_UDPLITE || p->flow.proto == IPPROTO_SCTP)
+			p->flow.port = p->flow.dir == OUT ? p->flow.rport : p->flow.lport;
 	}
+	if (!judge_datagram(skb, sk, s, p, c)) {
+		count(COUNT_DROPPED);
+		return false;
+	}
+	c = bpf_map_lookup_elem(&connections, &p->key);
+	return c ? pass(skb, c, &p->details, p->egress, now) : true;
+}
+
+/* on_datagram judges a packet of a socket that has no connection of its own. */
+static __noinline bool on_datagram(struct __sk_buff *skb, struct bpf_sock *sk, bool egress)
+{
+	struct datagram p = {.egress = egress};
+	struct settings *cfg = get_config();
+	__u64 word, now;
+	struct connection *c;
+
 	if (!read_packet(skb, &p.flow, egress, &p.details)) {
 		count(COUNT_ERRORS);
 		p.flow.port = 0;
@@ -253,34 +284,27 @@ static __noinline bool on_datagram(struct __sk_buff *skb, struct bpf_sock *sk, b
 	p.key.lport = p.flow.lport;
 	p.key.proto = p.flow.proto;
 	c = bpf_map_lookup_elem(&connections, &p.key);
-	if (c && READ_ONCE(c->word) && expired(c, bpf_ktime_get_coarse_ns(), cfg)) {
-		end_connection(&p.key, c);
-		c = NULL;
-	}
-	if (!c || !READ_ONCE(c->word)) {
-		p.flow.dir = egress && !seems_served(s->word, &p.flow) ? OUT : IN;
-		if (p.flow.proto == IPPROTO_UDP || p.flow.proto == IPPROTO_UDPLITE || p.flow.proto == IPPROTO_SCTP)
-			p.flow.port = p.flow.dir == OUT ? p.flow.rport : p.flow.lport;
-		if (!judge_datagram(skb, sk, s, &p, NULL))
-			goto drop;
-		c = bpf_map_lookup_elem(&connections, &p.key);
-		return c ? pass(skb, c, &p.details, egress) : true;
-	}
+	now = bpf_ktime_get_coarse_ns();
+	if (!c)
+		return on_new_datagram(skb, sk, &p, NULL, now);
 	word = READ_ONCE(c->word);
+	if (!word)
+		return on_new_datagram(skb, sk, &p, NULL, now);
+	if (cfg && expired(c, now, cfg)) {
+		end_connection(&p.key, c);
+		return on_new_datagram(skb, sk, &p, NULL, now);
+	}
+	if (resolved(word) && (word & FLOW_VERDICT) != DENY)
+		return pass(skb, c, &p.details, egress, now);
 	p.flow.dir = word & FLOW_OUT ? OUT : IN;
 	p.flow.port = c->port;
 	copy_addr(p.flow.laddr, c->laddr);
-	if (!resolved(word)) {
-		if (!judge_datagram(skb, sk, s, &p, c))
-			goto drop;
-	} else if ((word & FLOW_VERDICT) == DENY) {
-		struct decision d = {.rule = c->rule, .peer = c->peer, .rsubject = c->rsubject};
+	if (!resolved(word))
+		return on_new_datagram(skb, sk, &p, c, now);
 
-		deny_attempt(&p.flow, &d, &c->process, word_subject(word));
-		goto drop;
-	}
-	return pass(skb, c, &p.details, egress);
-drop:
+	struct decision d = {.rule = c->rule, .peer = c->peer, .rsubject = c->rsubject};
+
+	deny_attempt(&p.flow, &d, &c->process, word_subject(word));
 	count(COUNT_DROPPED);
 	return false;
 }

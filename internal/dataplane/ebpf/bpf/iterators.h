@@ -149,6 +149,9 @@ int BPF_PROG(bulkhead_set_state, struct sock *sk, int from, int to)
 	struct tcp_sock *tp;
 	__u64 word, sent = 0, received = 0;
 
+	/* Of the many changes in the life of a connection, only these say something. */
+	if (to != TCP_CLOSE && to != TCP_LISTEN && to != TCP_SYN_SENT && (to != TCP_ESTABLISHED || from != TCP_SYN_RECV))
+		return 0;
 	if (sk->sk_protocol != IPPROTO_TCP)
 		return 0;
 	s = bpf_sk_storage_get(&sockets, sk, 0, 0);
@@ -157,13 +160,10 @@ int BPF_PROG(bulkhead_set_state, struct sock *sk, int from, int to)
 			adopt(sk);
 		return 0;
 	}
-	if (to != TCP_ESTABLISHED && to != TCP_CLOSE)
+	if (to == TCP_ESTABLISHED)
+		report_accepted(&sk->__sk_common, s);
+	if (to != TCP_CLOSE)
 		return 0;
-	if (to == TCP_ESTABLISHED) {
-		if (from == TCP_SYN_RECV)
-			report_accepted(&sk->__sk_common, s);
-		return 0;
-	}
 	word = READ_ONCE(s->word);
 	if (!(word & FLOW_OPENED) || !set_word(&s->word, word, word & ~(__u64)FLOW_OPENED))
 		return 0;
@@ -275,8 +275,8 @@ int bulkhead_sweep(struct bpf_iter__tcp *ctx)
 		if (word & FLOW_TUPLE) {
 			f = s->flow;
 		} else {
-			/* Only one that was there before; a new one is judged by its first packet. */
-			if (!(word & FLOW_EXISTING) || !(word & FLOW_DIR))
+			/* A connection that is only being made is judged by its first packet. */
+			if (!(word & FLOW_DIR) || skc->skc_state == TCP_SYN_SENT || skc->skc_state == TCP_SYN_RECV)
 				return 0;
 			connection_tuple(skc, &f);
 			f.dir = word & FLOW_OUT ? OUT : IN;

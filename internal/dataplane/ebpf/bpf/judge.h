@@ -184,7 +184,7 @@ static __always_inline void judge_once(const struct flow *f, __u32 subject, __u6
 	}
 	if (!d->rule && is_controller(f, subject, gen))
 		d->rule = RULE_CONTROLLER;
-	if (!d->rule && pset == 0)
+	if (pset == 0)
 		d->rule = RULE_OPEN;
 	if (d->rule)
 		return;
@@ -214,6 +214,15 @@ static __always_inline void read_barrier(void)
 
 	before = __sync_lock_test_and_set(&word, 1);
 	barrier_var(before);
+}
+
+/*
+ * Before the first policy everything passes by RULE_OPEN, and flows are remembered without a word: nobody could say
+ * whose they are. The first policy judges them like any other, in the direction in which they were opened.
+ */
+static __always_inline bool before_policy(const struct decision *d)
+{
+	return d->rule == RULE_OPEN;
 }
 
 /*

@@ -44,32 +44,29 @@ static __always_inline bool is_echo(__u8 proto, __u8 type)
 	return proto == IPPROTO_ICMP ? type == 8 || type == 0 : type == 128 || type == 129;
 }
 
+/* How much of a packet is read at once: an IPv6 header, or an IPv4 header without options and what ports are in. */
+#define HEAD 40
+
 /*
- * network_header fills in addresses and protocol and returns the offset of the transport header, or -1 if the packet
- * cannot be read. A fragment other than the first has no transport header: *fragment is set.
+ * network_header fills in addresses and protocol from the head of the packet and returns the offset of the transport
+ * header, or -1 if the packet cannot be read. A fragment other than the first has none: *fragment is set.
  */
-static __always_inline int network_header(struct __sk_buff *skb, struct flow *f, bool egress, bool *fragment)
+static __always_inline int network_header(struct __sk_buff *skb, const __u32 *h, struct flow *f, bool egress, bool *fragment)
 {
 	__u32 *src = egress ? f->laddr : f->raddr, *dst = egress ? f->raddr : f->laddr;
-	__u32 h[10];
+	const __u8 *b = (const __u8 *)h;
 	int off, i;
 
 	if (skb->protocol == bpf_htons(ETH_P_IP)) {
-		__u8 *b = (__u8 *)h;
-
-		if (bpf_skb_load_bytes(skb, 0, h, 20) < 0)
-			return -1;
 		map_v4(src, h[3]);
 		map_v4(dst, h[4]);
 		f->proto = b[9];
 		*fragment = ((b[6] & 0x1f) << 8 | b[7]) != 0;
 		return (b[0] & 0xf) * 4;
 	}
-	if (skb->protocol != bpf_htons(ETH_P_IPV6) || bpf_skb_load_bytes(skb, 0, h, 40) < 0)
-		return -1;
 	copy_addr(src, h + 2);
 	copy_addr(dst, h + 6);
-	f->proto = ((__u8 *)h)[6];
+	f->proto = b[6];
 	off = 40;
 	for (i = 0; i < 8; i++) {
 		__u8 e[4];
@@ -112,59 +109,55 @@ static __always_inline int network_header(struct __sk_buff *skb, struct flow *f,
  */
 GLOBAL int read_packet(struct __sk_buff *skb, struct flow *f, bool egress, struct details *d)
 {
-	bool fragment = false;
-	__u8 h[16];
+	bool v4 = skb->protocol == bpf_htons(ETH_P_IP), fragment = false;
+	__u32 head[HEAD / 4] = {};
+	__u16 src, dst;
+	__u8 t[14];
 	int off;
 
-	if (!f || !d)
+	if (!f || !d || (!v4 && skb->protocol != bpf_htons(ETH_P_IPV6)))
 		return false;
-
-	off = network_header(skb, f, egress, &fragment);
+	/* The shortest packets of IPv4 with ports are shorter than an IPv6 header. */
+	if (bpf_skb_load_bytes(skb, 0, head, HEAD) < 0 && (!v4 || bpf_skb_load_bytes(skb, 0, head, 28) < 0))
+		return false;
+	off = network_header(skb, head, f, egress, &fragment);
 	if (off < 0 || fragment)
 		return false;
 	d->payload = off;
 	switch (f->proto) {
-	case IPPROTO_TCP: {
-		__u16 src, dst;
-
-		if (bpf_skb_load_bytes(skb, off, h, 14) < 0)
+	case IPPROTO_TCP:
+		if (bpf_skb_load_bytes(skb, off, t, 14) < 0)
 			return false;
-		src = h[0] << 8 | h[1];
-		dst = h[2] << 8 | h[3];
-		f->lport = egress ? src : dst;
-		f->rport = egress ? dst : src;
-		f->port = dst;
-		d->seq = (__u32)h[4] << 24 | h[5] << 16 | h[6] << 8 | h[7];
-		d->tcp_flags = h[13];
-		d->payload = off + (h[12] >> 4) * 4;
-		return true;
-	}
+		d->seq = (__u32)t[4] << 24 | t[5] << 16 | t[6] << 8 | t[7];
+		d->tcp_flags = t[13];
+		d->payload = off + (t[12] >> 4) * 4;
+		break;
 	case IPPROTO_UDP:
 	case IPPROTO_UDPLITE:
-	case IPPROTO_SCTP: {
-		__u16 src, dst;
-
-		if (bpf_skb_load_bytes(skb, off, h, 8) < 0)
-			return false;
-		src = h[0] << 8 | h[1];
-		dst = h[2] << 8 | h[3];
-		f->lport = egress ? src : dst;
-		f->rport = egress ? dst : src;
-		f->port = dst;
-		d->payload = off + (f->proto == IPPROTO_SCTP ? 12 : 8);
-		return true;
-	}
+	case IPPROTO_SCTP:
 	case IPPROTO_ICMP:
 	case IPPROTO_ICMPV6:
-		if (bpf_skb_load_bytes(skb, off, h, 8) < 0)
+		if (v4 && off == 20)
+			__builtin_memcpy(t, head + 5, 8);
+		else if (bpf_skb_load_bytes(skb, off, t, 8) < 0)
 			return false;
-		d->icmp_type = h[0];
-		d->payload = off + 8;
-		f->port = ICMP_PORT(h[0], h[1]);
-		if (is_echo(f->proto, h[0]))
-			f->lport = h[4] << 8 | h[5];
+		d->payload = off + (f->proto == IPPROTO_SCTP ? 12 : 8);
+		break;
+	default:
+		return true; /* a protocol without ports */
+	}
+	if (f->proto == IPPROTO_ICMP || f->proto == IPPROTO_ICMPV6) {
+		d->icmp_type = t[0];
+		f->port = ICMP_PORT(t[0], t[1]);
+		if (is_echo(f->proto, t[0]))
+			f->lport = t[4] << 8 | t[5];
 		return true;
 	}
+	src = t[0] << 8 | t[1];
+	dst = t[2] << 8 | t[3];
+	f->lport = egress ? src : dst;
+	f->rport = egress ? dst : src;
+	f->port = dst;
 	return true;
 }
 

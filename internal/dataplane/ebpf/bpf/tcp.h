@@ -28,11 +28,13 @@ static __noinline __u64 settle(struct socket_state *s, __u64 old, __u64 new, con
 	__u64 seen;
 
 	new = (new & ~(__u64)(FLOW_VERDICT | FLOW_CONNECT)) | d->verdict;
-	new |= FLOW_DIR | FLOW_JUDGED | FLOW_SEEN | FLOW_TUPLE;
+	new |= FLOW_DIR | FLOW_JUDGED | FLOW_TUPLE;
 	if (d->rsubject)
 		new |= FLOW_LOOP;
-	if (d->verdict != DENY)
-		new |= FLOW_OPENED;
+	if (before_policy(d))
+		new |= FLOW_EXISTING;
+	else
+		new |= d->verdict != DENY ? FLOW_SEEN | FLOW_OPENED : FLOW_SEEN;
 	seen = __sync_val_compare_and_swap(&s->word, old, new);
 	if (seen != old)
 		return seen;
@@ -41,7 +43,7 @@ static __noinline __u64 settle(struct socket_state *s, __u64 old, __u64 new, con
 	s->rsubject = d->rsubject;
 	if (!(old & FLOW_TUPLE))
 		s->flow = *f;
-	if (!changed)
+	if (!changed || before_policy(d))
 		return new;
 	if (old & FLOW_EXISTING)
 		flags |= EVENT_EXISTING;

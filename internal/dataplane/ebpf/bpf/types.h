@@ -61,7 +61,7 @@ static __inline __attribute__((always_inline)) __u32 state_pset(__u64 state) { r
 #define FLOW_DIR 0x0008u      /* the direction is known */
 #define FLOW_JUDGED 0x0010u   /* the verdict holds for the generation */
 #define FLOW_OPENED 0x0020u   /* its opening has been reported */
-#define FLOW_EXISTING 0x0040u /* it was there before the dataplane */
+#define FLOW_EXISTING 0x0040u /* it was there before the first policy */
 #define FLOW_LOOP 0x0080u     /* the other end is on this host */
 #define FLOW_CONNECT 0x0100u  /* judged when connect() was called, under the generation */
 #define FLOW_TUPLE 0x0200u    /* addresses and ports are recorded */
@@ -293,10 +293,10 @@ struct settings {
 	__u64 root_cgroup; /* id of the cgroup that the programs are attached to */
 	__u64 unreplied;   /* nanoseconds of silence that end a flow of connections */
 	__u64 replied;
+	__u64 installed;         /* when the dataplane was set up; 0 while it is not */
 	__u32 units_since;       /* generation at which the map cgroups last changed */
-	__u8 levels[MAX_LEVELS]; /* of cgroups in the map cgroups, deepest first, 0 ends */
 	__u32 root_level;        /* of root_cgroup, or NO_LEVEL */
-	__u32 installed;         /* the agent's own: nothing is left to be set up */
+	__u8 levels[MAX_LEVELS]; /* of cgroups in the map cgroups, deepest first, 0 ends */
 };
 
 /* Argument and answer of the probe program. */
