@@ -83,7 +83,7 @@ func badDocuments(cmd *cobra.Command, err error, notDone string) error {
 		return err
 	}
 	text := strings.TrimRight(e.Error(), "\n")
-	cmd.PrintErrln(text)
+	complain(cmd, text)
 	return usagef("%s in the documents; %s", count(strings.Count(text, "\n")+1, "error"), notDone)
 }
 
@@ -95,7 +95,7 @@ func (a *app) accepted(cmd *cobra.Command, c *client, r *pb.ApplyResponse, wait 
 		waited = a.awaitAgents(cmd, c, &v)
 	}
 	for _, w := range v.Warnings {
-		cmd.PrintErrln("warning: " + w)
+		complain(cmd, "warning: "+w)
 	}
 	err := a.print(cmd, v, func(p *page) {
 		if v.Changed {

@@ -85,7 +85,7 @@ func Run(root *cobra.Command) int {
 	case ctx.Err() != nil && errors.Is(err, context.Canceled):
 		fmt.Fprintln(root.ErrOrStderr(), "bulkhead: interrupted")
 	default:
-		fmt.Fprintf(root.ErrOrStderr(), "bulkhead: %v\n", err)
+		complain(root, fmt.Sprintf("bulkhead: %v", err))
 	}
 	return code
 }

@@ -131,7 +131,7 @@ func parse(cmd *cobra.Command, files []policy.File, notDone string) (*model.Docu
 	}
 	problems := parseErrors(err)
 	for _, e := range problems {
-		cmd.PrintErrln(e.Error())
+		complain(cmd, e.Error())
 	}
 	return nil, usagef("%s in the documents; %s", count(len(problems), "error"), notDone)
 }

@@ -179,3 +179,29 @@ func TestColourOnlyOnTerminals(t *testing.T) {
 		t.Error("a file is taken for a terminal")
 	}
 }
+
+// TestNothingSteersTheTerminal holds that what others named cannot write to the terminal of who reads it.
+func TestNothingSteersTheTerminal(t *testing.T) {
+	evil := "\x9bworm\x1b]0;owned\x07\x1b[2J\u009b31m\r\nnext"
+	for _, colour := range []bool{false, true} {
+		got := render(0, colour, func(p *page) {
+			p.line("%s runs %s", p.paint("ok", green), evil)
+			p.text(evil)
+			p.heading("%s", evil)
+			tbl := newTable("A")
+			tbl.add(evil)
+			p.table(tbl, "")
+		})
+		for _, own := range ownColours {
+			if colour {
+				got = strings.ReplaceAll(got, own, "")
+			}
+		}
+		if strings.ContainsFunc(strings.ReplaceAll(got, "\n", ""), control) {
+			t.Errorf("%q", got)
+		}
+	}
+	if got := harmless("a\x1b[31mb\x1b[0m\tc\x1b[9mé", true); got != "a\x1b[31mb\x1b[0m c [9mé" {
+		t.Errorf("%q", got)
+	}
+}

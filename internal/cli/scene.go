@@ -32,7 +32,7 @@ type presence struct{ declared, connected bool }
 func (s *scene) world(cmd *cobra.Command, notDone string) (*compile.World, error) {
 	w, err := compile.Compile(s.docs, s.inv, s.options)
 	if err != nil {
-		cmd.PrintErrln(err.Error())
+		complain(cmd, err.Error())
 		return nil, usagef("the documents do not compile; %s", notDone)
 	}
 	return w, nil

@@ -38,13 +38,13 @@ func (p *page) flush() error { return p.w.Flush() }
 
 // line prints one line.
 func (p *page) line(format string, args ...any) {
-	fmt.Fprintf(p.w, format, args...)
+	p.w.WriteString(harmless(fmt.Sprintf(format, args...), p.colour))
 	p.w.WriteByte('\n')
 }
 
-// text prints s as it is, ending its last line.
+// text prints lines, ending the last one.
 func (p *page) text(s string) {
-	p.w.WriteString(s)
+	p.w.WriteString(harmless(s, false))
 	if s != "" && !strings.HasSuffix(s, "\n") {
 		p.w.WriteByte('\n')
 	}
@@ -55,7 +55,7 @@ func (p *page) heading(format string, args ...any) {
 	if p.w.Buffered() > 0 {
 		p.w.WriteByte('\n')
 	}
-	p.w.WriteString(p.paint(fmt.Sprintf(format, args...), bold))
+	p.w.WriteString(p.paint(harmless(fmt.Sprintf(format, args...), false), bold))
 	p.w.WriteByte('\n')
 }
 
@@ -96,16 +96,6 @@ func (t *table) add(fields ...any) {
 		row[i].text = oneLine(row[i].text)
 	}
 	t.rows = append(t.rows, row)
-}
-
-// oneLine keeps names and notes from breaking the table or steering the terminal.
-func oneLine(s string) string {
-	return strings.Map(func(r rune) rune {
-		if r < ' ' || r == 0x7f || r >= 0x80 && r < 0xa0 {
-			return ' '
-		}
-		return r
-	}, s)
 }
 
 // table prints t, or what to say when it has no rows.

@@ -280,11 +280,7 @@ func TestBurstsWhileAnAgentIsSlow(t *testing.T) {
 // TestMessagesThatMakeNoSense is about agents that are broken or evil: the stream ends with a clear error, is counted,
 // and nothing has changed.
 func TestMessagesThatMakeNoSense(t *testing.T) {
-	c := Start(t)
-	c.Apply(shop)
-	a := c.Join("web-1", map[string]string{"app": "shop", "role": "web"}, "10.0.0.1")
-	c.Join("db-1", map[string]string{"app": "shop", "role": "db"}, "10.0.0.2")
-	Eventually(t, "both are current", func() bool { return current(t, c, "web-1") && current(t, c, "db-1") })
+	c, a, _ := pair(t)
 	before := world(t, c)
 	msg := func(m *pb.AgentMessage) *pb.AgentMessage { return m }
 	for name, x := range map[string]struct {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"slices"
 	"time"
 
 	pb "bulkhead/api/bulkhead/v1"
@@ -134,7 +135,11 @@ func (st *story) expect(x *era, e *traffic.Entry) (v model.FlowVerdict, certain 
 		return v, true, err
 	}
 	// Nobody listens: the address alone is known, and stands for the most permissive of the workloads that share it.
+	// The caller itself is not behind a port that it does not serve, unless it is alone there.
 	owners := x.judge.World().Owners(e.Dst.Addr())
+	if len(owners) > 1 {
+		owners = slices.DeleteFunc(slices.Clone(owners), func(w *compile.Workload) bool { return w.Name == flow.From.Workload })
+	}
 	if len(owners) == 0 {
 		flow.To = model.End{Addr: e.Dst.Addr()}
 		v, err = x.judge.Judge(&flow)

@@ -160,9 +160,9 @@ func Run(ctx context.Context, spec *Spec) error {
 	return errors.Join(context.Cause(ctx), ledger.Close())
 }
 
-// id numbers a request. It is unique in the lab.
+// id names a request. It is unique in the lab, also when the process has been restarted.
 func (w *workload) id() string {
-	return fmt.Sprintf("%s#%d", w.spec.ID, w.serial.Add(1))
+	return fmt.Sprintf("%s#%d.%d", w.spec.ID, os.Getpid(), w.serial.Add(1))
 }
 
 // nextUDPPort returns the source port of the next UDP request.

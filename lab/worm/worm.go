@@ -92,6 +92,11 @@ func Run(ctx context.Context, s *Spec) (err error) {
 	return errors.Join(w.spread(ctx), traffic.MarkDone(s.Markers, s.Workload))
 }
 
+// id names an attempt. It is unique in the lab.
+func (w *worm) id() string {
+	return fmt.Sprintf("worm@%s#%d.%d", w.Workload, os.Getpid(), w.serial.Add(1))
+}
+
 // target is one address and port.
 type target struct {
 	addr netip.Addr
@@ -172,7 +177,7 @@ func (w *worm) own(addr netip.Addr, port scenario.Port) bool {
 
 // attempt connects, and if that works tries to take what is there. Its error is one of the ledger.
 func (w *worm) attempt(ctx context.Context, t target) (traffic.Outcome, error) {
-	e := &traffic.Entry{ID: fmt.Sprintf("worm@%s#%d", w.Workload, w.serial.Add(1)), Role: traffic.RoleScan,
+	e := &traffic.Entry{ID: w.id(), Role: traffic.RoleScan,
 		Start: time.Now().UnixNano(), From: w.Workload, Process: processName, Proto: t.port.Network(),
 		Dst: netip.AddrPortFrom(t.addr, t.port.Port), Opened: true}
 	why, err := w.takeOver(ctx, t, e)
@@ -221,7 +226,7 @@ func (w *worm) takeOver(ctx context.Context, t target, e *traffic.Entry) (why st
 func (w *worm) takePostgres(ctx context.Context, t target, who string) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
-	e := &traffic.Entry{ID: fmt.Sprintf("worm@%s#%d", w.Workload, w.serial.Add(1)), Role: traffic.RoleScan,
+	e := &traffic.Entry{ID: w.id(), Role: traffic.RoleScan,
 		Start: time.Now().UnixNano(), From: w.Workload, Process: "psql", Proto: t.port.Network(),
 		Dst: netip.AddrPortFrom(t.addr, t.port.Port), Opened: true}
 	cmd := traffic.Psql(ctx, netip.AddrPortFrom(t.addr, t.port.Port), "postgres", "postgres", 2*time.Second,

@@ -51,7 +51,8 @@ type session struct {
 	stored  []uint64 // batches to acknowledge
 	pushing *push    // the policy that has been sent and not been answered
 	whole   bool     // the next policy must be a snapshot
-	found   bool     // it has said what is on its host
+	found   bool     // it has said what is on its host,
+	since   uint64   // and worlds from this generation on have that
 }
 
 // push is a policy on its way.
@@ -276,11 +277,12 @@ func (s *session) policy() *pb.ControllerMessage {
 	if a.session != s || s.pushing != nil {
 		return nil
 	}
-	want := f.world.Snapshot().HostPolicy(s.host)
+	snapshot := f.world.Snapshot()
+	want := snapshot.HostPolicy(s.host)
 	switch {
 	case want == nil:
 		return nil
-	case !s.found && a.has == hostpolicy.Hash{}:
+	case a.has == hostpolicy.Hash{} && (!s.found || !snapshot.Has(s.since)):
 		// Its first policy waits for its inventory, which follows at once: with the units in it, all that it tells
 		// of is told of the right workload from the beginning.
 		return nil
@@ -401,9 +403,11 @@ func (s *session) inventory(said *pb.HostInventory) error {
 	if string(a.stored.Inventory) != string(data) {
 		a.stored.Inventory, a.unsaved = data, true
 	}
-	f.world.SetReport(r) // with the lock held, so that a revocation in between is not undone
+	since := f.world.SetReport(r) // with the lock held, so that a revocation in between is not undone
 	s.mu.Lock()
-	s.found = true
+	if !s.found {
+		s.found, s.since = true, since
+	}
 	s.mu.Unlock()
 	s.poke()
 	return nil

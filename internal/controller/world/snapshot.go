@@ -36,6 +36,9 @@ func (s *Snapshot) as(docs *Documents, generation uint64) *Snapshot {
 	}
 }
 
+// Has reports whether the snapshot was compiled from inputs of the generation or of a later one.
+func (s *Snapshot) Has(generation uint64) bool { return s.generation >= generation }
+
 // Documents returns the documents that the snapshot was compiled from.
 func (s *Snapshot) Documents() *Documents { return s.docs }
 

@@ -284,20 +284,20 @@ func (w *World) DropLease(workload string) {
 	}
 }
 
-// SetReport takes what an agent says about its host in place of what it said before.
-func (w *World) SetReport(r inventory.Report) {
+// SetReport takes what an agent says about its host in place of what it said before. It returns the generation of the
+// world that has it, for Snapshot.Has.
+func (w *World) SetReport(r inventory.Report) uint64 {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	h := w.hosts[r.Host]
 	if h == nil {
 		w.hosts[r.Host] = newHost(r, w.cfg.Now())
 		w.changed()
-		return
-	}
-	if !reflect.DeepEqual(h.report, r) {
+	} else if !reflect.DeepEqual(h.report, r) {
 		h.update(r, w.cfg.Now())
 		w.changed()
 	}
+	return w.generation
 }
 
 // DropReport forgets a host.

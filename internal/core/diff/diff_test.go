@@ -396,3 +396,68 @@ func instance(name, labels, addr string, managed bool) model.Instance {
 	in.Addresses = []netip.Addr{netip.MustParseAddr(addr)}
 	return in
 }
+
+// TestOtherInventories: worlds need not have the same workloads. One that is new or gone is an address before or after.
+func TestOtherInventories(t *testing.T) {
+	checked := 0
+	for seed := range uint64(60) {
+		docs, inv, flows := policytest.Generate(seed, policytest.Small)
+		other, otherInv, _ := policytest.Generate(seed+9000, policytest.Small)
+		for _, p := range [][2]*compile.World{
+			{world(t, docs, inv), world(t, other, otherInv)},
+			{world(t, docs, inv), world(t, docs, fewer(inv))},
+			{world(t, docs, fewer(inv)), world(t, docs, inv)},
+		} {
+			c := newComparison(p[0], p[1])
+			c.scan()
+			claimed := c.expand()
+			checkReport(t, seed, c)
+			judges := [2]*verdict.Evaluator{verdict.New(p[0]), verdict.New(p[1])}
+			for i := range c.u.Actors {
+				for j := range c.u.Actors {
+					a, b := &c.u.Actors[i], &c.u.Actors[j]
+					f := model.Flow{From: a.Exactly(), To: b.Exactly(), Proto: flows[j%8].Proto, Port: flows[j%8].Port}
+					if _, always := essential.Match(f.Proto, f.Port); always || skip(c.u, a, b) || !f.From.Addr.IsValid() || !f.To.Addr.IsValid() {
+						continue
+					}
+					was, err1 := judges[0].Judge(&f)
+					is, err2 := judges[1].Judge(&f)
+					if err1 != nil || err2 != nil {
+						t.Fatal(err1, err2)
+					}
+					want := ""
+					if was.Verdict != is.Verdict {
+						want = was.Verdict.String() + " " + is.Verdict.String()
+					}
+					near := c.u.Example([]int32{int32(i)}, []int32{int32(j)}, reach.SameHost) != nil
+					if got := claimed.at(c, int32(i), int32(j), near, f.Proto, f.Port); got != want {
+						t.Fatalf("seed %d: %s to %s on %v/%d: the difference says %q, the evaluators %q", seed, f.From, f.To, f.Proto, f.Port, got, want)
+					}
+					checked++
+				}
+			}
+		}
+	}
+	if checked < 2000 {
+		t.Fatalf("only %d were checked", checked)
+	}
+}
+
+func fewer(inv *model.Inventory) *model.Inventory {
+	return &model.Inventory{Instances: inv.Instances[:len(inv.Instances)/2]}
+}
+
+func TestEmptyWorlds(t *testing.T) {
+	none := world(t, &model.Documents{}, &model.Inventory{})
+	if d := Between(none, none); !d.Empty() {
+		t.Errorf("got %+v", d)
+	}
+	docs, inv, _ := policytest.Generate(1, policytest.Small)
+	w := world(t, docs, inv)
+	if d := Between(none, w); d.Empty() {
+		t.Error("a world with policy is no change from nothing")
+	}
+	if d := Between(w, w); !d.Empty() {
+		t.Errorf("got %+v", d)
+	}
+}

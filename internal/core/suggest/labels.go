@@ -302,7 +302,7 @@ func (l *labeller) portClues(ports map[model.PortRange]bool) []clue {
 
 func (l *labeller) appClues(id partyID) []clue {
 	words := l.ownWords(id)
-	role, _ := lastRole(words)
+	role, hasRole := lastRole(words)
 	var left []string
 	for i := len(words) - 1; i >= 0; i-- {
 		w := words[i]
@@ -331,8 +331,8 @@ func (l *labeller) appClues(id partyID) []clue {
 			}
 		}
 	}
-	if len(clues) == 0 {
-		app := slug(strings.Join(left, "-"))
+	// A letter or two say nothing unless the rest of the name does.
+	if app := slug(strings.Join(left, "-")); len(clues) == 0 && (len(app) > 2 || len(app) == 2 && hasRole) {
 		clues = append(clues, clue{"name", app, .6, fmt.Sprintf("%q is what its name says apart from the role", app)})
 	}
 	return clues
@@ -370,7 +370,7 @@ func (l *labeller) envClues(id partyID) []clue {
 // siblingClues asks the workloads whose names differ from this one's in digits only.
 func (l *labeller) siblingClues(id partyID, key string) []clue {
 	s := stem(l.r.parties[id].name)
-	if s == "" || !strings.ContainsFunc(l.r.parties[id].name, func(r rune) bool { return r >= '0' && r <= '9' }) {
+	if len(s) < 3 || len(l.ownWords(id)) == 0 || !strings.ContainsFunc(l.r.parties[id].name, func(r rune) bool { return r >= '0' && r <= '9' }) {
 		return nil
 	}
 	value, n := l.unanimous(l.byStem[s], key)

@@ -239,6 +239,10 @@ func TestRoles(t *testing.T) {
 			map[string]string{"vm-3921 role": "web", "vm-3921 app": "portal"}, "it behaves like portal-web-1 (similarity 1.00): both call tcp/8443",
 		},
 		{
+			"numbers after a word that says nothing", []model.Instance{host("node-8", "app=pay,role=api", "10.0.0.9"), host("node-9", "", "10.0.0.10"), host("h12", "", "10.0.0.11")}, nil,
+			map[string]string{"node-9 role": "", "node-9 app": "", "h12 app": ""}, "",
+		},
+		{
 			"nothing", []model.Instance{host("x17", "", "10.0.0.9")}, nil,
 			map[string]string{"x17 role": "", "x17 env": ""}, "",
 		},
@@ -354,6 +358,16 @@ func TestRules(t *testing.T) {
 				"pay-outbound/pay-api-calls-out: app=pay,env=prod,role=api -> network called-by-pay-api on smtp,https",
 				"portal/callers-of-portal-web: network callers-of-portal-web -> app=portal,env=prod,role=web on https",
 				"portal/callers-of-portal-web-to-web-1: network callers-of-portal-web -> workload=web-1 on tcp/9999",
+			}},
+		{"one address of two habits is in two networks", []string{"10.200.0.1 web-1 tcp/443 9", "10.200.0.2 web-2 tcp/443 9", "10.200.0.1 db-1 tcp/5432 9"},
+			[]string{
+				"pay/callers-of-pay-db: network callers-of-pay-db -> app=pay,env=prod,role=db on postgres",
+				"portal/callers-of-portal-web: network callers-of-portal-web -> app=portal,env=prod,role=web on https",
+			}},
+		{"the same addresses with two habits are in one", []string{"api-1 10.200.0.1 udp/123 9", "db-1 10.200.0.1 udp/123 9"},
+			[]string{
+				"pay-outbound/pay-api-to-ntp-servers: app=pay,env=prod,role=api -> network ntp-servers on ntp",
+				"pay-outbound/pay-db-to-ntp-servers: app=pay,env=prod,role=db -> network ntp-servers on ntp",
 			}},
 	} {
 		p := suggest(t, flows(c.flows...), inventoryOf(estate()...), Options{})

@@ -128,7 +128,7 @@ func (b *Bed) wire() {
 		in(b.t, h.ns, func() {
 			for name, v := range map[string]string{
 				"net/ipv4/ping_group_range": "0 2147483647", "net/ipv4/ip_local_port_range": "32768 60999",
-				"net/ipv4/tcp_tw_reuse": "1",
+				"net/ipv4/tcp_tw_reuse": "1", "net/ipv6/conf/eth0/accept_dad": "0", "net/ipv6/conf/eth0/dad_transmits": "0",
 			} {
 				check(name, os.WriteFile("/proc/sys/"+name, []byte(v), 0))
 			}

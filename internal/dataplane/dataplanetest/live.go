@@ -27,6 +27,7 @@ func testLive(t *testing.T, open Open) {
 	t.Run("an idle connection is cut", func(t *testing.T) { whole.with(t).idle() })
 	t.Run("many connections are cut at once", func(t *testing.T) { whole.with(t).many() })
 	t.Run("a reply is never judged alone", func(t *testing.T) { whole.with(t).reply() })
+	t.Run("a unit in a network namespace of its own", func(t *testing.T) { whole.with(t).container() })
 	t.Run("live bytes are told", func(t *testing.T) { whole.with(t).updates() })
 	t.Run("a unit's cgroup becomes known", func(t *testing.T) { whole.with(t).lateUnit() })
 }
@@ -315,6 +316,30 @@ func (h *host) reply() {
 			client.Close()
 			server.Close()
 		}
+	}
+	h.events.clear()
+}
+
+// container judges a unit that is in another network namespace than the host: that of far, as it happens.
+func (h *host) container() {
+	inside := start(h.t, "contained", h.far, h.Unit("one"))
+	h.apply(policy{one: everything(model.Allow)})
+	server := h.farP.Listen("tcp4", at(Far4, 0))
+	defer server.Close()
+	for _, p := range []*Process{h.one, inside} {
+		s := p.MustDial("tcp4", server.Addr)
+		if err := s.Exchange("x", ""); err != "" {
+			h.t.Fatalf("%s: %s", p.Name, err)
+		}
+	}
+	if n := len(h.events.find(all(kind(dataplane.EventOpen), workload("near/one"), port(server.Port())))); n != 2 {
+		h.t.Errorf("%d openings:\n%s", n, h.events.text())
+	}
+	if st := h.apply(policy{one: everything(model.Deny)}); st.Reset != 2 {
+		h.t.Errorf("%d reset instead of 2", st.Reset)
+	}
+	if _, err := inside.Dial("tcp4", server.Addr); err != "EPERM" && err != "timeout" {
+		h.t.Errorf("a new connection: %q", err)
 	}
 	h.events.clear()
 }

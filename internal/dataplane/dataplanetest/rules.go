@@ -3,6 +3,7 @@ package dataplanetest
 import (
 	"fmt"
 	"net/netip"
+	"strings"
 	"testing"
 
 	"bulkhead/internal/core/hostpolicy"
@@ -23,6 +24,8 @@ func testRules(t *testing.T, open Open) {
 	t.Run("IPv4 in an IPv6 socket", func(t *testing.T) { whole.with(t).mapped() })
 	t.Run("multipath TCP", func(t *testing.T) { whole.with(t).multipath() })
 	t.Run("denials are folded and none is forgotten", func(t *testing.T) { whole.with(t).folded() })
+	t.Run("datagrams in fragments", func(t *testing.T) { whole.with(t).fragments() })
+	t.Run("IPv6 extension headers", func(t *testing.T) { whole.with(t).extensions() })
 	t.Run("a datagram elsewhere on a connected socket", func(t *testing.T) { whole.with(t).elsewhere() })
 }
 
@@ -363,5 +366,69 @@ func (h *host) elsewhere() {
 		h.t.Errorf("%d datagrams came through", n)
 	}
 	s.Close()
+	h.events.clear()
+}
+
+// fragments sends datagrams that do not fit into a packet.
+func (h *host) fragments() {
+	big := strings.Repeat("0123456789", 400)
+	for _, f := range families {
+		h.apply(policy{})
+		allowed, denied := h.farP.Listen(f.udp, at(f.far, 0)), h.farP.Listen(f.udp, at(f.far, 0))
+		in := h.one.Listen(f.udp, at(f.near, 0))
+		h.apply(policy{one: []Rule{
+			rule(model.Egress, farID, fmt.Sprintf("udp/%d", allowed.Port()), model.Allow),
+			rule(model.Ingress, farID, fmt.Sprintf("udp/%d", in.Port()), model.Allow),
+		}})
+		h.events.clear()
+		for to, want := range map[*Socket]string{allowed: "", denied: "EPERM"} {
+			if err := h.one.MustDial(f.udp, to.Addr).Exchange(big, ""); err != want {
+				h.t.Errorf("%s: %q instead of %q", f.name, err, want)
+			}
+		}
+		if err := h.farP.MustDial(f.udp, in.Addr).Exchange(big, ""); err != "" {
+			h.t.Errorf("%s inbound: %s", f.name, err)
+		}
+		for _, p := range []uint16{allowed.Port(), in.Port()} {
+			h.events.one(f.name, all(kind(dataplane.EventOpen), port(p)))
+		}
+		for _, s := range []*Socket{allowed, denied, in} {
+			s.Close()
+		}
+	}
+	h.events.clear()
+}
+
+// extensions sends packets whose transport header is behind an extension header.
+func (h *host) extensions() {
+	h.apply(policy{})
+	for _, network := range []string{"tcp6", "udp6"} {
+		allowed, denied := h.farP.Listen(network, at(Far6, 0)), h.farP.Listen(network, at(Far6, 0))
+		in := h.one.Listen(network, at(Near6, 0))
+		h.apply(policy{one: []Rule{
+			rule(model.Egress, farID, fmt.Sprintf("%s/%d", network[:3], allowed.Port()), model.Allow),
+			rule(model.Ingress, farID, fmt.Sprintf("%s/%d", network[:3], in.Port()), model.WouldDeny),
+		}})
+		h.events.clear()
+		for _, tt := range []struct {
+			p    *Process
+			to   string
+			good bool
+		}{{h.one, allowed.Addr, true}, {h.one, denied.Addr, false}, {h.farP, in.Addr, true}} {
+			a := tt.p.must(request{Do: "burst", Net: network, To: tt.to, N: 1, Data: "x", Opts: true, Wait: 500e6})
+			if (a.Good == 1) != tt.good {
+				h.t.Errorf("%s to %s: %+v", tt.p.Name, tt.to, a)
+			}
+		}
+		h.events.one("outbound", all(kind(dataplane.EventOpen), port(allowed.Port())))
+		h.events.one("denied", all(kind(dataplane.EventDeny), port(denied.Port())))
+		h.events.one("inbound", all(kind(dataplane.EventOpen), port(in.Port())))
+		if n, _ := denied.Seen(); n != 0 {
+			h.t.Errorf("%d messages came through", n)
+		}
+		for _, s := range []*Socket{allowed, denied, in} {
+			s.Close()
+		}
+	}
 	h.events.clear()
 }

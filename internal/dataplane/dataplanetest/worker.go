@@ -37,6 +37,7 @@ type request struct {
 	Flow  int // how many at a time
 	Wait  time.Duration
 	Multi bool // multipath TCP
+	Opts  bool // IPv6 packets carry a header of destination options
 }
 
 type answer struct {
@@ -296,6 +297,9 @@ func (w *sockets) dial(r request) (answer, error) {
 
 func dial(r request) (net.Conn, error) {
 	d := net.Dialer{Timeout: r.Wait}
+	if r.Opts {
+		d.Control = destinationOptions
+	}
 	d.SetMultipathTCP(r.Multi)
 	if r.Local != "" {
 		ap, err := netip.ParseAddrPort(r.Local)
@@ -309,6 +313,18 @@ func dial(r request) (net.Conn, error) {
 		}
 	}
 	return d.Dial(r.Net, r.To)
+}
+
+// destinationOptions puts an extension header, with nothing but padding in it, into each packet.
+func destinationOptions(_, _ string, c syscall.RawConn) error {
+	padding := string([]byte{0, 0, 1, 4, 0, 0, 0, 0})
+	var err error
+	if failed := c.Control(func(fd uintptr) {
+		err = unix.SetsockoptString(int(fd), unix.IPPROTO_IPV6, unix.IPV6_DSTOPTS, padding)
+	}); failed != nil {
+		return failed
+	}
+	return err
 }
 
 // exchange sends Data and waits for it to come back.

@@ -37,8 +37,8 @@ type transition struct {
 	localSets   []change[localKey]
 	localIDs    []change[localKey]
 	cgroups     []change[uint64]
-	identities  bool // the identity of a subject changes
-	changed     []int
+	identities  bool         // the identity of a subject changes
+	changed     map[int]bool // subjects whose own policy changes
 }
 
 // concernsAll reports whether a change may touch the verdicts of every subject.
@@ -108,7 +108,7 @@ func (d *Dataplane) plan(st *dataplane.State) (*transition, error) {
 	if err := p.Check(); err != nil {
 		return nil, err
 	}
-	t := &transition{gen: d.nextGeneration(), policy: p}
+	t := &transition{gen: d.nextGeneration(), policy: p, changed: map[int]bool{}}
 	if err := t.planSets(d.held); err != nil {
 		return nil, err
 	}
@@ -250,7 +250,7 @@ func (t *transition) planSubjects(h *held, limit int) error {
 			t.identities = true
 		}
 		if t.subjects[i].state(0) != h.subjects[i].state(0) || t.subjects[i].used != h.subjects[i].used {
-			t.changed = append(t.changed, i)
+			t.changed[i] = true
 		}
 	}
 	t.localSets = h.localSets.diff(sets, nil, nil)
@@ -549,7 +549,7 @@ func (d *Dataplane) switchTo(t *transition) {
 	for i := range t.subjects {
 		s, word := &t.subjects[i], uint64(0)
 		switch {
-		case all || slices.Contains(t.changed, i):
+		case all || t.changed[i]:
 			if s.used || d.held.subjects[i].used {
 				word = s.state(t.gen)
 			}
@@ -683,7 +683,7 @@ func (d *Dataplane) Isolate(ctx context.Context, workload string, on bool) error
 	if d.held.subjects[i].isolated == on {
 		return nil
 	}
-	t := &transition{gen: d.nextGeneration(), subjects: slices.Clone(d.held.subjects), changed: []int{i}}
+	t := &transition{gen: d.nextGeneration(), subjects: slices.Clone(d.held.subjects), changed: map[int]bool{i: true}}
 	t.subjects[i].isolated = on
 	d.switchTo(t)
 	d.held.subjects = t.subjects

@@ -47,6 +47,8 @@ type Config struct {
 	UDPTimeout, UDPStreamTimeout time.Duration
 
 	Logger *slog.Logger // nil discards
+
+	withoutSockDestroy bool // tests do as if the kernel were older
 }
 
 // DefaultConfig returns a Config for a host of some hundred units and some ten thousand peers, without directories.
@@ -99,6 +101,7 @@ type Dataplane struct {
 	programs map[string]*ebpf.Program
 	links    map[string]link.Link
 	sweepers *iterators
+	resets   bool     // the sweeper resets by itself
 	missing  []string // sentences about what this kernel does not let us do
 
 	// active and subjects are the kernel's own memory. They are read by programs on every packet; stores to them must

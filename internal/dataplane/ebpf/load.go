@@ -92,6 +92,10 @@ func (d *Dataplane) load() error {
 	for _, name := range testOnly { // the agent does not need it
 		delete(spec.Programs, name)
 	}
+	d.resets = canReset() && !d.cfg.withoutSockDestroy
+	if err := spec.Variables["resets"].Set(d.resets); err != nil {
+		return err
+	}
 	c, err := d.loadAll(spec)
 	if err != nil {
 		return unsupported(err)

@@ -326,6 +326,7 @@ const (
 	programsProgBulkheadSockRelease = "bulkhead_sock_release"
 	programsProgBulkheadSweep       = "bulkhead_sweep"
 	programsProgBulkheadUpdate      = "bulkhead_update"
+	programsVarResets               = "resets"
 )
 
 // loadPrograms returns the embedded CollectionSpec for programs.
@@ -424,6 +425,7 @@ type programsMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type programsVariableSpecs struct {
+	Resets *ebpf.VariableSpec `ebpf:"resets"`
 }
 
 // programsObjects contains all objects after they have been loaded into the kernel.
@@ -511,6 +513,7 @@ func (m *programsMaps) Close() error {
 //
 // It can be passed to loadProgramsObjects or ebpf.CollectionSpec.LoadAndAssign.
 type programsVariables struct {
+	Resets *ebpf.Variable `ebpf:"resets"`
 }
 
 // programsPrograms contains all programs after they have been loaded into the kernel.

@@ -4,12 +4,17 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
+	"unsafe"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/btf"
 	"github.com/cilium/ebpf/link"
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
 
@@ -19,26 +24,26 @@ type iterators struct {
 	links map[string]*link.Iter
 }
 
-// run runs the program over everything it walks, in the network namespace of the calling thread, and returns how
-// many bytes it wrote.
-func (it *iterators) run(p *ebpf.Program, name string, m *ebpf.Map) (int, error) {
+// run runs the program over everything it walks, in the network namespace of the calling thread, and returns what it
+// wrote.
+func (it *iterators) run(p *ebpf.Program, name string, m *ebpf.Map) ([]byte, error) {
 	it.mu.Lock()
 	l := it.links[name]
 	if l == nil {
 		var err error
 		if l, err = link.AttachIter(link.IterOptions{Program: p, Map: m}); err != nil {
 			it.mu.Unlock()
-			return 0, fmt.Errorf("%s: %w", name, err)
+			return nil, fmt.Errorf("%s: %w", name, err)
 		}
 		it.links[name] = l
 	}
 	it.mu.Unlock()
 	r, err := l.Open()
 	if err != nil {
-		return 0, fmt.Errorf("%s: %w", name, err)
+		return nil, fmt.Errorf("%s: %w", name, err)
 	}
-	n, err := io.Copy(io.Discard, r)
-	return int(n), errors.Join(err, r.Close())
+	out, err := io.ReadAll(r)
+	return out, errors.Join(err, r.Close())
 }
 
 func (it *iterators) Close() error {
@@ -52,6 +57,16 @@ func (it *iterators) Close() error {
 	return errors.Join(errs...)
 }
 
+// canReset reports whether this kernel (6.5 or later) lets iterators reset sockets.
+func canReset() bool {
+	kernel, err := btf.LoadKernelSpec()
+	if err != nil {
+		return false
+	}
+	var f *btf.Func
+	return kernel.TypeByName("bpf_sock_destroy", &f) == nil
+}
+
 // sweep judges every TCP connection of the host again and resets those that are denied. It returns how many.
 func (d *Dataplane) sweep() (int, error) {
 	p := d.programs[programsProgBulkheadSweep]
@@ -62,9 +77,13 @@ func (d *Dataplane) sweep() (int, error) {
 	defer d.sweeping.Unlock()
 	var total int
 	here := func() error {
-		n, err := d.sweepers.run(p, "sweep", nil)
-		total += n
-		return err
+		out, err := d.sweepers.run(p, "sweep", nil)
+		flows := slices.Collect(slices.Chunk(out, flowSize))
+		total += len(flows)
+		if err != nil || d.resets {
+			return err
+		}
+		return destroy(flows)
 	}
 	if err := d.netns.run(here); err != nil {
 		return total, fmt.Errorf("reset connections: %w", err)
@@ -81,6 +100,27 @@ func (d *Dataplane) sweep() (int, error) {
 		return total, fmt.Errorf("reset connections: %w", err)
 	}
 	return total, nil
+}
+
+const flowSize = int(unsafe.Sizeof(programsProbe{}.Flow))
+
+// destroy resets TCP connections of the calling thread's network namespace, one by one. One that has ended meanwhile
+// is no error.
+func destroy(flows [][]byte) error {
+	var errs []error
+	for _, b := range flows {
+		if len(b) != flowSize {
+			return fmt.Errorf("a flow of %d bytes", len(b))
+		}
+		f := programsProbe{}.Flow
+		copy(unsafe.Slice((*byte)(unsafe.Pointer(&f)), flowSize), b)
+		local := &net.TCPAddr{IP: addrOf(f.Laddr).AsSlice(), Port: int(f.Lport)}
+		remote := &net.TCPAddr{IP: addrOf(f.Raddr).AsSlice(), Port: int(f.Rport)}
+		if err := netlink.SocketDestroy(local, remote); err != nil && !errors.Is(err, unix.ENOENT) {
+			errs = append(errs, fmt.Errorf("reset %s to %s: %w", local, remote, err))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // otherNamespaces opens the network namespaces, besides the host's, in which sockets of the host have been made.

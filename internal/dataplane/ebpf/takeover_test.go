@@ -9,6 +9,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/cilium/ebpf/link"
 
@@ -198,6 +199,30 @@ func TestKernelWithoutOptionalPrograms(t *testing.T) {
 	}
 	if full := d.Capabilities(); !full.ResetTCP || !full.ConnectErr || !full.ProcessInfo || len(full.Limits) != len(limits) {
 		t.Errorf("%+v", full)
+	}
+}
+
+// TestResetWithoutTheKernelsHelp resets as on kernels before 6.5.
+func TestResetWithoutTheKernelsHelp(t *testing.T) {
+	d, bed := openForTest(t, func(c *Config) { c.withoutSockDestroy = true })
+	l := newLab(bed)
+	p := onePort(l.allowed.Port())
+	if _, err := d.Apply(t.Context(), &dataplane.State{Policy: p}); err != nil {
+		t.Fatal(err)
+	}
+	const n = 20
+	var open []*dataplanetest.Socket
+	for range n {
+		open = append(open, l.near.MustDial("tcp4", l.allowed.Addr))
+	}
+	st, err := d.Apply(t.Context(), &dataplane.State{Policy: onePort(1)})
+	if err != nil || st.Reset != n {
+		t.Errorf("%+v, %v", st, err)
+	}
+	for _, s := range open {
+		if _, err := s.Read(time.Second); err != "ECONNABORTED" {
+			t.Errorf("the client sees %q", err)
+		}
 	}
 }
 

@@ -233,9 +233,12 @@ static __always_inline struct socket_state *seed_listener(struct sock_common *sk
 	return s;
 }
 
+/* Whether iterators may reset; else the agent does it, by way of the kernel's socket diagnosis. */
+volatile const bool resets = true;
+
 /*
  * bulkhead_sweep judges every connection of the network namespace that has not been judged since policy changed for its
- * subject, and resets those that are denied. It writes a byte for each that it resets.
+ * subject, and resets those that are denied. It writes the flow of each of those.
  */
 SEC("iter/tcp")
 int bulkhead_sweep(struct bpf_iter__tcp *ctx)
@@ -248,7 +251,6 @@ int bulkhead_sweep(struct bpf_iter__tcp *ctx)
 	struct flow f = {};
 	__u32 subject, flags;
 	__u64 word, state;
-	__u8 mark = 1;
 
 	if (!skc || !c)
 		return 0;
@@ -296,8 +298,10 @@ int bulkhead_sweep(struct bpf_iter__tcp *ctx)
 	}
 	if ((word & FLOW_VERDICT) != DENY || !(word & FLOW_JUDGED))
 		return 0;
-	if (bpf_ksym_exists(bpf_sock_destroy) && bpf_sock_destroy(skc) == 0)
-		bpf_seq_write(ctx->meta->seq, &mark, sizeof(mark));
+	f = s->flow;
+	if (resets && bpf_ksym_exists(bpf_sock_destroy) && bpf_sock_destroy(skc) != 0)
+		return 0;
+	bpf_seq_write(ctx->meta->seq, &f, sizeof(f));
 	return 0;
 }
 
