@@ -58,8 +58,8 @@ type Example struct {
 	After  Verdict `json:"after"`
 }
 
-// Verdict is a verdict with what decided it at each end. The zero value is of a flow that cannot be judged in that
-// world, because it does not have the workload.
+// Verdict is a verdict with what decided it at each end. The zero value is that of an example which names alone cannot
+// show: a workload's name stands for its first address, and another one is meant.
 type Verdict struct {
 	Verdict     string       `json:"verdict"`
 	EgressRule  model.RuleID `json:"egress_rule"`
@@ -299,7 +299,7 @@ func (c *comparison) example(ch *change, from, to []int32, where reach.Where) Ex
 				return e
 			}
 			if first == nil {
-				first = &e
+				first = &Example{From: e.From, To: e.To, On: e.On}
 			}
 		}
 	}

@@ -70,6 +70,12 @@ func (p *Ports) First() (model.PortRange, bool) {
 			return model.PortRange{Proto: proto, Lo: uint16(port), Hi: uint16(port)}, true
 		}
 	}
+	const gre, last = 47, 255 // a protocol without ports; there is always one that no range names
+	for proto := model.Proto(gre); proto < last; proto++ {
+		if p.Contains(proto, 0) {
+			return model.PortRange{Proto: proto}, true
+		}
+	}
 	return model.PortRange{}, false
 }
 
