@@ -1,6 +1,7 @@
 package controller_test
 
 import (
+	"runtime"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -284,6 +285,7 @@ func TestRenewal(t *testing.T) {
 	}
 	a.Cert = &tls.Certificate{Certificate: resp.Chain, PrivateKey: key, Leaf: leaf}
 	a.Connect()
+	time.AfterFunc(10*time.Second, func() { buf := make([]byte, 1<<20); t.Logf("%s %s", agents(t, c), buf[:runtime.Stack(buf, true)]) })
 	Eventually(t, "the stream with the new certificate is current", func() bool { return current(t, c, "web-1") })
 	a.Cert = old // both are good until the old one expires: there is no gap
 	a.Connect()

@@ -45,6 +45,9 @@ func (st *story) breach(ctx context.Context, s *Step) error {
 	if err != nil {
 		return err
 	}
+	if err := rest(ctx, enforcePause); err != nil {
+		return err
+	}
 	calls, bad, err := st.failed(began.UnixNano())
 	if err != nil {
 		return err
@@ -150,6 +153,16 @@ type stops struct {
 	rules    []string // with how many each stopped
 }
 
+// deniedBy reports whether the evaluator denies the attempt under the policy of its time.
+func (st *story) deniedBy(e *traffic.Entry) (bool, error) {
+	x := st.eraOf(e)
+	if x == nil {
+		return false, nil
+	}
+	v, _, err := st.expect(x, e)
+	return v.Verdict == model.Deny, err
+}
+
 // destination is what an attempt was aimed at.
 type destination struct {
 	from string
@@ -165,7 +178,13 @@ func (st *story) stops(ctx context.Context, a *rig.Attack, since time.Time) (*st
 	want := map[destination]int{}
 	out := &stops{}
 	for i := range a.Entries {
-		if e := &a.Entries[i]; rig.Blocked(e.Outcome) {
+		e := &a.Entries[i]
+		// An attempt that nothing of ours could see, between two devices or to nobody, is not one that was stopped.
+		stopped, err := st.deniedBy(e)
+		if err != nil {
+			return nil, nil, err
+		}
+		if stopped && rig.Blocked(e.Outcome) {
 			want[destination{st.nameOf(e.From, e.Src.Addr().String()), e.Dst.Addr(), portOf(e)}]++
 			out.stopped++
 		}

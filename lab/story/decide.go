@@ -4,17 +4,21 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"net/netip"
 	"os"
 	"path/filepath"
-	"strings"
+	"slices"
 
+	"bulkhead/internal/core/compile"
 	"bulkhead/internal/core/diff"
 	"bulkhead/internal/core/model"
 	"bulkhead/internal/core/plan"
 	"bulkhead/internal/core/policy"
+	"bulkhead/internal/core/verdict"
+	"bulkhead/lab/scenario"
 )
 
-// mostClosed is how many of the communications that close are printed; all of them are in the plan.
+// mostClosed is how many examples of what closes are printed; all of it is in the plan.
 const mostClosed = 6
 
 func (st *story) decide(ctx context.Context, s *Step) error {
@@ -29,8 +33,11 @@ func (st *story) decide(ctx context.Context, s *Step) error {
 	if err != nil {
 		return err
 	}
-	st.still()
-	printClosed(st.teller, p.Closed)
+	today, then, err := st.reachable(ctx)
+	if err != nil {
+		return err
+	}
+	st.printClosed(today, then)
 	held, closed, opened := 0, pairs(p.Closed), pairs(p.Opened)
 	for i := range p.Guardrails {
 		g := &p.Guardrails[i]
@@ -67,11 +74,13 @@ func (st *story) decide(ctx context.Context, s *Step) error {
 	}
 	s.figure("flows_judged", "recorded flows judged again", p.Flows.Judged, "", "")
 	s.figure("flows_broken", "of them would break", p.Broken, "", "")
-	s.figure("pairs_closed", "pairs of workloads with ports that close", closed, "", fmt.Sprintf("%d that open", opened))
+	s.figure("pairs_closed", "pairs of workloads that lose ports", closed, "", fmt.Sprintf("%d that gain some", opened))
+	s.figure("reachable_today", "services reachable today", len(today), "", "(workload, service that listens), of the whole lab")
+	s.figure("reachable_then", "services reachable then", len(then), "", "")
 	s.figure("guardrails", "guardrails proved", held, "", fmt.Sprintf("of %d", len(p.Guardrails)))
 	s.figure("expectations", "expectations met", passed, "", fmt.Sprintf("of %d", len(p.Expectations)))
-	s.Summary = fmt.Sprintf("%d of %d recorded flows would break; ports between %d pairs close; %d of %d guardrails proved",
-		p.Broken, p.Flows.Judged, closed, held, len(p.Guardrails))
+	s.Summary = fmt.Sprintf("%d of %d recorded flows would break; of %d reachable services %d stay so; %d of %d guardrails proved",
+		p.Broken, p.Flows.Judged, len(today), len(then), held, len(p.Guardrails))
 	return nil
 }
 
@@ -113,25 +122,95 @@ func pairs(list []diff.Communication) int {
 	return n
 }
 
-func printClosed(t *teller, closed []diff.Communication) {
-	for i := range closed {
-		if i == mostClosed {
-			t.line("   … and %d more kinds of communication close", len(closed)-i)
-			break
-		}
-		c := &closed[i]
-		t.line("   closes  %s", shorten(fmt.Sprintf("%s → %s on %s", strings.Join(c.From, " or "), strings.Join(c.To, " or "), strings.Join(c.On, ", ")), width-11))
-	}
-	if len(closed) > 0 {
-		t.line("")
-	}
+// service is something that listens, as one workload may reach it.
+type service struct {
+	from, to model.End
+	port     scenario.Port
 }
 
-// shorten cuts a line that is too long for the terminal.
-func shorten(s string, at int) string {
-	r := []rune(s)
-	if len(r) <= at {
-		return s
+// reachable returns what each workload can reach of what really listens: today, and once all of it is enforced.
+func (st *story) reachable(ctx context.Context) (today, then map[service]bool, err error) {
+	w, err := st.rig.API.World(ctx)
+	if err != nil {
+		return nil, nil, err
 	}
-	return string(r[:at-1]) + "…"
+	now, err := compile.Compile(w.Documents, w.Inventory, w.Options)
+	if err != nil {
+		return nil, nil, err
+	}
+	after, err := compile.Compile(policy.Merge(w.Documents, policy.Merge(st.proposed, st.segmentsIn(model.ModeEnforce, nil))),
+		relabelled(w.Inventory, st.proposed), w.Options)
+	if err != nil {
+		return nil, nil, err
+	}
+	if today, err = st.reach(verdict.New(now)); err != nil {
+		return nil, nil, err
+	}
+	then, err = st.reach(verdict.New(after))
+	return today, then, err
+}
+
+// relabelled returns the inventory with the labels that documents add.
+func relabelled(inv *model.Inventory, docs *model.Documents) *model.Inventory {
+	out := &model.Inventory{Instances: slices.Clone(inv.Instances)}
+	for i := range out.Instances {
+		inst := &out.Instances[i]
+		for j := range docs.Workloads {
+			if docs.Workloads[j].Name == inst.Name {
+				inst.Labels = inst.Labels.With(docs.Workloads[j].Labels)
+			}
+		}
+	}
+	return out
+}
+
+func (st *story) reach(judge *verdict.Evaluator) (map[service]bool, error) {
+	out := map[service]bool{}
+	placed := st.s.Placed()
+	for _, p := range placed {
+		for _, q := range placed {
+			for _, l := range q.Listen {
+				s := service{from: st.end(p.ID, netip.Addr{}), to: st.end(q.ID, netip.Addr{}), port: l.Port}
+				if p.ID == q.ID || out[s] {
+					continue
+				}
+				v, err := judge.Judge(&model.Flow{From: s.from, To: s.to, Proto: l.Port.Proto, Port: l.Port.Port})
+				if err != nil {
+					return nil, err
+				}
+				if v.Verdict != model.Deny {
+					out[s] = true
+				}
+			}
+		}
+	}
+	return out, nil
+}
+
+// printClosed shows what closes for the workload in which the worm will begin.
+func (st *story) printClosed(today, then map[service]bool) {
+	st.still()
+	from := st.end(scenario.ParseID(st.s.Story.Breach.From), netip.Addr{})
+	var closes []string
+	before, after := 0, 0
+	for s := range today {
+		if s.from != from {
+			continue
+		}
+		before++
+		if then[s] {
+			after++
+		} else {
+			closes = append(closes, fmt.Sprintf("%s %s", s.to, s.port))
+		}
+	}
+	slices.Sort(closes)
+	st.line("   %s may reach %d services today and %d then. These close, among others:", from, before, after)
+	for i, c := range closes {
+		if i == mostClosed {
+			break
+		}
+		st.line("     %s", c)
+	}
+	st.line("")
 }

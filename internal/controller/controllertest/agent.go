@@ -87,7 +87,13 @@ type Session struct {
 
 // NewAgent returns an agent that has not enrolled.
 func (c *Controller) NewAgent(host string) *Agent {
-	return &Agent{Host: host, Instance: "first", t: c.t, c: c, isolated: map[string]bool{}}
+	a := &Agent{Host: host, Instance: "first", t: c.t, c: c, isolated: map[string]bool{}}
+	c.t.Cleanup(func() {
+		if c.t.Failed() {
+			c.t.Logf("agent of %s received %v", host, a.Received())
+		}
+	})
+	return a
 }
 
 // Enroll trades a join token for a certificate.

@@ -62,7 +62,7 @@ func Start(t testing.TB, options ...Option) *Controller {
 	c := &Controller{t: t, cfg: controller.DefaultConfig(), Dir: filepath.Join(dir, "data")}
 	c.cfg.Data, c.cfg.Socket = c.Dir, filepath.Join(dir, "api.sock")
 	c.cfg.Listen, c.cfg.Metrics = netip.MustParseAddrPort("127.0.0.1:0"), "127.0.0.1:0"
-	c.deps = controller.Deps{Log: slog.New(slog.DiscardHandler), Version: "test"}
+	c.deps = controller.Deps{Version: "test", Log: slog.New(slog.NewTextHandler(t.Output(), nil))}
 	for _, o := range options {
 		o(&c.cfg, &c.deps)
 	}

@@ -208,7 +208,6 @@ func (s *session) send(ctx context.Context, received <-chan error) error {
 		case computing <- struct{}{}:
 			changed, next = false, f.world.Next() // before the snapshot is looked at, so as to miss none
 			m := s.policy()
-			<-f.computing
 			if m == nil {
 				continue
 			}
@@ -266,9 +265,10 @@ func (s *session) urgent() *pb.ControllerMessage {
 }
 
 // policy returns the message that brings the agent to what it should have, nil if there is nothing to do or the last
-// one has not been answered.
+// one has not been answered. It gives the slot for computing back.
 func (s *session) policy() *pb.ControllerMessage {
 	f := s.fleet
+	defer func() { <-f.computing }()
 	a := f.agent(s.host)
 	a.mu.Lock()
 	defer a.mu.Unlock()

@@ -26,6 +26,7 @@ type side struct {
 	labels   model.Labels
 	network  string // addresses: the Network document that holds them
 	alone    bool   // one workload that labels do not describe; only its scope label selects it
+	end      *end   // that of wholeSide, once it was asked for
 }
 
 // grouping sorts the parties of learnt edges into sides.
@@ -183,6 +184,14 @@ type end struct {
 
 // wholeSide is the end that means every member of a side, now and later.
 func (g *grouping) wholeSide(n sideID) *end {
+	s := &g.sides[n]
+	if s.end == nil {
+		s.end = g.endOfSide(n)
+	}
+	return s.end
+}
+
+func (g *grouping) endOfSide(n sideID) *end {
 	s := &g.sides[n]
 	if s.alone {
 		return g.single(s.members[0])

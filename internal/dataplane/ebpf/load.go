@@ -112,6 +112,7 @@ func (d *Dataplane) loadAll(spec *ebpf.CollectionSpec) (*ebpf.Collection, error)
 	if err == nil {
 		return c, nil
 	}
+	d.log.Warn("the kernel refuses a program; trying without those that it can do without", "error", err)
 	base := spec.Copy()
 	for _, o := range optional {
 		delete(base.Programs, o.program)
