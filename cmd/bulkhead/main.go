@@ -9,7 +9,5 @@ import (
 )
 
 func main() {
-	root := cli.New()
-	root.AddCommand(lab.Command())
-	os.Exit(cli.Run(root))
+	os.Exit(cli.Run(cli.New(lab.Command())))
 }

@@ -35,8 +35,8 @@ type app struct {
 	timeout    time.Duration
 }
 
-// New returns the bulkhead command with every verb. The caller may add commands to it and runs it with Run.
-func New() *cobra.Command {
+// New returns the bulkhead command with every verb and the others given. It is run with Run.
+func New(others ...*cobra.Command) *cobra.Command {
 	a := &app{}
 	root := &cobra.Command{
 		Use:   "bulkhead",
@@ -91,7 +91,7 @@ Exit status: 0 good, 1 the answer is no, 2 wrong use, 3 it cannot be done.`,
 		a.tokenCommand())
 	add(groupObserve, a.statusCommand(), a.getCommand(), a.flowsCommand(), a.mapCommand(), a.agentsCommand(),
 		a.historyCommand(), a.auditCommand())
-	add(groupOther, a.versionCommand(), a.benchCommand())
+	add(groupOther, append(others, a.versionCommand(), a.benchCommand())...)
 	return root
 }
 

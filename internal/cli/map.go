@@ -23,7 +23,8 @@ func (a *app) mapCommand() *cobra.Command {
 		Short: "Draw who talks to whom, added up by labels",
 		Long: `Draw who talks to whom from recorded flows, added up by labels so that it stays small.
 A workload without any of the labels of --by stands for itself; --by workload keeps every
-workload apart. Addresses that no workload owns stand under the network that holds them.`,
+workload apart. Addresses that no workload owns stand under the network that holds them. The
+text adds the denials of a group up where they are many; --verdict lists every one.`,
 		Example: `  bulkhead map
   bulkhead map --by app --verdict deny,would-deny --since 1h
   bulkhead map --format mermaid > map.mmd
@@ -60,7 +61,9 @@ workload apart. Addresses that no workload owns stand under the network that hol
 			if err != nil {
 				return err
 			}
-			return a.drawMap(cmd, b.build(), format)
+			m := b.build()
+			m.everyDenial = len(filter.verdicts) > 0
+			return a.drawMap(cmd, m, format)
 		},
 	}
 	filter.register(cmd)

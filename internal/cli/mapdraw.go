@@ -8,14 +8,22 @@ import (
 	"bulkhead/internal/core/model"
 )
 
+// fewDenials is how many edges of one group and one denying verdict the text shows; more become one line, so that a
+// scan of the network does not bury who talks to whom.
+const fewDenials = 4
+
 // drawText draws the map as a tree: below each group what it asked of whom.
 func (m *flowMap) drawText(p *page) {
 	if len(m.Edges) == 0 {
 		p.line("No flow was recorded that matches.")
 		return
 	}
+	edges := m.Edges
+	if !m.everyDenial {
+		edges = foldDenials(edges)
+	}
 	var services, peers, verdicts, counts int
-	for _, e := range m.Edges {
+	for _, e := range edges {
 		services = max(services, runes(e.Service))
 		peers = max(peers, runes(e.To))
 		verdicts = max(verdicts, runes(e.Verdict))
@@ -25,8 +33,8 @@ func (m *flowMap) drawText(p *page) {
 	for _, n := range m.Nodes {
 		members[n.Name] = len(n.Members)
 	}
-	for i, e := range m.Edges {
-		if i == 0 || m.Edges[i-1].From != e.From {
+	for i, e := range edges {
+		if i == 0 || edges[i-1].From != e.From {
 			size := ""
 			if n := members[e.From]; n > 1 {
 				size = p.paint(fmt.Sprintf("  (%d)", n), faint)
@@ -34,7 +42,7 @@ func (m *flowMap) drawText(p *page) {
 			p.line("%s%s", p.paint(e.From, bold), size)
 		}
 		branch := "├─"
-		if i == len(m.Edges)-1 || m.Edges[i+1].From != e.From {
+		if i == len(edges)-1 || edges[i+1].From != e.From {
 			branch = "└─"
 		}
 		verdict := p.paint(fmt.Sprintf("%-*s", verdicts, e.Verdict), verdictColour(e.verdict))
@@ -43,13 +51,55 @@ func (m *flowMap) drawText(p *page) {
 	}
 }
 
+// foldDenials makes one edge of the denials of a group with one verdict if they are many. It stands after the others
+// of the group.
+func foldDenials(edges []mapEdge) []mapEdge {
+	var out []mapEdge
+	for len(edges) > 0 {
+		n := 1
+		for n < len(edges) && edges[n].From == edges[0].From {
+			n++
+		}
+		var denials [3][]mapEdge // by verdict
+		for _, e := range edges[:n] {
+			if e.verdict == model.Allow {
+				out = append(out, e)
+			} else {
+				denials[e.verdict] = append(denials[e.verdict], e)
+			}
+		}
+		for _, list := range denials {
+			if len(list) > fewDenials {
+				list = []mapEdge{foldedDenials(list)}
+			}
+			out = append(out, list...)
+		}
+		edges = edges[n:]
+	}
+	return out
+}
+
+func foldedDenials(list []mapEdge) mapEdge {
+	peers := map[string]bool{}
+	sum := mapEdge{From: list[0].From, Verdict: list[0].Verdict, verdict: list[0].verdict}
+	for _, e := range list {
+		peers[e.To] = true
+		sum.Connections += e.Connections
+		sum.Ports += e.Ports
+	}
+	sum.Service = fmt.Sprintf("%d services", sum.Ports)
+	sum.To = fmt.Sprintf("at %d peers", len(peers))
+	sum.Rules = []string{"--verdict " + sum.Verdict + " lists them"}
+	return sum
+}
+
 // remark says what stands behind an edge where there is more to say than its verdict.
 func (e *mapEdge) remark() string {
 	s := ""
 	if len(e.Rules) > 0 {
 		s = "  " + strings.Join(e.Rules, ", ")
 	}
-	if e.OneEnd {
+	if e.OneEnd && e.verdict == model.Allow {
 		s += "  (one end only)"
 	}
 	return s

@@ -17,6 +17,8 @@ type flowMap struct {
 	By    []string  `json:"by"`
 	Nodes []mapNode `json:"nodes"`
 	Edges []mapEdge `json:"edges"`
+
+	everyDenial bool // the text lists every denial, however many
 }
 
 // mapNode is a group of workloads or of addresses that the map does not tell apart.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -78,18 +79,19 @@ func (r *Rig) HowToExplore() string {
 	return fmt.Sprintf(`
 The %[1]s lab is running. To look around:
 
-  export BULKHEAD_CONTROLLER=%[2]s
+  export PATH=%[10]s:$PATH BULKHEAD_CONTROLLER=%[2]s
   bulkhead status; bulkhead agents; bulkhead get workloads
   bulkhead flows; bulkhead map
   bulkhead explain %[3]s %[4]s %[5]s
-  sudo ip netns exec %[6]s ss -tnp          # a shell on a host: ip netns exec %[6]s bash
-  nc -vz -w1 %[7]s %[8]d                     # there: as the host, not as one of its services
-  bulkhead lab attack %[1]s                  # let the worm loose
-  bulkhead lab down %[1]s                    # end it and remove everything
+  ip netns exec %[6]s ss -tnp      # on one of its hosts
+  ip netns exec %[6]s bash -c '</dev/tcp/%[7]s/%[8]d'    # call as that host, not as one of its services
+  bulkhead flows --from %[11]s --verdict deny,would-deny   # there it is
+  bulkhead lab attack %[1]s    # let the worm loose
+  bulkhead lab down %[1]s      # end it and remove everything
 
 Files: %[9]s (logs in log/, every request in ledgers/)
 `, s.Name, r.SocketURL(), s.Workload(scenario.ParseID(probe.From)), s.Workload(scenario.ParseID(probe.To)), probe.Port,
-		r.Layout.NetnsName(from.Host), addr, probe.Port.Port, r.Layout.Dir)
+		r.Layout.NetnsName(from.Host), addr, probe.Port.Port, r.Layout.Dir, filepath.Dir(r.bin.self), from.Host)
 }
 
 // Attack is how far the worm came.

@@ -24,7 +24,7 @@ func (st *story) contain(ctx context.Context, s *Step) error {
 	name := st.s.Workload(scenario.ParseID(c.From))
 	st.tell(s, fmt.Sprintf("%s talks to %s all the time. It is quarantined: its live connection must break at once, and "+
 		"nothing may reach it or leave it until that is lifted.", name, st.s.Workload(scenario.ParseID(c.To))),
-		"bulkhead quarantine set "+name+" --level isolate --reason drill", "bulkhead quarantine lift "+name)
+		"bulkhead quarantine "+name+" --level isolate --reason drill", "bulkhead quarantine lift "+name)
 	start := time.Now().UnixNano()
 	if _, err := st.rig.Order(ctx, c.From, &traffic.Order{Verb: traffic.Pace, To: c.To, Port: c.Port, Every: streamEvery}); err != nil {
 		return err
