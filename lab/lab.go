@@ -106,7 +106,7 @@ func attackCommand() *cobra.Command {
 	var from string
 	c := scenarioArg("attack", "Let the worm loose in a lab that is up, and say how far it came",
 		"Starts the harmless worm in one workload of a lab that lab up or lab run --keep left running. It tries every\naddress and port of the lab, and nothing else.")
-	c.Flags().StringVar(&from, "from", "", "workload to begin in, as host/unit (default: that of the story)")
+	c.Flags().StringVar(&from, "from", "", "workload to begin in, by its name or as host/unit (default: that of the story)")
 	c.RunE = func(cmd *cobra.Command, args []string) error {
 		s, err := load(args)
 		if err != nil {
@@ -119,12 +119,16 @@ func attackCommand() *cobra.Command {
 		if from == "" {
 			from = s.Story.Breach.From
 		}
-		fmt.Fprintf(cmd.OutOrStdout(), "The worm starts in %s …\n", from)
-		attack, err := r.Attack(cmd.Context(), from)
+		id, err := s.Find(from)
+		if err != nil {
+			return usage(err)
+		}
+		fmt.Fprintf(cmd.OutOrStdout(), "The worm starts in %s …\n", s.Workload(id))
+		attack, err := r.Attack(cmd.Context(), id.String())
 		if err != nil {
 			return err
 		}
-		fmt.Fprintln(cmd.OutOrStdout(), attack)
+		fmt.Fprint(cmd.OutOrStdout(), attack.Tell(s))
 		fmt.Fprintf(cmd.OutOrStdout(), "\nWhat stopped it:  bulkhead --controller %s flows --verdict deny\nTo heal the lab:  bulkhead lab down %s, and up again\n", r.SocketURL(), s.Name)
 		return nil
 	}

@@ -104,17 +104,22 @@ type Attack struct {
 	Entries  []traffic.Entry // every attempt
 }
 
-// String says it in a few lines.
-func (a *Attack) String() string {
+// Tell says it in a few lines, by the names of workloads.
+func (a *Attack) Tell(s *scenario.Scenario) string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "It took %d workloads in %s with %d attempts; %d attempts did not arrive.\n", len(a.Taken), a.Took.Round(100*time.Millisecond), a.Attempts, a.Stopped)
-	for i, w := range a.Taken {
+	many := "s"
+	if len(a.Taken) == 1 {
+		many = ""
+	}
+	fmt.Fprintf(&b, "It took %d workload%s in %s with %d attempts; %d attempts did not arrive.\n", len(a.Taken), many, a.Took.Round(100*time.Millisecond), a.Attempts, a.Stopped)
+	for i, id := range a.Taken {
+		w := s.Workload(scenario.ParseID(id))
 		if i == 0 {
 			w += " (where it began)"
 		}
 		fmt.Fprintf(&b, "  %s\n", w)
 	}
-	return strings.TrimRight(b.String(), "\n")
+	return b.String()
 }
 
 // attackTime is how long the worm may take altogether.

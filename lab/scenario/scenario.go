@@ -284,6 +284,16 @@ func (s *Scenario) Workload(id ID) string {
 	return id.String()
 }
 
+// Find returns the place that a process of the scenario has, by the name of its workload or as host/unit.
+func (s *Scenario) Find(name string) (ID, error) {
+	for _, p := range s.Placed() {
+		if p.ID.String() == name || s.Workload(p.ID) == name {
+			return p.ID, nil
+		}
+	}
+	return ID{}, fmt.Errorf("nothing runs as %q in %s: bulkhead get workloads lists the names", name, s.Name)
+}
+
 // Ports returns every port that something in the scenario serves, sorted and without repetition.
 func (s *Scenario) Ports() []Port {
 	seen := map[Port]bool{}
