@@ -17,7 +17,7 @@ func playCommand() *cobra.Command {
 	return &cobra.Command{
 		Use: rig.TrafficVerb + " SPEC", Hidden: true, Args: cobra.ExactArgs(1), Short: "Play a service of the lab",
 		RunE: func(cmd *cobra.Command, args []string) error {
-			spec, err := traffic.ReadSpec(args[0])
+			spec, err := traffic.ReadSpec[traffic.Spec](args[0])
 			if err != nil {
 				return err
 			}
@@ -35,7 +35,7 @@ func wormCommand() *cobra.Command {
 	return &cobra.Command{
 		Use: rig.WormVerb + " SPEC", Hidden: true, Args: cobra.ExactArgs(1), Short: "Try to reach everything in the lab",
 		RunE: func(cmd *cobra.Command, args []string) error {
-			spec, err := worm.ReadSpec(args[0])
+			spec, err := traffic.ReadSpec[worm.Spec](args[0])
 			if err != nil {
 				return err
 			}

@@ -286,7 +286,7 @@ func (c *client) newest(r *pb.GetWorldResponse) (*scene, error) {
 		return nil, err
 	}
 	for i, p := range r.Instances {
-		if s.inv.Instances[i], err = instanceFromProto(p); err != nil {
+		if s.inv.Instances[i], err = wire.InstanceFromProto(p); err != nil {
 			return nil, cannotf("the controller at %s sent a workload that this command cannot read: %q: %w", c.where, p.Name, err)
 		}
 		s.online[p.Name] = presence{p.Declared, p.Connected}
@@ -299,44 +299,4 @@ func (c *client) newest(r *pb.GetWorldResponse) (*scene, error) {
 		s.options.Controllers = append(s.options.Controllers, at)
 	}
 	return s, nil
-}
-
-func instanceFromProto(p *pb.Instance) (model.Instance, error) {
-	inst := model.Instance{Name: p.Name, Labels: p.Labels, Managed: p.Managed, Host: p.Host, Unit: p.Unit}
-	for _, text := range p.Addresses {
-		a, err := netip.ParseAddr(text)
-		if err != nil {
-			return inst, err
-		}
-		inst.Addresses = append(inst.Addresses, a)
-	}
-	var err error
-	if inst.Quarantine.Level, err = wire.LevelFromProto(p.Quarantine); err != nil {
-		return inst, err
-	}
-	for _, u := range p.InUse {
-		d, err := wire.DirectionFromProto(u.Direction)
-		if err != nil {
-			return inst, err
-		}
-		ports, err := model.ParsePortRange(u.Ports)
-		if err != nil {
-			return inst, err
-		}
-		inst.Quarantine.InUse = append(inst.Quarantine.InUse, model.InUse{Direction: d, Peer: u.Peer, Ports: ports})
-	}
-	for _, l := range p.Listening {
-		ports, err := model.ParsePortRange(l.Port)
-		if err != nil {
-			return inst, err
-		}
-		at := model.Listener{Proto: ports.Proto, Port: ports.Lo, Process: l.Process}
-		if l.Addr != "" {
-			if at.Addr, err = netip.ParseAddr(l.Addr); err != nil {
-				return inst, err
-			}
-		}
-		inst.Listening = append(inst.Listening, at)
-	}
-	return inst, nil
 }

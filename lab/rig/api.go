@@ -77,7 +77,7 @@ func (a *API) World(ctx context.Context) (*World, error) {
 		return nil, err
 	}
 	for _, p := range r.Instances {
-		inst, err := instance(p)
+		inst, err := wire.InstanceFromProto(p)
 		if err != nil {
 			return nil, fmt.Errorf("workload %s: %w", p.Name, err)
 		}
@@ -91,44 +91,4 @@ func (a *API) World(ctx context.Context) (*World, error) {
 		w.Options.Controllers = append(w.Options.Controllers, at)
 	}
 	return w, nil
-}
-
-func instance(p *pb.Instance) (model.Instance, error) {
-	inst := model.Instance{Name: p.Name, Labels: p.Labels, Managed: p.Managed, Host: p.Host, Unit: p.Unit}
-	for _, text := range p.Addresses {
-		a, err := netip.ParseAddr(text)
-		if err != nil {
-			return inst, err
-		}
-		inst.Addresses = append(inst.Addresses, a)
-	}
-	var err error
-	if inst.Quarantine.Level, err = wire.LevelFromProto(p.Quarantine); err != nil {
-		return inst, err
-	}
-	for _, u := range p.InUse {
-		d, err := wire.DirectionFromProto(u.Direction)
-		if err != nil {
-			return inst, err
-		}
-		ports, err := model.ParsePortRange(u.Ports)
-		if err != nil {
-			return inst, err
-		}
-		inst.Quarantine.InUse = append(inst.Quarantine.InUse, model.InUse{Direction: d, Peer: u.Peer, Ports: ports})
-	}
-	for _, l := range p.Listening {
-		ports, err := model.ParsePortRange(l.Port)
-		if err != nil {
-			return inst, err
-		}
-		at := model.Listener{Proto: ports.Proto, Port: ports.Lo, Process: l.Process}
-		if l.Addr != "" {
-			if at.Addr, err = netip.ParseAddr(l.Addr); err != nil {
-				return inst, err
-			}
-		}
-		inst.Listening = append(inst.Listening, at)
-	}
-	return inst, nil
 }

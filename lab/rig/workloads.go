@@ -66,7 +66,7 @@ func (r *Rig) spec(p *scenario.Placed) (*traffic.Spec, error) {
 		return nil, err
 	}
 	wormSpec := filepath.Join(r.dir(dirSpecs), "worm-"+fileName(key(p))+".json")
-	if err := worm.WriteSpec(wormSpec, r.wormSpec(p)); err != nil {
+	if err := traffic.WriteSpec(wormSpec, r.wormSpec(p)); err != nil {
 		return nil, err
 	}
 	s := &traffic.Spec{

@@ -8,7 +8,6 @@ package traffic
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -62,28 +61,6 @@ type Worm struct {
 	Program string // path to execute
 	Args    []string
 	Markers string // directory with a file for each workload taken
-}
-
-// WriteSpec writes the spec to a file that only its owner reads: it holds the token.
-func WriteSpec(path string, s *Spec) error {
-	data, err := json.Marshal(s)
-	if err != nil {
-		return err
-	}
-	return os.WriteFile(path, data, 0o600)
-}
-
-// ReadSpec reads what WriteSpec wrote.
-func ReadSpec(path string) (*Spec, error) {
-	data, err := os.ReadFile(path)
-	if err != nil {
-		return nil, err
-	}
-	var s Spec
-	if err := json.Unmarshal(data, &s); err != nil {
-		return nil, fmt.Errorf("%s: %w", path, err)
-	}
-	return &s, nil
 }
 
 // workload is a running process.

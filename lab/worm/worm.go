@@ -9,7 +9,6 @@ package worm
 import (
 	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
@@ -42,28 +41,6 @@ type Spec struct {
 	Patience time.Duration // how long it waits for an answer
 	// Postgres is the workload behind each real database, which shows that it is taken by running a command.
 	Postgres map[netip.Addr]string
-}
-
-// WriteSpec writes the spec to a file that only its owner reads: it holds the token.
-func WriteSpec(path string, s *Spec) error {
-	data, err := json.Marshal(s)
-	if err != nil {
-		return err
-	}
-	return os.WriteFile(path, data, 0o600)
-}
-
-// ReadSpec reads what WriteSpec wrote.
-func ReadSpec(path string) (*Spec, error) {
-	data, err := os.ReadFile(path)
-	if err != nil {
-		return nil, err
-	}
-	var s Spec
-	if err := json.Unmarshal(data, &s); err != nil {
-		return nil, fmt.Errorf("%s: %w", path, err)
-	}
-	return &s, nil
 }
 
 // parallel is how many attempts are under way at once.
