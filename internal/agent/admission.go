@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"bulkhead/internal/agent/enroll"
+	"bulkhead/internal/agent/uplink"
 	"bulkhead/internal/wire"
 )
 
@@ -24,14 +25,15 @@ type admission struct {
 	inForce func() bool
 	retry   time.Duration // between two attempts to enrol
 
-	loaded  bool
-	refused string // the token that the controller would not take
+	loaded bool
+	// The token that the controller would not take, what it said, and when to ask again: an administrator may have
+	// allowed the host again meanwhile.
+	refused string
+	refusal error
+	again   time.Time
 }
 
-const (
-	problemIdentity = "identity"
-	enrollTimeout   = 30 * time.Second
-)
+const enrollTimeout = 30 * time.Second
 
 // admit implements uplink.Deps.Admit. It returns an error only if nothing but a person can help and nothing is in
 // force that would need this agent meanwhile.
@@ -43,12 +45,12 @@ func (a *admission) admit(ctx context.Context, refused string) error {
 		id := a.keeper.Current()
 		expired := id != nil && !time.Now().Before(id.NotAfter())
 		if id != nil && !expired && refused == "" {
-			a.report(problemIdentity, "")
+			a.report(uplink.ProblemIdentity, "")
 			return nil
 		}
-		err := a.enroll(ctx, id, expired)
-		if err == nil {
-			a.report(problemIdentity, "")
+		err := a.identify(ctx, id, expired)
+		if err == nil || errors.Is(err, enroll.ErrNotKept) { // the link tries again to keep it, and reports
+			a.report(uplink.ProblemIdentity, "")
 			return nil
 		}
 		if ctx.Err() != nil {
@@ -58,7 +60,7 @@ func (a *admission) admit(ctx context.Context, refused string) error {
 		if expired {
 			text = fmt.Sprintf("the certificate expired at %s: %s", id.NotAfter().Format(time.RFC3339), text)
 		}
-		a.report(problemIdentity, text)
+		a.report(uplink.ProblemIdentity, text)
 		if id != nil {
 			// Perhaps the controller takes the present one after all: the clock may be wrong, a revocation lifted.
 			return nil
@@ -85,6 +87,23 @@ func (a *admission) load() {
 	}
 }
 
+// identify gets an identity in place of the present one (nil: there is none). One that has expired is renewed as long as
+// the controller lets that happen, and only then a token is needed.
+func (a *admission) identify(ctx context.Context, present *enroll.Identity, expired bool) error {
+	if expired {
+		if err := a.renew(ctx); err == nil || !enroll.IsRefused(err) {
+			return err // or nobody was there who could say no
+		}
+	}
+	return a.enroll(ctx, present, expired)
+}
+
+func (a *admission) renew(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, enrollTimeout)
+	defer cancel()
+	return a.keeper.Renew(ctx)
+}
+
 // enroll uses the configured token, unless that was refused before, or gave the identity that the controller now
 // refuses: what was revoked does not come back by itself.
 func (a *admission) enroll(ctx context.Context, present *enroll.Identity, expired bool) error {
@@ -93,15 +112,18 @@ func (a *admission) enroll(ctx context.Context, present *enroll.Identity, expire
 		return err
 	}
 	if t, err := wire.ParseJoinToken(text); err == nil {
-		if present != nil && present.TokenID == t.ID && !expired || a.refused == text {
+		if present != nil && present.TokenID == t.ID && !expired {
 			return a.needsToken(fmt.Sprintf("join token %s has been used", t.ID))
 		}
+	}
+	if a.refused == text && time.Now().Before(a.again) {
+		return a.refusal
 	}
 	ctx, cancel := context.WithTimeout(ctx, enrollTimeout)
 	defer cancel()
 	err = a.keeper.Enroll(ctx, text)
 	if no := (*enroll.RefusedError)(nil); errors.As(err, &no) {
-		a.refused = text
+		a.refused, a.refusal, a.again = text, err, time.Now().Add(a.cfg.RetryMax)
 	}
 	return err
 }

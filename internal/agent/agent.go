@@ -97,9 +97,13 @@ func (a *Agent) Run(ctx context.Context) (err error) {
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return status.Serve(ctx, listener, a) })
 	group.Go(func() error { return a.watcher.Run(ctx, func(f *inventory.Found) { a.found(ctx, f) }) })
+	group.Go(func() error { return a.applier.Run(ctx) })
 	group.Go(func() error { return a.collector.Run(ctx) })
 	group.Go(func() error { return a.link.Run(ctx) })
-	group.Go(func() error { return notify.Watchdog(ctx, a.alive) })
+	group.Go(func() error {
+		notify.Watchdog(ctx, a.alive, func(err error) { a.log.Warn("the service manager was not told", "error", err) })
+		return nil
+	})
 	a.tellManager(notify.Ready, notify.Status("enforcing revision "+strconv.FormatUint(a.revision(), 10)))
 	err = group.Wait()
 	a.tellManager(notify.Stopping)

@@ -155,6 +155,7 @@ func TestCertificateIsRenewedWithoutLosingTheStream(t *testing.T) {
 	n.start()
 	connected(c, 1)
 	first := c.Last().Serial
+	// By the second one the certificate that the stream was opened with has expired.
 	c.WaitFor("two renewals", func() bool { return c.Renewals() >= 2 })
 	if c.Sessions() != 1 || !c.Last().Open {
 		t.Fatalf("%d sessions, want the first", c.Sessions())
@@ -167,8 +168,9 @@ func TestCertificateIsRenewedWithoutLosingTheStream(t *testing.T) {
 	}
 }
 
-func TestExpiredCertificateNeedsAToken(t *testing.T) {
-	c := agenttest.New(t)
+// expired starts an agent and lets its certificate expire while the controller is away. When it returns, both are gone.
+func expired(t *testing.T, c *agenttest.Controller) *node {
+	t.Helper()
 	c.TTL = 2 * time.Second
 	c.Start()
 	n := newNode(t, c)
@@ -176,10 +178,39 @@ func TestExpiredCertificateNeedsAToken(t *testing.T) {
 	connected(c, 1)
 	c.SetPolicy(agenttest.Policy(1))
 	acked(c)
+	c.Stop()
 	n.stop()
-	sessions := c.Sessions()
 	time.Sleep(3 * time.Second)
+	return n
+}
 
+func TestCertificateThatExpiredWhileTheControllerWasAwayIsRenewed(t *testing.T) {
+	t.Parallel()
+	c := agenttest.New(t)
+	c.Grace = time.Hour
+	n := expired(t, c)
+	sessions := c.Sessions()
+	n.start()
+	// The controller is still away: the agent says so, and does not ask for a token.
+	r := n.status("the problem", hasProblem("the certificate expired at"))
+	if text := strings.Join(r.Problems, " "); strings.Contains(text, "token") || !strings.Contains(text, "connection refused") || r.Revision != 1 {
+		t.Errorf("revision %d, problems %v; want the policy in force and why there is no connection", r.Revision, r.Problems)
+	}
+	c.TTL = time.Hour
+	c.Start()
+	connected(c, sessions+1)
+	n.status("no problem", func(r *status.Report) bool { return r.Connected && len(r.Problems) == 0 })
+	n.stop()
+	n.start() // and the new one is on disk
+	connected(c, sessions+2)
+}
+
+func TestExpiredCertificateNeedsAToken(t *testing.T) {
+	t.Parallel()
+	c := agenttest.New(t)
+	n := expired(t, c)
+	sessions := c.Sessions()
+	c.Start()
 	n.start()
 	r := n.status("the problem", hasProblem("the certificate expired at"))
 	if r.Revision != 1 || !strings.Contains(strings.Join(r.Problems, " "), "bulkhead token create --host node-1") {
@@ -208,6 +239,8 @@ func TestRevokedAgentKeepsItsPolicyAndComesBackWithAnotherToken(t *testing.T) {
 		t.Fatal("it came back by itself")
 	}
 	n.token(c.Token("new", "node-1", 1, time.Hour))
+	n.status("the controller's word on the new token", hasProblem("refuses to enrol this host: host node-1 has been revoked"))
+	c.Allow("node-1")
 	connected(c, 2)
 	n.status("no problem", func(r *status.Report) bool { return r.Connected && len(r.Problems) == 0 })
 }

@@ -38,7 +38,8 @@ func (a *app) agentsCommand() *cobra.Command {
 		Short: "The agents: who is connected and has the newest policy",
 		Example: `  bulkhead agents
   bulkhead agents web-1 -o yaml
-  bulkhead agents revoke web-1`,
+  bulkhead agents revoke web-1
+  bulkhead agents allow web-1`,
 		Args: takesUpTo("one HOST"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c, err := a.connect()
@@ -63,8 +64,8 @@ func (a *app) agentsCommand() *cobra.Command {
 	cmd.AddCommand(&cobra.Command{
 		Use:   "revoke HOST",
 		Short: "Revoke an agent's certificate at once",
-		Long: `Revoke an agent's certificate at once: it is cut off from the controller and must enrol
-again with a new join token. The policy in its kernel stays in force.`,
+		Long: `Revoke an agent's certificate at once: it is cut off from the controller, and no join token
+lets its host enrol until it is allowed again. The policy in its kernel stays in force.`,
 		Args: takes("HOST"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c, err := a.connect()
@@ -75,6 +76,23 @@ again with a new join token. The policy in its kernel stays in force.`,
 				return err
 			}
 			return a.print(cmd, map[string]string{"revoked": args[0]}, func(p *page) { p.line("the agent of %s is revoked", args[0]) })
+		},
+	})
+	cmd.AddCommand(&cobra.Command{
+		Use:   "allow HOST",
+		Short: "Lift the revocation of a host, so that it may enrol again",
+		Args:  takes("HOST"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := a.connect()
+			if err != nil {
+				return err
+			}
+			if _, err := ask(cmd.Context(), c, c.AllowAgent, &pb.AllowAgentRequest{Host: args[0]}); err != nil {
+				return err
+			}
+			return a.print(cmd, map[string]string{"allowed": args[0]}, func(p *page) {
+				p.line("%s may enrol again, with a new join token: bulkhead token create --host %s", args[0], args[0])
+			})
 		},
 	})
 	return cmd

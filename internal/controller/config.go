@@ -25,24 +25,29 @@ type Config struct {
 	Socket         string           // unix socket of the API for root on this machine; "" none
 	Metrics        string           // address:port or unix:PATH of /metrics, /healthz and /readyz; "" none
 	CertificateTTL time.Duration    // life of agents' certificates
-	LogLevel       slog.Level
+	// CertificateGrace is for how long an agent whose certificate has expired may still trade it for a new one, and
+	// nothing else: it is what brings agents back by themselves after the controller was away. 0 asks for a join token.
+	CertificateGrace time.Duration
+	LogLevel         slog.Level
 }
 
 // DefaultConfig returns the configuration of an empty file.
 func DefaultConfig() Config {
 	return Config{
-		Data:           "/var/lib/bulkhead",
-		Listen:         netip.MustParseAddrPort("0.0.0.0:7443"),
-		Socket:         "/run/bulkhead/controller.sock",
-		Metrics:        "127.0.0.1:7480",
-		CertificateTTL: time.Hour,
+		Data:             "/var/lib/bulkhead",
+		Listen:           netip.MustParseAddrPort("0.0.0.0:7443"),
+		Socket:           "/run/bulkhead/controller.sock",
+		Metrics:          "127.0.0.1:7480",
+		CertificateTTL:   time.Hour,
+		CertificateGrace: 30 * 24 * time.Hour,
 	}
 }
 
 const (
-	minCertificateTTL = time.Minute
-	maxCertificateTTL = 90 * 24 * time.Hour
-	maxSocketPath     = 107 // sun_path of unix(7)
+	minCertificateTTL   = time.Minute
+	maxCertificateTTL   = 90 * 24 * time.Hour
+	maxCertificateGrace = 365 * 24 * time.Hour
+	maxSocketPath       = 107 // sun_path of unix(7)
 )
 
 // keys says how each key of the file is read.
@@ -68,12 +73,8 @@ var keys = map[string]func(*Config, *yaml.Node) error{
 		}
 		return nil
 	},
-	"certificateTTL": func(c *Config, n *yaml.Node) error {
-		if n.Decode(&c.CertificateTTL) != nil {
-			return errors.New("must be a duration, such as 1h")
-		}
-		return nil
-	},
+	"certificateTTL":   duration(func(c *Config) *time.Duration { return &c.CertificateTTL }, "1h"),
+	"certificateGrace": duration(func(c *Config) *time.Duration { return &c.CertificateGrace }, "720h"),
 	"logLevel": func(c *Config, n *yaml.Node) error {
 		if n.Kind != yaml.ScalarNode || c.LogLevel.UnmarshalText([]byte(n.Value)) != nil {
 			return errors.New("must be debug, info, warn or error")
@@ -88,6 +89,15 @@ func text(field func(*Config) *string) func(*Config, *yaml.Node) error {
 			return errors.New("must be a text")
 		}
 		*field(c) = n.Value
+		return nil
+	}
+}
+
+func duration(field func(*Config) *time.Duration, example string) func(*Config, *yaml.Node) error {
+	return func(c *Config, n *yaml.Node) error {
+		if n.Kind != yaml.ScalarNode || n.Tag == "!!null" || n.Decode(field(c)) != nil {
+			return errors.New("must be a duration, such as " + example)
+		}
 		return nil
 	}
 }
@@ -199,6 +209,9 @@ func (c *Config) check() (problems []problem) {
 	}
 	if c.CertificateTTL < minCertificateTTL || c.CertificateTTL > maxCertificateTTL {
 		complain("certificateTTL", "%v is not between %v and %v", c.CertificateTTL, minCertificateTTL, maxCertificateTTL)
+	}
+	if c.CertificateGrace < 0 || c.CertificateGrace > maxCertificateGrace {
+		complain("certificateGrace", "%v is not between 0s and %v", c.CertificateGrace, maxCertificateGrace)
 	}
 	return problems
 }

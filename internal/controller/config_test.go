@@ -19,18 +19,19 @@ advertise: [10.0.0.5:9443, "[fd00::5]:9443"]
 socket: /run/b.sock
 metrics: unix:/run/m.sock
 certificateTTL: 30m
+certificateGrace: 0s
 logLevel: debug
 `))
 	if err != nil {
 		t.Fatal(err)
 	}
 	if cfg.Data != "/srv/bulkhead" || cfg.Listen != netip.MustParseAddrPort("[::]:9443") || cfg.Socket != "/run/b.sock" ||
-		cfg.Metrics != "unix:/run/m.sock" || cfg.CertificateTTL != 30*time.Minute || cfg.LogLevel != slog.LevelDebug ||
+		cfg.Metrics != "unix:/run/m.sock" || cfg.CertificateTTL != 30*time.Minute || cfg.CertificateGrace != 0 || cfg.LogLevel != slog.LevelDebug ||
 		!slices.Equal(cfg.Advertise, []netip.AddrPort{netip.MustParseAddrPort("10.0.0.5:9443"), netip.MustParseAddrPort("[fd00::5]:9443")}) {
 		t.Errorf("config %+v", cfg)
 	}
 	for _, empty := range []string{"", "# nothing\n", "{}"} {
-		if cfg, err := controller.ParseConfig("c.yaml", []byte(empty)); err != nil || cfg.Listen.Port() != 7443 || cfg.CertificateTTL != time.Hour {
+		if cfg, err := controller.ParseConfig("c.yaml", []byte(empty)); err != nil || cfg.Listen.Port() != 7443 || cfg.CertificateTTL != time.Hour || cfg.CertificateGrace != 720*time.Hour {
 			t.Errorf("%q: %+v, %v", empty, cfg, err)
 		}
 	}
@@ -55,6 +56,10 @@ func TestConfigErrors(t *testing.T) {
 		"certificates long":   {"certificateTTL: 10000h", "is not between"},
 		"certificates short":  {"certificateTTL: 1s", "is not between"},
 		"certificates a word": {"certificateTTL: soon", "must be a duration"},
+		"grace too long":      {"certificateGrace: 10000h", "c.yaml:1:19: certificateGrace: 10000h0m0s is not between 0s and 8760h0m0s"},
+		"grace below nothing": {"certificateGrace: -1h", "is not between"},
+		"grace a word":        {"certificateGrace: always", "must be a duration, such as 720h"},
+		"grace of nothing":    {"certificateGrace:", "must be a duration"},
 		"log level":           {"logLevel: loud", "debug, info, warn or error"},
 		"nothing":             {"data:", "must be a text"},
 		"every problem":       {"data: here\nsocket: there", `socket: "there"`},

@@ -31,6 +31,7 @@ import (
 	"bulkhead/internal/controller/trust"
 	"bulkhead/internal/controller/world"
 	"bulkhead/internal/flowstore"
+	"bulkhead/internal/notify"
 	"bulkhead/internal/store"
 )
 
@@ -246,10 +247,17 @@ func (p *parts) serve(ctx context.Context, network net.Listener, deps Deps) erro
 	if err != nil {
 		stopServing()
 	}
+	context.AfterFunc(ctx, func() { p.tellManager(notify.Stopping) })
 	err = errors.Join(err, servers.Wait())
 	p.listening.Store(false)
 	stopWork()
 	return errors.Join(err, workers.Wait())
+}
+
+func (p *parts) tellManager(messages ...string) {
+	if err := notify.Send(messages...); err != nil {
+		p.log.Warn("the service manager was not told", "error", err)
+	}
 }
 
 // start starts the servers in the group; they end with ctx.
@@ -257,7 +265,7 @@ func (p *parts) start(g *errgroup.Group, ctx context.Context, network net.Listen
 	services := &rpc.Services{
 		Store: p.store, World: p.world, Fleet: p.fleet, Flows: p.flows, Desk: p.desk, Quarantine: p.quarantine, CA: p.ca,
 		Audit: p.audit, Metrics: p.metrics, Log: p.log, Now: p.now, Started: p.now(), Version: deps.Version,
-		Certificate: p.cfg.CertificateTTL, Controllers: p.reach, Closing: ctx,
+		Certificate: p.cfg.CertificateTTL, Grace: p.cfg.CertificateGrace, Controllers: p.reach, Closing: ctx,
 	}
 	where := Addrs{Network: network.Addr().(*net.TCPAddr).AddrPort()}
 	p.server(g, ctx, network, services.Network(), newIdentity(p.ca, p.reach, p.now))
@@ -278,6 +286,7 @@ func (p *parts) start(g *errgroup.Group, ctx context.Context, network net.Listen
 	}
 	p.listening.Store(true)
 	p.log.Info("listening", "network", where.Network, "reached_at", p.reach, "socket", p.cfg.Socket, "metrics", where.Metrics)
+	p.tellManager(notify.Ready, notify.Status(fmt.Sprintf("serving agents at %s", where.Network)))
 	if deps.Ready != nil {
 		deps.Ready(where)
 	}

@@ -1,7 +1,6 @@
 package controller_test
 
 import (
-	"runtime"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -146,6 +145,12 @@ func TestWhoIsNotLetIn(t *testing.T) {
 	wrong, unknown := parsed, parsed
 	wrong.Secret, unknown.ID = "wrong", "unknown"
 	bound := c.Token(&pb.CreateTokenRequest{Host: "db-1"})
+	if err := c.NewAgent("banned").Enroll(fresh); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.API.RevokeAgent(t.Context(), &pb.RevokeAgentRequest{Host: "banned"}); err != nil {
+		t.Fatal(err)
+	}
 	Eventually(t, "both hosts are workloads", func() bool { return strings.Count(world(t, c), "managed:true") == 2 })
 	before := world(t, c)
 
@@ -163,6 +168,7 @@ func TestWhoIsNotLetIn(t *testing.T) {
 		{"revoked token", revoked, "new-1", connect.CodePermissionDenied, "revoked"},
 		{"token of another host", bound, "new-1", connect.CodePermissionDenied, "for host db-1"},
 		{"name that is taken", fresh, "web-1", connect.CodePermissionDenied, "has enrolled already"},
+		{"revoked host", fresh, "banned", connect.CodePermissionDenied, "has been revoked"},
 		{"no name", fresh, "", connect.CodeInvalidArgument, "host name"},
 		{"name with a path", fresh, "../web-1", connect.CodeInvalidArgument, "host name"},
 	} {
@@ -285,7 +291,6 @@ func TestRenewal(t *testing.T) {
 	}
 	a.Cert = &tls.Certificate{Certificate: resp.Chain, PrivateKey: key, Leaf: leaf}
 	a.Connect()
-	time.AfterFunc(10*time.Second, func() { buf := make([]byte, 1<<20); t.Logf("%s %s", agents(t, c), buf[:runtime.Stack(buf, true)]) })
 	Eventually(t, "the stream with the new certificate is current", func() bool { return current(t, c, "web-1") })
 	a.Cert = old // both are good until the old one expires: there is no gap
 	a.Connect()
@@ -316,9 +321,35 @@ func TestRevocationEndsEverythingAtOnce(t *testing.T) {
 	_, err = c.API.RevokeAgent(t.Context(), &pb.RevokeAgentRequest{Host: "nobody"})
 	wantError(t, err, connect.CodeNotFound, "nobody")
 
-	// It may come back with any token, and then only its new certificate counts.
+	// It comes back with no token, also over a restart, until somebody allows that; then only its new certificate counts.
 	old := web.Cert
-	if err := web.Enroll(c.Token(&pb.CreateTokenRequest{Labels: map[string]string{"app": "shop", "role": "web"}})); err != nil {
+	many := c.Token(&pb.CreateTokenRequest{Labels: map[string]string{"app": "shop", "role": "web"}, Uses: 10})
+	wantError(t, web.Enroll(many), connect.CodePermissionDenied, "revoked", "agents allow web-1")
+	c.Stop()
+	c.Restart()
+	db.Connect()
+	wantError(t, web.Enroll(many), connect.CodePermissionDenied, "revoked", "agents allow web-1")
+	wantError(t, web.Enroll(c.Token(&pb.CreateTokenRequest{Host: "web-1"})), connect.CodePermissionDenied, "revoked", "agents allow web-1")
+	auditHas(t, c, "agent.enroll", "web-1", true, "revoked")
+	if got := usesLeft(t, c, strings.Split(many, ".")[1]); got != 10 {
+		t.Errorf("the token has %d uses left, want all 10", got)
+	}
+	if !agent(t, c, "web-1").Revoked {
+		t.Error("it is not shown as revoked")
+	}
+	_, err = c.API.AllowAgent(t.Context(), &pb.AllowAgentRequest{Host: "db-1"})
+	wantError(t, err, connect.CodeFailedPrecondition, "not revoked")
+	_, err = c.API.AllowAgent(t.Context(), &pb.AllowAgentRequest{Host: "nobody"})
+	wantError(t, err, connect.CodeNotFound, "nobody")
+	if _, err := c.API.AllowAgent(t.Context(), &pb.AllowAgentRequest{Host: "web-1"}); err != nil {
+		t.Fatal(err)
+	}
+	auditHas(t, c, "agent.allow", "web-1", false, "root@local")
+	if agent(t, c, "web-1").Revoked {
+		t.Error("it is still shown as revoked")
+	}
+	wantError(t, web.Connect().Err(t), connect.CodePermissionDenied, "allowed again", "join token")
+	if err := web.Enroll(many); err != nil {
 		t.Fatal(err)
 	}
 	web.Connect()
@@ -326,6 +357,22 @@ func TestRevocationEndsEverythingAtOnce(t *testing.T) {
 	Eventually(t, "db-1 has its policy of before", func() bool { return db.Policy().Hash() == sum })
 	web.Cert = old
 	wantError(t, web.Connect().Err(t), connect.CodePermissionDenied, "enrolled again")
+}
+
+// usesLeft returns how often a join token may still be used.
+func usesLeft(t *testing.T, c *Controller, id string) uint32 {
+	t.Helper()
+	resp, err := c.API.ListTokens(t.Context(), &pb.ListTokensRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, k := range resp.Tokens {
+		if k.Id == id {
+			return k.UsesLeft
+		}
+	}
+	t.Fatalf("there is no token %s", id)
+	return 0
 }
 
 func TestEnrollingAgainEndsTheOldStream(t *testing.T) {
@@ -421,4 +468,57 @@ func TestExpiredCertificate(t *testing.T) {
 	Eventually(t, "it is connected", func() bool { return connected(t, c) == 1 })
 	now.Advance(2 * time.Hour)
 	wantError(t, a.Connect().Err(t), connect.CodeUnauthenticated, "expired", "enrol again")
+	auditHas(t, c, "agent.connect", bulkheadv1connect.AgentServiceConnectProcedure, true, "expired")
+}
+
+// TestRenewalOfAnExpiredCertificate is about agents whose controller was away for longer than a certificate lasts.
+func TestRenewalOfAnExpiredCertificate(t *testing.T) {
+	now := newClock()
+	c := Start(t, func(cfg *controller.Config, d *controller.Deps) {
+		d.Now, cfg.CertificateTTL, cfg.CertificateGrace = now.Now, time.Hour, 24*time.Hour
+	})
+	renew := func(a *Agent) error {
+		t.Helper()
+		key, csr := Request(t)
+		resp, err := a.Service(nil).Renew(t.Context(), &pb.RenewRequest{Csr: csr})
+		if err != nil {
+			return err
+		}
+		leaf, err := x509.ParseCertificate(resp.Chain[0])
+		if err != nil {
+			return err
+		}
+		a.Cert = &tls.Certificate{Certificate: resp.Chain, PrivateKey: key, Leaf: leaf}
+		return nil
+	}
+	web, db, lost := c.Join("web-1", nil, "10.0.0.1"), c.Join("db-1", nil, "10.0.0.2"), c.Join("lost-1", nil, "10.0.0.3")
+	Eventually(t, "all are current", func() bool { return current(t, c, "web-1") && current(t, c, "db-1") && current(t, c, "lost-1") })
+	for _, a := range []*Agent{web, db, lost} {
+		a.Session().Close()
+	}
+	c.Stop()
+	now.Advance(24 * time.Hour)
+	c.Restart()
+
+	wantError(t, web.Connect().Err(t), connect.CodeUnauthenticated, "expired") // it is good for nothing else
+	if err := renew(web); err != nil {
+		t.Fatal(err)
+	}
+	web.Connect()
+	Eventually(t, "it is current again", func() bool { return current(t, c, "web-1") })
+	if left := time.UnixMilli(agent(t, c, "web-1").CertificateExpiresMs).Sub(now.Now()); left < 50*time.Minute || left > time.Hour {
+		t.Errorf("the certificate is shown to be good for %v", left)
+	}
+
+	if _, err := c.API.RevokeAgent(t.Context(), &pb.RevokeAgentRequest{Host: "db-1"}); err != nil {
+		t.Fatal(err)
+	}
+	wantError(t, renew(db), connect.CodePermissionDenied, "revoked")
+	forged := c.NewAgent("db-1")
+	forged.Cert = forge(t, "db-1")
+	wantError(t, renew(forged), connect.CodeUnauthenticated, "not issued to an agent by this controller")
+
+	now.Advance(2 * time.Hour)
+	wantError(t, renew(lost), connect.CodeUnauthenticated, "expired", "enrol again")
+	auditHas(t, c, "agent.connect", bulkheadv1connect.AgentServiceRenewProcedure, true, "expired")
 }

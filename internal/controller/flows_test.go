@@ -41,7 +41,9 @@ const (
 
 func listFlows(t *testing.T, c *Controller, r *pb.ListFlowsRequest) ([]*pb.Edge, error) {
 	t.Helper()
-	stream, err := c.API.ListFlows(t.Context(), r)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	stream, err := c.API.ListFlows(ctx, r)
 	if err != nil {
 		return nil, err
 	}

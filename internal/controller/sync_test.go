@@ -1,13 +1,19 @@
 package controller_test
 
 import (
+	"bytes"
+	"encoding/binary"
+	"net"
+	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	"connectrpc.com/connect/v2"
+	"google.golang.org/protobuf/proto"
 
 	pb "bulkhead/api/bulkhead/v1"
 	. "bulkhead/internal/controller/controllertest"
@@ -324,6 +330,62 @@ func TestMessagesThatMakeNoSense(t *testing.T) {
 	}
 }
 
+// TestTruncatedMessages is about what arrives when a wire is cut or a program is broken: bytes that are no message.
+func TestTruncatedMessages(t *testing.T) {
+	c, a, _ := pair(t)
+	before := world(t, c)
+	frame := func(m *pb.AgentMessage) []byte {
+		body, err := proto.Marshal(m)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return append(binary.BigEndian.AppendUint32([]byte{0}, uint32(len(body))), body...)
+	}
+	hello := frame(&pb.AgentMessage{Message: &pb.AgentMessage_Hello{Hello: &pb.Hello{Instance: "raw"}}})
+	inventory := frame(&pb.AgentMessage{Message: &pb.AgentMessage_Inventory{Inventory: &pb.HostInventory{Addresses: Addresses("10.9.9.9", "10.9.9.8")}}})
+	flows := frame(&pb.AgentMessage{Message: &pb.AgentMessage_Flows{Flows: &pb.FlowBatch{Sequence: 1, Records: []*pb.FlowRecord{{
+		Workload: "web-1", LocalAddr: Addresses("10.0.0.1")[0], RemoteAddr: Addresses("10.0.0.2")[0], Proto: 6, Port: 5432, Connections: 1,
+	}}}}})
+	// A frame that is whole, of a message that is not.
+	short := func(f []byte) []byte {
+		body := f[5 : len(f)-3]
+		return append(binary.BigEndian.AppendUint32([]byte{0}, uint32(len(body))), body...)
+	}
+	taken := c.Metric("bulkhead_flow_records_total")
+	for name, x := range map[string]struct {
+		body   []byte
+		status connect.Code
+	}{
+		"half a hello":              {hello[:len(hello)-3], connect.CodeInvalidArgument},
+		"half a length":             {append(slices.Clone(hello), inventory[:3]...), connect.CodeInvalidArgument},
+		"half an inventory":         {append(slices.Clone(hello), inventory[:len(inventory)-4]...), connect.CodeInvalidArgument},
+		"an inventory cut short":    {append(slices.Clone(hello), short(inventory)...), connect.CodeInvalidArgument},
+		"half a batch of flows":     {append(slices.Clone(hello), flows[:len(flows)-4]...), connect.CodeInvalidArgument},
+		"a batch of flows cut":      {append(slices.Clone(hello), short(flows)...), connect.CodeInvalidArgument},
+		"noise":                     {append(slices.Clone(hello), bytes.Repeat([]byte{0xa5}, 100)...), connect.CodeResourceExhausted},
+		"a length of four gigabyte": {append(slices.Clone(hello), 0, 0xff, 0xff, 0xff, 0xff, 1, 2, 3), connect.CodeResourceExhausted},
+	} {
+		t.Run(name, func(t *testing.T) {
+			bad := c.Metric("bulkhead_bad_messages_total")
+			status, message := a.Post(x.body)
+			if status != strconv.Itoa(int(x.status)) || !strings.Contains(message, "nothing of it was taken") {
+				t.Errorf("status %s, %q; want %d", status, message, x.status)
+			}
+			if got := c.Metric("bulkhead_bad_messages_total"); got != bad+1 {
+				t.Errorf("%v bad messages counted, want %v", got, bad+1)
+			}
+		})
+	}
+	a.Connect()
+	Eventually(t, "it is current", func() bool { return current(t, c, "web-1") })
+	if after := world(t, c); after != before {
+		t.Errorf("something has changed:\n%s\nwas\n%s", after, before)
+	}
+	if got := c.Metric("bulkhead_flow_records_total"); got != taken {
+		t.Errorf("%v flow records taken, want %v", got, taken)
+	}
+}
+
 func TestProblemsShow(t *testing.T) {
 	c := Start(t)
 	a := c.Join("web-1", nil, "10.0.0.1")
@@ -381,6 +443,35 @@ spec: {unit: {host: node-1, name: postgresql.service}}
 	}
 	// A unit's name cannot be enrolled as a host.
 	wantError(t, c.NewAgent("shop-db").Enroll(c.Token(&pb.CreateTokenRequest{})), connect.CodePermissionDenied, "unit of host node-1")
+}
+
+func TestServiceManagerHearsOfReadinessAndOfTheEnd(t *testing.T) {
+	manager, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: filepath.Join(t.TempDir(), "notify"), Net: "unixgram"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer manager.Close()
+	t.Setenv("NOTIFY_SOCKET", manager.LocalAddr().String())
+	hear := func() string {
+		t.Helper()
+		if err := manager.SetReadDeadline(time.Now().Add(10 * time.Second)); err != nil {
+			t.Fatal(err)
+		}
+		buf := make([]byte, 1024)
+		n, err := manager.Read(buf)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(buf[:n])
+	}
+	c := Start(t)
+	if got, want := hear(), "READY=1\nSTATUS=serving agents at "+c.Addrs.Network.String(); got != want {
+		t.Errorf("it says %q, want %q", got, want)
+	}
+	c.Stop()
+	if got := hear(); got != "STOPPING=1" {
+		t.Errorf("at the end it says %q", got)
+	}
 }
 
 func TestHealth(t *testing.T) {

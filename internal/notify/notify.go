@@ -39,23 +39,24 @@ func Send(messages ...string) error {
 }
 
 // Watchdog sends a sign of life twice in each interval that the service manager asks for, as long as alive returns
-// true, until ctx ends. It returns at once if none is asked for.
-func Watchdog(ctx context.Context, alive func() bool) error {
+// true, until ctx ends. It returns at once if none is asked for. failed is told of a sign that could not be sent; the next
+// one is due all the same.
+func Watchdog(ctx context.Context, alive func() bool, failed func(error)) {
 	interval := watchdogInterval()
 	if interval == 0 {
-		return nil
+		return
 	}
 	ticker := time.NewTicker(interval / 2)
 	defer ticker.Stop()
 	for {
 		if alive() {
 			if err := Send(watchdog); err != nil {
-				return err
+				failed(err)
 			}
 		}
 		select {
 		case <-ctx.Done():
-			return nil
+			return
 		case <-ticker.C:
 		}
 	}

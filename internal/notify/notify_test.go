@@ -3,6 +3,7 @@ package notify
 import (
 	"context"
 	"net"
+	"os"
 	"path/filepath"
 	"strconv"
 	"testing"
@@ -58,23 +59,50 @@ func TestWatchdog(t *testing.T) {
 	next := manager(t)
 	t.Setenv("WATCHDOG_USEC", strconv.Itoa(20_000))
 	ctx, cancel := context.WithCancel(t.Context())
-	done := make(chan error, 1)
-	go func() { done <- Watchdog(ctx, func() bool { return true }) }()
+	done, failures := make(chan struct{}), make(chan error, 100)
+	go func() {
+		defer close(done)
+		Watchdog(ctx, func() bool { return true }, func(err error) { failures <- err })
+	}()
 	for range 3 {
 		if got := next(); got != "WATCHDOG=1" {
 			t.Errorf("sent %q", got)
 		}
 	}
+	if len(failures) > 0 {
+		t.Error(<-failures)
+	}
+	// A service manager that does not listen is tried again.
+	if err := os.Remove(os.Getenv("NOTIFY_SOCKET")); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		select {
+		case <-failures:
+		case <-time.After(5 * time.Second):
+			t.Fatal("nobody hears of a sign of life that was not sent")
+		}
+	}
 	cancel()
-	if err := <-done; err != nil {
-		t.Error(err)
+	<-done
+}
+
+func TestWatchdogOfTheDead(t *testing.T) {
+	manager(t)
+	t.Setenv("WATCHDOG_USEC", "2000")
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	asked := 0
+	// Its socket is gone, so that a sign of life would be an error.
+	t.Setenv("NOTIFY_SOCKET", filepath.Join(t.TempDir(), "gone"))
+	Watchdog(ctx, func() bool { asked++; return false }, func(err error) { t.Errorf("a sign of life of what is not alive: %v", err) })
+	if asked < 2 {
+		t.Errorf("asked %d times whether it is alive", asked)
 	}
 }
 
 func TestWatchdogOfAnotherProcess(t *testing.T) {
 	t.Setenv("WATCHDOG_USEC", "20000")
 	t.Setenv("WATCHDOG_PID", "1")
-	if err := Watchdog(t.Context(), func() bool { return true }); err != nil {
-		t.Error(err)
-	}
+	Watchdog(t.Context(), func() bool { t.Error("it is watched"); return true }, func(err error) { t.Error(err) })
 }

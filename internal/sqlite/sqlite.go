@@ -163,6 +163,9 @@ func (db *DB) class(err error) error {
 	if !errors.As(err, &e) {
 		return nil
 	}
+	if e.Code() == codes.SQLITE_IOERR_SHMSIZE { // no room for the memory that readers and writer share
+		return db.errors.Full
+	}
 	switch e.Code() & 0xff { // the primary code
 	case codes.SQLITE_FULL:
 		return db.errors.Full

@@ -110,24 +110,29 @@ type Revision struct {
 type Agent struct {
 	Host   string
 	Labels model.Labels // bound by the join token
-	// Enrollment is a number of this enrolment that its certificates carry; 0: revoked. Another enrolment, or a
+	// Enrollment is a number of this enrolment that its certificates carry; 0: none counts. Another enrolment, or a
 	// revocation, makes every certificate from before worthless.
 	Enrollment int64
 	EnrolledAt time.Time
-	RevokedAt  time.Time // zero: not revoked
-	Token      string    // ID of the join token
-	LastSeen   time.Time
-	Expires    time.Time // of the newest certificate
-	Version    string
-	Kernel     string
-	Dataplane  string
-	Limits     []string
+	// RevokedAt is zero if the agent is not revoked. A revoked host must not enrol again; one whose revocation has
+	// been lifted may, and is neither Revoked nor Enrolled until it does.
+	RevokedAt time.Time
+	Token     string // ID of the join token
+	LastSeen  time.Time
+	Expires   time.Time // of the newest certificate
+	Version   string
+	Kernel    string
+	Dataplane string
+	Limits    []string
 	// Inventory is what the agent reported last, as a serialised HostInventory; nil: nothing yet.
 	Inventory []byte
 }
 
-// Revoked reports whether the agent must not connect any more.
-func (a *Agent) Revoked() bool { return a.Enrollment == 0 }
+// Enrolled reports whether there is a certificate with which the agent may connect.
+func (a *Agent) Enrolled() bool { return a.Enrollment != 0 }
+
+// Revoked reports whether the host must neither connect nor enrol.
+func (a *Agent) Revoked() bool { return !a.RevokedAt.IsZero() }
 
 // Token lets hosts enrol.
 type Token struct {

@@ -1587,6 +1587,86 @@ func (*RevokeAgentResponse) Descriptor() ([]byte, []int) {
 	return file_bulkhead_v1_controller_proto_rawDescGZIP(), []int{23}
 }
 
+type AllowAgentRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Host          string                 `protobuf:"bytes,1,opt,name=host,proto3" json:"host,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AllowAgentRequest) Reset() {
+	*x = AllowAgentRequest{}
+	mi := &file_bulkhead_v1_controller_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AllowAgentRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AllowAgentRequest) ProtoMessage() {}
+
+func (x *AllowAgentRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_bulkhead_v1_controller_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AllowAgentRequest.ProtoReflect.Descriptor instead.
+func (*AllowAgentRequest) Descriptor() ([]byte, []int) {
+	return file_bulkhead_v1_controller_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *AllowAgentRequest) GetHost() string {
+	if x != nil {
+		return x.Host
+	}
+	return ""
+}
+
+type AllowAgentResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AllowAgentResponse) Reset() {
+	*x = AllowAgentResponse{}
+	mi := &file_bulkhead_v1_controller_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AllowAgentResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AllowAgentResponse) ProtoMessage() {}
+
+func (x *AllowAgentResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_bulkhead_v1_controller_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AllowAgentResponse.ProtoReflect.Descriptor instead.
+func (*AllowAgentResponse) Descriptor() ([]byte, []int) {
+	return file_bulkhead_v1_controller_proto_rawDescGZIP(), []int{25}
+}
+
 type GetHostPolicyRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Host          string                 `protobuf:"bytes,1,opt,name=host,proto3" json:"host,omitempty"`
@@ -1596,7 +1676,7 @@ type GetHostPolicyRequest struct {
 
 func (x *GetHostPolicyRequest) Reset() {
 	*x = GetHostPolicyRequest{}
-	mi := &file_bulkhead_v1_controller_proto_msgTypes[24]
+	mi := &file_bulkhead_v1_controller_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1608,7 +1688,7 @@ func (x *GetHostPolicyRequest) String() string {
 func (*GetHostPolicyRequest) ProtoMessage() {}
 
 func (x *GetHostPolicyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bulkhead_v1_controller_proto_msgTypes[24]
+	mi := &file_bulkhead_v1_controller_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1621,7 +1701,7 @@ func (x *GetHostPolicyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetHostPolicyRequest.ProtoReflect.Descriptor instead.
 func (*GetHostPolicyRequest) Descriptor() ([]byte, []int) {
-	return file_bulkhead_v1_controller_proto_rawDescGZIP(), []int{24}
+	return file_bulkhead_v1_controller_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *GetHostPolicyRequest) GetHost() string {
@@ -1641,7 +1721,7 @@ type GetHostPolicyResponse struct {
 
 func (x *GetHostPolicyResponse) Reset() {
 	*x = GetHostPolicyResponse{}
-	mi := &file_bulkhead_v1_controller_proto_msgTypes[25]
+	mi := &file_bulkhead_v1_controller_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1653,7 +1733,7 @@ func (x *GetHostPolicyResponse) String() string {
 func (*GetHostPolicyResponse) ProtoMessage() {}
 
 func (x *GetHostPolicyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bulkhead_v1_controller_proto_msgTypes[25]
+	mi := &file_bulkhead_v1_controller_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1666,7 +1746,7 @@ func (x *GetHostPolicyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetHostPolicyResponse.ProtoReflect.Descriptor instead.
 func (*GetHostPolicyResponse) Descriptor() ([]byte, []int) {
-	return file_bulkhead_v1_controller_proto_rawDescGZIP(), []int{25}
+	return file_bulkhead_v1_controller_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *GetHostPolicyResponse) GetPolicy() *HostPolicy {
@@ -1700,7 +1780,7 @@ type ListFlowsRequest struct {
 
 func (x *ListFlowsRequest) Reset() {
 	*x = ListFlowsRequest{}
-	mi := &file_bulkhead_v1_controller_proto_msgTypes[26]
+	mi := &file_bulkhead_v1_controller_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1712,7 +1792,7 @@ func (x *ListFlowsRequest) String() string {
 func (*ListFlowsRequest) ProtoMessage() {}
 
 func (x *ListFlowsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bulkhead_v1_controller_proto_msgTypes[26]
+	mi := &file_bulkhead_v1_controller_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1725,7 +1805,7 @@ func (x *ListFlowsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListFlowsRequest.ProtoReflect.Descriptor instead.
 func (*ListFlowsRequest) Descriptor() ([]byte, []int) {
-	return file_bulkhead_v1_controller_proto_rawDescGZIP(), []int{26}
+	return file_bulkhead_v1_controller_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *ListFlowsRequest) GetSinceMs() int64 {
@@ -1801,7 +1881,7 @@ type ListFlowsResponse struct {
 
 func (x *ListFlowsResponse) Reset() {
 	*x = ListFlowsResponse{}
-	mi := &file_bulkhead_v1_controller_proto_msgTypes[27]
+	mi := &file_bulkhead_v1_controller_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1813,7 +1893,7 @@ func (x *ListFlowsResponse) String() string {
 func (*ListFlowsResponse) ProtoMessage() {}
 
 func (x *ListFlowsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bulkhead_v1_controller_proto_msgTypes[27]
+	mi := &file_bulkhead_v1_controller_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1826,7 +1906,7 @@ func (x *ListFlowsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListFlowsResponse.ProtoReflect.Descriptor instead.
 func (*ListFlowsResponse) Descriptor() ([]byte, []int) {
-	return file_bulkhead_v1_controller_proto_rawDescGZIP(), []int{27}
+	return file_bulkhead_v1_controller_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *ListFlowsResponse) GetEdges() []*Edge {
@@ -1871,7 +1951,7 @@ type Edge struct {
 
 func (x *Edge) Reset() {
 	*x = Edge{}
-	mi := &file_bulkhead_v1_controller_proto_msgTypes[28]
+	mi := &file_bulkhead_v1_controller_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1883,7 +1963,7 @@ func (x *Edge) String() string {
 func (*Edge) ProtoMessage() {}
 
 func (x *Edge) ProtoReflect() protoreflect.Message {
-	mi := &file_bulkhead_v1_controller_proto_msgTypes[28]
+	mi := &file_bulkhead_v1_controller_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1896,7 +1976,7 @@ func (x *Edge) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Edge.ProtoReflect.Descriptor instead.
 func (*Edge) Descriptor() ([]byte, []int) {
-	return file_bulkhead_v1_controller_proto_rawDescGZIP(), []int{28}
+	return file_bulkhead_v1_controller_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *Edge) GetFrom() string {
@@ -2043,7 +2123,7 @@ type EdgeEnd struct {
 
 func (x *EdgeEnd) Reset() {
 	*x = EdgeEnd{}
-	mi := &file_bulkhead_v1_controller_proto_msgTypes[29]
+	mi := &file_bulkhead_v1_controller_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2055,7 +2135,7 @@ func (x *EdgeEnd) String() string {
 func (*EdgeEnd) ProtoMessage() {}
 
 func (x *EdgeEnd) ProtoReflect() protoreflect.Message {
-	mi := &file_bulkhead_v1_controller_proto_msgTypes[29]
+	mi := &file_bulkhead_v1_controller_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2068,7 +2148,7 @@ func (x *EdgeEnd) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EdgeEnd.ProtoReflect.Descriptor instead.
 func (*EdgeEnd) Descriptor() ([]byte, []int) {
-	return file_bulkhead_v1_controller_proto_rawDescGZIP(), []int{29}
+	return file_bulkhead_v1_controller_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *EdgeEnd) GetVerdict() Verdict {
@@ -2105,7 +2185,7 @@ type CreateTokenRequest struct {
 
 func (x *CreateTokenRequest) Reset() {
 	*x = CreateTokenRequest{}
-	mi := &file_bulkhead_v1_controller_proto_msgTypes[30]
+	mi := &file_bulkhead_v1_controller_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2117,7 +2197,7 @@ func (x *CreateTokenRequest) String() string {
 func (*CreateTokenRequest) ProtoMessage() {}
 
 func (x *CreateTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bulkhead_v1_controller_proto_msgTypes[30]
+	mi := &file_bulkhead_v1_controller_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2130,7 +2210,7 @@ func (x *CreateTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateTokenRequest.ProtoReflect.Descriptor instead.
 func (*CreateTokenRequest) Descriptor() ([]byte, []int) {
-	return file_bulkhead_v1_controller_proto_rawDescGZIP(), []int{30}
+	return file_bulkhead_v1_controller_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *CreateTokenRequest) GetHost() string {
@@ -2179,7 +2259,7 @@ type CreateTokenResponse struct {
 
 func (x *CreateTokenResponse) Reset() {
 	*x = CreateTokenResponse{}
-	mi := &file_bulkhead_v1_controller_proto_msgTypes[31]
+	mi := &file_bulkhead_v1_controller_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2191,7 +2271,7 @@ func (x *CreateTokenResponse) String() string {
 func (*CreateTokenResponse) ProtoMessage() {}
 
 func (x *CreateTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bulkhead_v1_controller_proto_msgTypes[31]
+	mi := &file_bulkhead_v1_controller_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2204,7 +2284,7 @@ func (x *CreateTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateTokenResponse.ProtoReflect.Descriptor instead.
 func (*CreateTokenResponse) Descriptor() ([]byte, []int) {
-	return file_bulkhead_v1_controller_proto_rawDescGZIP(), []int{31}
+	return file_bulkhead_v1_controller_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *CreateTokenResponse) GetId() string {
@@ -2244,7 +2324,7 @@ type Token struct {
 
 func (x *Token) Reset() {
 	*x = Token{}
-	mi := &file_bulkhead_v1_controller_proto_msgTypes[32]
+	mi := &file_bulkhead_v1_controller_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2256,7 +2336,7 @@ func (x *Token) String() string {
 func (*Token) ProtoMessage() {}
 
 func (x *Token) ProtoReflect() protoreflect.Message {
-	mi := &file_bulkhead_v1_controller_proto_msgTypes[32]
+	mi := &file_bulkhead_v1_controller_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2269,7 +2349,7 @@ func (x *Token) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Token.ProtoReflect.Descriptor instead.
 func (*Token) Descriptor() ([]byte, []int) {
-	return file_bulkhead_v1_controller_proto_rawDescGZIP(), []int{32}
+	return file_bulkhead_v1_controller_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *Token) GetId() string {
@@ -2336,7 +2416,7 @@ type ListTokensRequest struct {
 
 func (x *ListTokensRequest) Reset() {
 	*x = ListTokensRequest{}
-	mi := &file_bulkhead_v1_controller_proto_msgTypes[33]
+	mi := &file_bulkhead_v1_controller_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2348,7 +2428,7 @@ func (x *ListTokensRequest) String() string {
 func (*ListTokensRequest) ProtoMessage() {}
 
 func (x *ListTokensRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bulkhead_v1_controller_proto_msgTypes[33]
+	mi := &file_bulkhead_v1_controller_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2361,7 +2441,7 @@ func (x *ListTokensRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTokensRequest.ProtoReflect.Descriptor instead.
 func (*ListTokensRequest) Descriptor() ([]byte, []int) {
-	return file_bulkhead_v1_controller_proto_rawDescGZIP(), []int{33}
+	return file_bulkhead_v1_controller_proto_rawDescGZIP(), []int{35}
 }
 
 type ListTokensResponse struct {
@@ -2373,7 +2453,7 @@ type ListTokensResponse struct {
 
 func (x *ListTokensResponse) Reset() {
 	*x = ListTokensResponse{}
-	mi := &file_bulkhead_v1_controller_proto_msgTypes[34]
+	mi := &file_bulkhead_v1_controller_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2385,7 +2465,7 @@ func (x *ListTokensResponse) String() string {
 func (*ListTokensResponse) ProtoMessage() {}
 
 func (x *ListTokensResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bulkhead_v1_controller_proto_msgTypes[34]
+	mi := &file_bulkhead_v1_controller_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2398,7 +2478,7 @@ func (x *ListTokensResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTokensResponse.ProtoReflect.Descriptor instead.
 func (*ListTokensResponse) Descriptor() ([]byte, []int) {
-	return file_bulkhead_v1_controller_proto_rawDescGZIP(), []int{34}
+	return file_bulkhead_v1_controller_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *ListTokensResponse) GetTokens() []*Token {
@@ -2417,7 +2497,7 @@ type RevokeTokenRequest struct {
 
 func (x *RevokeTokenRequest) Reset() {
 	*x = RevokeTokenRequest{}
-	mi := &file_bulkhead_v1_controller_proto_msgTypes[35]
+	mi := &file_bulkhead_v1_controller_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2429,7 +2509,7 @@ func (x *RevokeTokenRequest) String() string {
 func (*RevokeTokenRequest) ProtoMessage() {}
 
 func (x *RevokeTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bulkhead_v1_controller_proto_msgTypes[35]
+	mi := &file_bulkhead_v1_controller_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2442,7 +2522,7 @@ func (x *RevokeTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeTokenRequest.ProtoReflect.Descriptor instead.
 func (*RevokeTokenRequest) Descriptor() ([]byte, []int) {
-	return file_bulkhead_v1_controller_proto_rawDescGZIP(), []int{35}
+	return file_bulkhead_v1_controller_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *RevokeTokenRequest) GetId() string {
@@ -2460,7 +2540,7 @@ type RevokeTokenResponse struct {
 
 func (x *RevokeTokenResponse) Reset() {
 	*x = RevokeTokenResponse{}
-	mi := &file_bulkhead_v1_controller_proto_msgTypes[36]
+	mi := &file_bulkhead_v1_controller_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2472,7 +2552,7 @@ func (x *RevokeTokenResponse) String() string {
 func (*RevokeTokenResponse) ProtoMessage() {}
 
 func (x *RevokeTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bulkhead_v1_controller_proto_msgTypes[36]
+	mi := &file_bulkhead_v1_controller_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2485,7 +2565,7 @@ func (x *RevokeTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeTokenResponse.ProtoReflect.Descriptor instead.
 func (*RevokeTokenResponse) Descriptor() ([]byte, []int) {
-	return file_bulkhead_v1_controller_proto_rawDescGZIP(), []int{36}
+	return file_bulkhead_v1_controller_proto_rawDescGZIP(), []int{38}
 }
 
 type SetQuarantineRequest struct {
@@ -2501,7 +2581,7 @@ type SetQuarantineRequest struct {
 
 func (x *SetQuarantineRequest) Reset() {
 	*x = SetQuarantineRequest{}
-	mi := &file_bulkhead_v1_controller_proto_msgTypes[37]
+	mi := &file_bulkhead_v1_controller_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2513,7 +2593,7 @@ func (x *SetQuarantineRequest) String() string {
 func (*SetQuarantineRequest) ProtoMessage() {}
 
 func (x *SetQuarantineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bulkhead_v1_controller_proto_msgTypes[37]
+	mi := &file_bulkhead_v1_controller_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2526,7 +2606,7 @@ func (x *SetQuarantineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetQuarantineRequest.ProtoReflect.Descriptor instead.
 func (*SetQuarantineRequest) Descriptor() ([]byte, []int) {
-	return file_bulkhead_v1_controller_proto_rawDescGZIP(), []int{37}
+	return file_bulkhead_v1_controller_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *SetQuarantineRequest) GetWorkload() string {
@@ -2576,7 +2656,7 @@ type SetQuarantineResponse struct {
 
 func (x *SetQuarantineResponse) Reset() {
 	*x = SetQuarantineResponse{}
-	mi := &file_bulkhead_v1_controller_proto_msgTypes[38]
+	mi := &file_bulkhead_v1_controller_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2588,7 +2668,7 @@ func (x *SetQuarantineResponse) String() string {
 func (*SetQuarantineResponse) ProtoMessage() {}
 
 func (x *SetQuarantineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bulkhead_v1_controller_proto_msgTypes[38]
+	mi := &file_bulkhead_v1_controller_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2601,7 +2681,7 @@ func (x *SetQuarantineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetQuarantineResponse.ProtoReflect.Descriptor instead.
 func (*SetQuarantineResponse) Descriptor() ([]byte, []int) {
-	return file_bulkhead_v1_controller_proto_rawDescGZIP(), []int{38}
+	return file_bulkhead_v1_controller_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *SetQuarantineResponse) GetIsolated() bool {
@@ -2642,7 +2722,7 @@ type LiftQuarantineRequest struct {
 
 func (x *LiftQuarantineRequest) Reset() {
 	*x = LiftQuarantineRequest{}
-	mi := &file_bulkhead_v1_controller_proto_msgTypes[39]
+	mi := &file_bulkhead_v1_controller_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2654,7 +2734,7 @@ func (x *LiftQuarantineRequest) String() string {
 func (*LiftQuarantineRequest) ProtoMessage() {}
 
 func (x *LiftQuarantineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bulkhead_v1_controller_proto_msgTypes[39]
+	mi := &file_bulkhead_v1_controller_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2667,7 +2747,7 @@ func (x *LiftQuarantineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LiftQuarantineRequest.ProtoReflect.Descriptor instead.
 func (*LiftQuarantineRequest) Descriptor() ([]byte, []int) {
-	return file_bulkhead_v1_controller_proto_rawDescGZIP(), []int{39}
+	return file_bulkhead_v1_controller_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *LiftQuarantineRequest) GetWorkload() string {
@@ -2692,7 +2772,7 @@ type LiftQuarantineResponse struct {
 
 func (x *LiftQuarantineResponse) Reset() {
 	*x = LiftQuarantineResponse{}
-	mi := &file_bulkhead_v1_controller_proto_msgTypes[40]
+	mi := &file_bulkhead_v1_controller_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2704,7 +2784,7 @@ func (x *LiftQuarantineResponse) String() string {
 func (*LiftQuarantineResponse) ProtoMessage() {}
 
 func (x *LiftQuarantineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bulkhead_v1_controller_proto_msgTypes[40]
+	mi := &file_bulkhead_v1_controller_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2717,7 +2797,7 @@ func (x *LiftQuarantineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LiftQuarantineResponse.ProtoReflect.Descriptor instead.
 func (*LiftQuarantineResponse) Descriptor() ([]byte, []int) {
-	return file_bulkhead_v1_controller_proto_rawDescGZIP(), []int{40}
+	return file_bulkhead_v1_controller_proto_rawDescGZIP(), []int{42}
 }
 
 type Quarantine struct {
@@ -2734,7 +2814,7 @@ type Quarantine struct {
 
 func (x *Quarantine) Reset() {
 	*x = Quarantine{}
-	mi := &file_bulkhead_v1_controller_proto_msgTypes[41]
+	mi := &file_bulkhead_v1_controller_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2746,7 +2826,7 @@ func (x *Quarantine) String() string {
 func (*Quarantine) ProtoMessage() {}
 
 func (x *Quarantine) ProtoReflect() protoreflect.Message {
-	mi := &file_bulkhead_v1_controller_proto_msgTypes[41]
+	mi := &file_bulkhead_v1_controller_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2759,7 +2839,7 @@ func (x *Quarantine) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Quarantine.ProtoReflect.Descriptor instead.
 func (*Quarantine) Descriptor() ([]byte, []int) {
-	return file_bulkhead_v1_controller_proto_rawDescGZIP(), []int{41}
+	return file_bulkhead_v1_controller_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *Quarantine) GetWorkload() string {
@@ -2812,7 +2892,7 @@ type ListQuarantinesRequest struct {
 
 func (x *ListQuarantinesRequest) Reset() {
 	*x = ListQuarantinesRequest{}
-	mi := &file_bulkhead_v1_controller_proto_msgTypes[42]
+	mi := &file_bulkhead_v1_controller_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2824,7 +2904,7 @@ func (x *ListQuarantinesRequest) String() string {
 func (*ListQuarantinesRequest) ProtoMessage() {}
 
 func (x *ListQuarantinesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bulkhead_v1_controller_proto_msgTypes[42]
+	mi := &file_bulkhead_v1_controller_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2837,7 +2917,7 @@ func (x *ListQuarantinesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListQuarantinesRequest.ProtoReflect.Descriptor instead.
 func (*ListQuarantinesRequest) Descriptor() ([]byte, []int) {
-	return file_bulkhead_v1_controller_proto_rawDescGZIP(), []int{42}
+	return file_bulkhead_v1_controller_proto_rawDescGZIP(), []int{44}
 }
 
 type ListQuarantinesResponse struct {
@@ -2849,7 +2929,7 @@ type ListQuarantinesResponse struct {
 
 func (x *ListQuarantinesResponse) Reset() {
 	*x = ListQuarantinesResponse{}
-	mi := &file_bulkhead_v1_controller_proto_msgTypes[43]
+	mi := &file_bulkhead_v1_controller_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2861,7 +2941,7 @@ func (x *ListQuarantinesResponse) String() string {
 func (*ListQuarantinesResponse) ProtoMessage() {}
 
 func (x *ListQuarantinesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bulkhead_v1_controller_proto_msgTypes[43]
+	mi := &file_bulkhead_v1_controller_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2874,7 +2954,7 @@ func (x *ListQuarantinesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListQuarantinesResponse.ProtoReflect.Descriptor instead.
 func (*ListQuarantinesResponse) Descriptor() ([]byte, []int) {
-	return file_bulkhead_v1_controller_proto_rawDescGZIP(), []int{43}
+	return file_bulkhead_v1_controller_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *ListQuarantinesResponse) GetQuarantines() []*Quarantine {
@@ -2893,7 +2973,7 @@ type ListAuditRequest struct {
 
 func (x *ListAuditRequest) Reset() {
 	*x = ListAuditRequest{}
-	mi := &file_bulkhead_v1_controller_proto_msgTypes[44]
+	mi := &file_bulkhead_v1_controller_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2905,7 +2985,7 @@ func (x *ListAuditRequest) String() string {
 func (*ListAuditRequest) ProtoMessage() {}
 
 func (x *ListAuditRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bulkhead_v1_controller_proto_msgTypes[44]
+	mi := &file_bulkhead_v1_controller_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2918,7 +2998,7 @@ func (x *ListAuditRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAuditRequest.ProtoReflect.Descriptor instead.
 func (*ListAuditRequest) Descriptor() ([]byte, []int) {
-	return file_bulkhead_v1_controller_proto_rawDescGZIP(), []int{44}
+	return file_bulkhead_v1_controller_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *ListAuditRequest) GetLimit() uint32 {
@@ -2938,7 +3018,7 @@ type ListAuditResponse struct {
 
 func (x *ListAuditResponse) Reset() {
 	*x = ListAuditResponse{}
-	mi := &file_bulkhead_v1_controller_proto_msgTypes[45]
+	mi := &file_bulkhead_v1_controller_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2950,7 +3030,7 @@ func (x *ListAuditResponse) String() string {
 func (*ListAuditResponse) ProtoMessage() {}
 
 func (x *ListAuditResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bulkhead_v1_controller_proto_msgTypes[45]
+	mi := &file_bulkhead_v1_controller_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2963,7 +3043,7 @@ func (x *ListAuditResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAuditResponse.ProtoReflect.Descriptor instead.
 func (*ListAuditResponse) Descriptor() ([]byte, []int) {
-	return file_bulkhead_v1_controller_proto_rawDescGZIP(), []int{45}
+	return file_bulkhead_v1_controller_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *ListAuditResponse) GetEntries() []*AuditEntry {
@@ -2996,7 +3076,7 @@ type AuditEntry struct {
 
 func (x *AuditEntry) Reset() {
 	*x = AuditEntry{}
-	mi := &file_bulkhead_v1_controller_proto_msgTypes[46]
+	mi := &file_bulkhead_v1_controller_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3008,7 +3088,7 @@ func (x *AuditEntry) String() string {
 func (*AuditEntry) ProtoMessage() {}
 
 func (x *AuditEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_bulkhead_v1_controller_proto_msgTypes[46]
+	mi := &file_bulkhead_v1_controller_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3021,7 +3101,7 @@ func (x *AuditEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuditEntry.ProtoReflect.Descriptor instead.
 func (*AuditEntry) Descriptor() ([]byte, []int) {
-	return file_bulkhead_v1_controller_proto_rawDescGZIP(), []int{46}
+	return file_bulkhead_v1_controller_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *AuditEntry) GetNumber() uint64 {
@@ -3205,7 +3285,10 @@ const file_bulkhead_v1_controller_proto_rawDesc = "" +
 	"\x16certificate_expires_ms\x18\x12 \x01(\x03R\x14certificateExpiresMs\"(\n" +
 	"\x12RevokeAgentRequest\x12\x12\n" +
 	"\x04host\x18\x01 \x01(\tR\x04host\"\x15\n" +
-	"\x13RevokeAgentResponse\"*\n" +
+	"\x13RevokeAgentResponse\"'\n" +
+	"\x11AllowAgentRequest\x12\x12\n" +
+	"\x04host\x18\x01 \x01(\tR\x04host\"\x14\n" +
+	"\x12AllowAgentResponse\"*\n" +
 	"\x14GetHostPolicyRequest\x12\x12\n" +
 	"\x04host\x18\x01 \x01(\tR\x04host\"\\\n" +
 	"\x15GetHostPolicyResponse\x12/\n" +
@@ -3334,7 +3417,7 @@ const file_bulkhead_v1_controller_proto_rawDesc = "" +
 	"\asubject\x18\x05 \x01(\tR\asubject\x12\x16\n" +
 	"\x06detail\x18\x06 \x01(\tR\x06detail\x12\x16\n" +
 	"\x06denied\x18\a \x01(\bR\x06denied\x12\x12\n" +
-	"\x04hash\x18\b \x01(\tR\x04hash2\xac\v\n" +
+	"\x04hash\x18\b \x01(\tR\x04hash2\xfb\v\n" +
 	"\x11ControllerService\x12J\n" +
 	"\tGetStatus\x12\x1d.bulkhead.v1.GetStatusRequest\x1a\x1e.bulkhead.v1.GetStatusResponse\x12G\n" +
 	"\bGetWorld\x12\x1c.bulkhead.v1.GetWorldRequest\x1a\x1d.bulkhead.v1.GetWorldResponse\x12;\n" +
@@ -3345,7 +3428,9 @@ const file_bulkhead_v1_controller_proto_rawDesc = "" +
 	"\vGetRevision\x12\x1f.bulkhead.v1.GetRevisionRequest\x1a .bulkhead.v1.GetRevisionResponse\x12M\n" +
 	"\n" +
 	"ListAgents\x12\x1e.bulkhead.v1.ListAgentsRequest\x1a\x1f.bulkhead.v1.ListAgentsResponse\x12P\n" +
-	"\vRevokeAgent\x12\x1f.bulkhead.v1.RevokeAgentRequest\x1a .bulkhead.v1.RevokeAgentResponse\x12V\n" +
+	"\vRevokeAgent\x12\x1f.bulkhead.v1.RevokeAgentRequest\x1a .bulkhead.v1.RevokeAgentResponse\x12M\n" +
+	"\n" +
+	"AllowAgent\x12\x1e.bulkhead.v1.AllowAgentRequest\x1a\x1f.bulkhead.v1.AllowAgentResponse\x12V\n" +
 	"\rGetHostPolicy\x12!.bulkhead.v1.GetHostPolicyRequest\x1a\".bulkhead.v1.GetHostPolicyResponse\x12L\n" +
 	"\tListFlows\x12\x1d.bulkhead.v1.ListFlowsRequest\x1a\x1e.bulkhead.v1.ListFlowsResponse0\x01\x12P\n" +
 	"\vCreateToken\x12\x1f.bulkhead.v1.CreateTokenRequest\x1a .bulkhead.v1.CreateTokenResponse\x12M\n" +
@@ -3369,7 +3454,7 @@ func file_bulkhead_v1_controller_proto_rawDescGZIP() []byte {
 	return file_bulkhead_v1_controller_proto_rawDescData
 }
 
-var file_bulkhead_v1_controller_proto_msgTypes = make([]protoimpl.MessageInfo, 52)
+var file_bulkhead_v1_controller_proto_msgTypes = make([]protoimpl.MessageInfo, 54)
 var file_bulkhead_v1_controller_proto_goTypes = []any{
 	(*GetStatusRequest)(nil),        // 0: bulkhead.v1.GetStatusRequest
 	(*GetStatusResponse)(nil),       // 1: bulkhead.v1.GetStatusResponse
@@ -3395,46 +3480,48 @@ var file_bulkhead_v1_controller_proto_goTypes = []any{
 	(*Agent)(nil),                   // 21: bulkhead.v1.Agent
 	(*RevokeAgentRequest)(nil),      // 22: bulkhead.v1.RevokeAgentRequest
 	(*RevokeAgentResponse)(nil),     // 23: bulkhead.v1.RevokeAgentResponse
-	(*GetHostPolicyRequest)(nil),    // 24: bulkhead.v1.GetHostPolicyRequest
-	(*GetHostPolicyResponse)(nil),   // 25: bulkhead.v1.GetHostPolicyResponse
-	(*ListFlowsRequest)(nil),        // 26: bulkhead.v1.ListFlowsRequest
-	(*ListFlowsResponse)(nil),       // 27: bulkhead.v1.ListFlowsResponse
-	(*Edge)(nil),                    // 28: bulkhead.v1.Edge
-	(*EdgeEnd)(nil),                 // 29: bulkhead.v1.EdgeEnd
-	(*CreateTokenRequest)(nil),      // 30: bulkhead.v1.CreateTokenRequest
-	(*CreateTokenResponse)(nil),     // 31: bulkhead.v1.CreateTokenResponse
-	(*Token)(nil),                   // 32: bulkhead.v1.Token
-	(*ListTokensRequest)(nil),       // 33: bulkhead.v1.ListTokensRequest
-	(*ListTokensResponse)(nil),      // 34: bulkhead.v1.ListTokensResponse
-	(*RevokeTokenRequest)(nil),      // 35: bulkhead.v1.RevokeTokenRequest
-	(*RevokeTokenResponse)(nil),     // 36: bulkhead.v1.RevokeTokenResponse
-	(*SetQuarantineRequest)(nil),    // 37: bulkhead.v1.SetQuarantineRequest
-	(*SetQuarantineResponse)(nil),   // 38: bulkhead.v1.SetQuarantineResponse
-	(*LiftQuarantineRequest)(nil),   // 39: bulkhead.v1.LiftQuarantineRequest
-	(*LiftQuarantineResponse)(nil),  // 40: bulkhead.v1.LiftQuarantineResponse
-	(*Quarantine)(nil),              // 41: bulkhead.v1.Quarantine
-	(*ListQuarantinesRequest)(nil),  // 42: bulkhead.v1.ListQuarantinesRequest
-	(*ListQuarantinesResponse)(nil), // 43: bulkhead.v1.ListQuarantinesResponse
-	(*ListAuditRequest)(nil),        // 44: bulkhead.v1.ListAuditRequest
-	(*ListAuditResponse)(nil),       // 45: bulkhead.v1.ListAuditResponse
-	(*AuditEntry)(nil),              // 46: bulkhead.v1.AuditEntry
-	nil,                             // 47: bulkhead.v1.Instance.LabelsEntry
-	nil,                             // 48: bulkhead.v1.Edge.FromLabelsEntry
-	nil,                             // 49: bulkhead.v1.Edge.ToLabelsEntry
-	nil,                             // 50: bulkhead.v1.CreateTokenRequest.LabelsEntry
-	nil,                             // 51: bulkhead.v1.Token.LabelsEntry
-	(QuarantineLevel)(0),            // 52: bulkhead.v1.QuarantineLevel
-	(Direction)(0),                  // 53: bulkhead.v1.Direction
-	(*HostPolicy)(nil),              // 54: bulkhead.v1.HostPolicy
-	(Verdict)(0),                    // 55: bulkhead.v1.Verdict
+	(*AllowAgentRequest)(nil),       // 24: bulkhead.v1.AllowAgentRequest
+	(*AllowAgentResponse)(nil),      // 25: bulkhead.v1.AllowAgentResponse
+	(*GetHostPolicyRequest)(nil),    // 26: bulkhead.v1.GetHostPolicyRequest
+	(*GetHostPolicyResponse)(nil),   // 27: bulkhead.v1.GetHostPolicyResponse
+	(*ListFlowsRequest)(nil),        // 28: bulkhead.v1.ListFlowsRequest
+	(*ListFlowsResponse)(nil),       // 29: bulkhead.v1.ListFlowsResponse
+	(*Edge)(nil),                    // 30: bulkhead.v1.Edge
+	(*EdgeEnd)(nil),                 // 31: bulkhead.v1.EdgeEnd
+	(*CreateTokenRequest)(nil),      // 32: bulkhead.v1.CreateTokenRequest
+	(*CreateTokenResponse)(nil),     // 33: bulkhead.v1.CreateTokenResponse
+	(*Token)(nil),                   // 34: bulkhead.v1.Token
+	(*ListTokensRequest)(nil),       // 35: bulkhead.v1.ListTokensRequest
+	(*ListTokensResponse)(nil),      // 36: bulkhead.v1.ListTokensResponse
+	(*RevokeTokenRequest)(nil),      // 37: bulkhead.v1.RevokeTokenRequest
+	(*RevokeTokenResponse)(nil),     // 38: bulkhead.v1.RevokeTokenResponse
+	(*SetQuarantineRequest)(nil),    // 39: bulkhead.v1.SetQuarantineRequest
+	(*SetQuarantineResponse)(nil),   // 40: bulkhead.v1.SetQuarantineResponse
+	(*LiftQuarantineRequest)(nil),   // 41: bulkhead.v1.LiftQuarantineRequest
+	(*LiftQuarantineResponse)(nil),  // 42: bulkhead.v1.LiftQuarantineResponse
+	(*Quarantine)(nil),              // 43: bulkhead.v1.Quarantine
+	(*ListQuarantinesRequest)(nil),  // 44: bulkhead.v1.ListQuarantinesRequest
+	(*ListQuarantinesResponse)(nil), // 45: bulkhead.v1.ListQuarantinesResponse
+	(*ListAuditRequest)(nil),        // 46: bulkhead.v1.ListAuditRequest
+	(*ListAuditResponse)(nil),       // 47: bulkhead.v1.ListAuditResponse
+	(*AuditEntry)(nil),              // 48: bulkhead.v1.AuditEntry
+	nil,                             // 49: bulkhead.v1.Instance.LabelsEntry
+	nil,                             // 50: bulkhead.v1.Edge.FromLabelsEntry
+	nil,                             // 51: bulkhead.v1.Edge.ToLabelsEntry
+	nil,                             // 52: bulkhead.v1.CreateTokenRequest.LabelsEntry
+	nil,                             // 53: bulkhead.v1.Token.LabelsEntry
+	(QuarantineLevel)(0),            // 54: bulkhead.v1.QuarantineLevel
+	(Direction)(0),                  // 55: bulkhead.v1.Direction
+	(*HostPolicy)(nil),              // 56: bulkhead.v1.HostPolicy
+	(Verdict)(0),                    // 57: bulkhead.v1.Verdict
 }
 var file_bulkhead_v1_controller_proto_depIdxs = []int32{
 	5,  // 0: bulkhead.v1.GetWorldResponse.instances:type_name -> bulkhead.v1.Instance
-	47, // 1: bulkhead.v1.Instance.labels:type_name -> bulkhead.v1.Instance.LabelsEntry
-	52, // 2: bulkhead.v1.Instance.quarantine:type_name -> bulkhead.v1.QuarantineLevel
+	49, // 1: bulkhead.v1.Instance.labels:type_name -> bulkhead.v1.Instance.LabelsEntry
+	54, // 2: bulkhead.v1.Instance.quarantine:type_name -> bulkhead.v1.QuarantineLevel
 	6,  // 3: bulkhead.v1.Instance.in_use:type_name -> bulkhead.v1.InUse
 	7,  // 4: bulkhead.v1.Instance.listening:type_name -> bulkhead.v1.Listening
-	53, // 5: bulkhead.v1.InUse.direction:type_name -> bulkhead.v1.Direction
+	55, // 5: bulkhead.v1.InUse.direction:type_name -> bulkhead.v1.Direction
 	2,  // 6: bulkhead.v1.PlanRequest.files:type_name -> bulkhead.v1.File
 	9,  // 7: bulkhead.v1.PlanRequest.remove:type_name -> bulkhead.v1.DocumentRef
 	2,  // 8: bulkhead.v1.ApplyRequest.files:type_name -> bulkhead.v1.File
@@ -3442,22 +3529,22 @@ var file_bulkhead_v1_controller_proto_depIdxs = []int32{
 	14, // 10: bulkhead.v1.ListRevisionsResponse.revisions:type_name -> bulkhead.v1.Revision
 	14, // 11: bulkhead.v1.GetRevisionResponse.revision:type_name -> bulkhead.v1.Revision
 	21, // 12: bulkhead.v1.ListAgentsResponse.agents:type_name -> bulkhead.v1.Agent
-	54, // 13: bulkhead.v1.GetHostPolicyResponse.policy:type_name -> bulkhead.v1.HostPolicy
-	55, // 14: bulkhead.v1.ListFlowsRequest.verdicts:type_name -> bulkhead.v1.Verdict
-	28, // 15: bulkhead.v1.ListFlowsResponse.edges:type_name -> bulkhead.v1.Edge
-	48, // 16: bulkhead.v1.Edge.from_labels:type_name -> bulkhead.v1.Edge.FromLabelsEntry
-	49, // 17: bulkhead.v1.Edge.to_labels:type_name -> bulkhead.v1.Edge.ToLabelsEntry
-	55, // 18: bulkhead.v1.Edge.verdict:type_name -> bulkhead.v1.Verdict
-	29, // 19: bulkhead.v1.Edge.egress:type_name -> bulkhead.v1.EdgeEnd
-	29, // 20: bulkhead.v1.Edge.ingress:type_name -> bulkhead.v1.EdgeEnd
-	55, // 21: bulkhead.v1.EdgeEnd.verdict:type_name -> bulkhead.v1.Verdict
-	50, // 22: bulkhead.v1.CreateTokenRequest.labels:type_name -> bulkhead.v1.CreateTokenRequest.LabelsEntry
-	51, // 23: bulkhead.v1.Token.labels:type_name -> bulkhead.v1.Token.LabelsEntry
-	32, // 24: bulkhead.v1.ListTokensResponse.tokens:type_name -> bulkhead.v1.Token
-	52, // 25: bulkhead.v1.SetQuarantineRequest.level:type_name -> bulkhead.v1.QuarantineLevel
-	52, // 26: bulkhead.v1.Quarantine.level:type_name -> bulkhead.v1.QuarantineLevel
-	41, // 27: bulkhead.v1.ListQuarantinesResponse.quarantines:type_name -> bulkhead.v1.Quarantine
-	46, // 28: bulkhead.v1.ListAuditResponse.entries:type_name -> bulkhead.v1.AuditEntry
+	56, // 13: bulkhead.v1.GetHostPolicyResponse.policy:type_name -> bulkhead.v1.HostPolicy
+	57, // 14: bulkhead.v1.ListFlowsRequest.verdicts:type_name -> bulkhead.v1.Verdict
+	30, // 15: bulkhead.v1.ListFlowsResponse.edges:type_name -> bulkhead.v1.Edge
+	50, // 16: bulkhead.v1.Edge.from_labels:type_name -> bulkhead.v1.Edge.FromLabelsEntry
+	51, // 17: bulkhead.v1.Edge.to_labels:type_name -> bulkhead.v1.Edge.ToLabelsEntry
+	57, // 18: bulkhead.v1.Edge.verdict:type_name -> bulkhead.v1.Verdict
+	31, // 19: bulkhead.v1.Edge.egress:type_name -> bulkhead.v1.EdgeEnd
+	31, // 20: bulkhead.v1.Edge.ingress:type_name -> bulkhead.v1.EdgeEnd
+	57, // 21: bulkhead.v1.EdgeEnd.verdict:type_name -> bulkhead.v1.Verdict
+	52, // 22: bulkhead.v1.CreateTokenRequest.labels:type_name -> bulkhead.v1.CreateTokenRequest.LabelsEntry
+	53, // 23: bulkhead.v1.Token.labels:type_name -> bulkhead.v1.Token.LabelsEntry
+	34, // 24: bulkhead.v1.ListTokensResponse.tokens:type_name -> bulkhead.v1.Token
+	54, // 25: bulkhead.v1.SetQuarantineRequest.level:type_name -> bulkhead.v1.QuarantineLevel
+	54, // 26: bulkhead.v1.Quarantine.level:type_name -> bulkhead.v1.QuarantineLevel
+	43, // 27: bulkhead.v1.ListQuarantinesResponse.quarantines:type_name -> bulkhead.v1.Quarantine
+	48, // 28: bulkhead.v1.ListAuditResponse.entries:type_name -> bulkhead.v1.AuditEntry
 	0,  // 29: bulkhead.v1.ControllerService.GetStatus:input_type -> bulkhead.v1.GetStatusRequest
 	3,  // 30: bulkhead.v1.ControllerService.GetWorld:input_type -> bulkhead.v1.GetWorldRequest
 	8,  // 31: bulkhead.v1.ControllerService.Plan:input_type -> bulkhead.v1.PlanRequest
@@ -3467,35 +3554,37 @@ var file_bulkhead_v1_controller_proto_depIdxs = []int32{
 	17, // 35: bulkhead.v1.ControllerService.GetRevision:input_type -> bulkhead.v1.GetRevisionRequest
 	19, // 36: bulkhead.v1.ControllerService.ListAgents:input_type -> bulkhead.v1.ListAgentsRequest
 	22, // 37: bulkhead.v1.ControllerService.RevokeAgent:input_type -> bulkhead.v1.RevokeAgentRequest
-	24, // 38: bulkhead.v1.ControllerService.GetHostPolicy:input_type -> bulkhead.v1.GetHostPolicyRequest
-	26, // 39: bulkhead.v1.ControllerService.ListFlows:input_type -> bulkhead.v1.ListFlowsRequest
-	30, // 40: bulkhead.v1.ControllerService.CreateToken:input_type -> bulkhead.v1.CreateTokenRequest
-	33, // 41: bulkhead.v1.ControllerService.ListTokens:input_type -> bulkhead.v1.ListTokensRequest
-	35, // 42: bulkhead.v1.ControllerService.RevokeToken:input_type -> bulkhead.v1.RevokeTokenRequest
-	37, // 43: bulkhead.v1.ControllerService.SetQuarantine:input_type -> bulkhead.v1.SetQuarantineRequest
-	39, // 44: bulkhead.v1.ControllerService.LiftQuarantine:input_type -> bulkhead.v1.LiftQuarantineRequest
-	42, // 45: bulkhead.v1.ControllerService.ListQuarantines:input_type -> bulkhead.v1.ListQuarantinesRequest
-	44, // 46: bulkhead.v1.ControllerService.ListAudit:input_type -> bulkhead.v1.ListAuditRequest
-	1,  // 47: bulkhead.v1.ControllerService.GetStatus:output_type -> bulkhead.v1.GetStatusResponse
-	4,  // 48: bulkhead.v1.ControllerService.GetWorld:output_type -> bulkhead.v1.GetWorldResponse
-	10, // 49: bulkhead.v1.ControllerService.Plan:output_type -> bulkhead.v1.PlanResponse
-	12, // 50: bulkhead.v1.ControllerService.Apply:output_type -> bulkhead.v1.ApplyResponse
-	12, // 51: bulkhead.v1.ControllerService.Rollback:output_type -> bulkhead.v1.ApplyResponse
-	16, // 52: bulkhead.v1.ControllerService.ListRevisions:output_type -> bulkhead.v1.ListRevisionsResponse
-	18, // 53: bulkhead.v1.ControllerService.GetRevision:output_type -> bulkhead.v1.GetRevisionResponse
-	20, // 54: bulkhead.v1.ControllerService.ListAgents:output_type -> bulkhead.v1.ListAgentsResponse
-	23, // 55: bulkhead.v1.ControllerService.RevokeAgent:output_type -> bulkhead.v1.RevokeAgentResponse
-	25, // 56: bulkhead.v1.ControllerService.GetHostPolicy:output_type -> bulkhead.v1.GetHostPolicyResponse
-	27, // 57: bulkhead.v1.ControllerService.ListFlows:output_type -> bulkhead.v1.ListFlowsResponse
-	31, // 58: bulkhead.v1.ControllerService.CreateToken:output_type -> bulkhead.v1.CreateTokenResponse
-	34, // 59: bulkhead.v1.ControllerService.ListTokens:output_type -> bulkhead.v1.ListTokensResponse
-	36, // 60: bulkhead.v1.ControllerService.RevokeToken:output_type -> bulkhead.v1.RevokeTokenResponse
-	38, // 61: bulkhead.v1.ControllerService.SetQuarantine:output_type -> bulkhead.v1.SetQuarantineResponse
-	40, // 62: bulkhead.v1.ControllerService.LiftQuarantine:output_type -> bulkhead.v1.LiftQuarantineResponse
-	43, // 63: bulkhead.v1.ControllerService.ListQuarantines:output_type -> bulkhead.v1.ListQuarantinesResponse
-	45, // 64: bulkhead.v1.ControllerService.ListAudit:output_type -> bulkhead.v1.ListAuditResponse
-	47, // [47:65] is the sub-list for method output_type
-	29, // [29:47] is the sub-list for method input_type
+	24, // 38: bulkhead.v1.ControllerService.AllowAgent:input_type -> bulkhead.v1.AllowAgentRequest
+	26, // 39: bulkhead.v1.ControllerService.GetHostPolicy:input_type -> bulkhead.v1.GetHostPolicyRequest
+	28, // 40: bulkhead.v1.ControllerService.ListFlows:input_type -> bulkhead.v1.ListFlowsRequest
+	32, // 41: bulkhead.v1.ControllerService.CreateToken:input_type -> bulkhead.v1.CreateTokenRequest
+	35, // 42: bulkhead.v1.ControllerService.ListTokens:input_type -> bulkhead.v1.ListTokensRequest
+	37, // 43: bulkhead.v1.ControllerService.RevokeToken:input_type -> bulkhead.v1.RevokeTokenRequest
+	39, // 44: bulkhead.v1.ControllerService.SetQuarantine:input_type -> bulkhead.v1.SetQuarantineRequest
+	41, // 45: bulkhead.v1.ControllerService.LiftQuarantine:input_type -> bulkhead.v1.LiftQuarantineRequest
+	44, // 46: bulkhead.v1.ControllerService.ListQuarantines:input_type -> bulkhead.v1.ListQuarantinesRequest
+	46, // 47: bulkhead.v1.ControllerService.ListAudit:input_type -> bulkhead.v1.ListAuditRequest
+	1,  // 48: bulkhead.v1.ControllerService.GetStatus:output_type -> bulkhead.v1.GetStatusResponse
+	4,  // 49: bulkhead.v1.ControllerService.GetWorld:output_type -> bulkhead.v1.GetWorldResponse
+	10, // 50: bulkhead.v1.ControllerService.Plan:output_type -> bulkhead.v1.PlanResponse
+	12, // 51: bulkhead.v1.ControllerService.Apply:output_type -> bulkhead.v1.ApplyResponse
+	12, // 52: bulkhead.v1.ControllerService.Rollback:output_type -> bulkhead.v1.ApplyResponse
+	16, // 53: bulkhead.v1.ControllerService.ListRevisions:output_type -> bulkhead.v1.ListRevisionsResponse
+	18, // 54: bulkhead.v1.ControllerService.GetRevision:output_type -> bulkhead.v1.GetRevisionResponse
+	20, // 55: bulkhead.v1.ControllerService.ListAgents:output_type -> bulkhead.v1.ListAgentsResponse
+	23, // 56: bulkhead.v1.ControllerService.RevokeAgent:output_type -> bulkhead.v1.RevokeAgentResponse
+	25, // 57: bulkhead.v1.ControllerService.AllowAgent:output_type -> bulkhead.v1.AllowAgentResponse
+	27, // 58: bulkhead.v1.ControllerService.GetHostPolicy:output_type -> bulkhead.v1.GetHostPolicyResponse
+	29, // 59: bulkhead.v1.ControllerService.ListFlows:output_type -> bulkhead.v1.ListFlowsResponse
+	33, // 60: bulkhead.v1.ControllerService.CreateToken:output_type -> bulkhead.v1.CreateTokenResponse
+	36, // 61: bulkhead.v1.ControllerService.ListTokens:output_type -> bulkhead.v1.ListTokensResponse
+	38, // 62: bulkhead.v1.ControllerService.RevokeToken:output_type -> bulkhead.v1.RevokeTokenResponse
+	40, // 63: bulkhead.v1.ControllerService.SetQuarantine:output_type -> bulkhead.v1.SetQuarantineResponse
+	42, // 64: bulkhead.v1.ControllerService.LiftQuarantine:output_type -> bulkhead.v1.LiftQuarantineResponse
+	45, // 65: bulkhead.v1.ControllerService.ListQuarantines:output_type -> bulkhead.v1.ListQuarantinesResponse
+	47, // 66: bulkhead.v1.ControllerService.ListAudit:output_type -> bulkhead.v1.ListAuditResponse
+	48, // [48:67] is the sub-list for method output_type
+	29, // [29:48] is the sub-list for method input_type
 	29, // [29:29] is the sub-list for extension type_name
 	29, // [29:29] is the sub-list for extension extendee
 	0,  // [0:29] is the sub-list for field type_name
@@ -3513,7 +3602,7 @@ func file_bulkhead_v1_controller_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_bulkhead_v1_controller_proto_rawDesc), len(file_bulkhead_v1_controller_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   52,
+			NumMessages:   54,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

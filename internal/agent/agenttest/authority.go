@@ -80,7 +80,7 @@ func (a *Authority) Server() tls.Certificate {
 	return tls.Certificate{Certificate: [][]byte{leaf.Raw, a.Cert.Raw}, PrivateKey: key, Leaf: leaf}
 }
 
-// Agent returns a certificate for the key of an agent, valid from now on for ttl.
+// Agent returns a certificate for the key of an agent, valid from now on for ttl. Its serial number is the time.
 func (a *Authority) Agent(host string, public *ecdsa.PublicKey, ttl time.Duration) *x509.Certificate {
 	a.t.Helper()
 	template := &x509.Certificate{

@@ -28,6 +28,7 @@ import (
 type Controller struct {
 	Authority *Authority
 	TTL       time.Duration // of agents' certificates; default one hour
+	Grace     time.Duration // for how long an expired one may be renewed; default none
 	HideCA    bool          // do not show the CA in TLS
 
 	Addr string // address:port; set by Start, kept over Stop and Start
@@ -39,6 +40,7 @@ type Controller struct {
 	mu       sync.Mutex
 	tokens   map[string]*token
 	revoked  map[string]bool
+	void     map[string]int64 // by host: the serial number up to which certificates were revoked
 	holdAcks bool
 	deaf     chan struct{} // not nil: the controller reads nothing from its streams until it is closed
 	policy   *hostpolicy.Policy
@@ -80,6 +82,7 @@ func New(t testing.TB) *Controller {
 		t:         t,
 		tokens:    map[string]*token{},
 		revoked:   map[string]bool{},
+		void:      map[string]int64{},
 		history:   map[hostpolicy.Hash]*hostpolicy.Policy{},
 		changed:   make(chan struct{}),
 		flows:     map[string]uint64{},
@@ -117,8 +120,22 @@ func (c *Controller) Start() *Controller {
 		Protocols: protocols,
 		TLSConfig: &tls.Config{
 			Certificates: []tls.Certificate{cert},
-			ClientAuth:   tls.VerifyClientCertIfGiven,
-			ClientCAs:    pool,
+			ClientAuth:   tls.RequestClientCert,
+			// Whether a certificate has expired is looked at where it is known what it is for.
+			VerifyConnection: func(s tls.ConnectionState) error {
+				if len(s.PeerCertificates) == 0 {
+					return nil
+				}
+				leaf := s.PeerCertificates[0]
+				at := time.Now()
+				if at.After(leaf.NotAfter) {
+					at = leaf.NotAfter
+				}
+				_, err := leaf.Verify(x509.VerifyOptions{
+					Roots: pool, CurrentTime: at, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
+				})
+				return err
+			},
 		},
 	}
 	c.done = make(chan struct{})
@@ -155,12 +172,19 @@ func (c *Controller) Token(id, host string, uses int, ttl time.Duration) string 
 	return t.Text()
 }
 
-// Revoke refuses the host's certificates from now on and ends its streams.
+// Revoke refuses the host's certificates and its enrolment from now on, and ends its streams.
 func (c *Controller) Revoke(host string) {
 	c.mu.Lock()
-	c.revoked[host] = true
+	c.revoked[host], c.void[host] = true, time.Now().UnixNano()
 	c.mu.Unlock()
 	c.notify()
+}
+
+// Allow lets a revoked host enrol again. Its certificates stay worthless.
+func (c *Controller) Allow(host string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.revoked, host)
 }
 
 // Enroll implements the service.
@@ -179,6 +203,8 @@ func (c *Controller) Enroll(_ context.Context, req *pb.EnrollRequest) (*pb.Enrol
 		return nil, connect.NewError(connect.CodePermissionDenied, "the token is used up")
 	case time.Now().After(known.expires):
 		return nil, connect.NewError(connect.CodePermissionDenied, "the token has expired")
+	case c.revoked[req.GetHost()]:
+		return nil, connect.NewError(connect.CodePermissionDenied, "host "+req.GetHost()+" has been revoked")
 	case known.host != "" && known.host != req.GetHost():
 		return nil, connect.NewError(connect.CodePermissionDenied, "the token is for host "+known.host)
 	}
@@ -187,7 +213,6 @@ func (c *Controller) Enroll(_ context.Context, req *pb.EnrollRequest) (*pb.Enrol
 		return nil, err
 	}
 	known.uses--
-	delete(c.revoked, req.GetHost())
 	return &pb.EnrollResponse{
 		Host: req.GetHost(), Chain: [][]byte{leaf.Raw}, Roots: [][]byte{c.Authority.Cert.Raw},
 		NotAfterMs: leaf.NotAfter.UnixMilli(),
@@ -206,20 +231,23 @@ func (c *Controller) certify(host string, der []byte) (*x509.Certificate, error)
 	return c.Authority.Agent(host, key, c.TTL), nil
 }
 
-// peer returns the host and the serial number of the client's certificate.
-func (c *Controller) peer(ctx context.Context) (host, serial string, err error) {
+// peer returns the host and the serial number of the client's certificate, which may have expired up to grace ago.
+func (c *Controller) peer(ctx context.Context, grace time.Duration) (host, serial string, err error) {
 	info, ok := connecthttp.ServerInfoForContext(ctx)
 	if !ok || info.TLS() == nil || len(info.TLS().PeerCertificates) == 0 {
 		return "", "", connect.NewError(connect.CodeUnauthenticated, "no client certificate")
 	}
 	leaf := info.TLS().PeerCertificates[0]
+	if time.Since(leaf.NotAfter) > grace {
+		return "", "", connect.NewError(connect.CodeUnauthenticated, "the certificate expired")
+	}
 	if len(leaf.URIs) != 1 {
 		return "", "", connect.NewError(connect.CodeUnauthenticated, "the certificate names no agent")
 	}
 	host = strings.TrimPrefix(leaf.URIs[0].Path, "/agent/")
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.revoked[host] {
+	if c.revoked[host] || leaf.SerialNumber.Int64() <= c.void[host] {
 		return "", "", connect.NewError(connect.CodePermissionDenied, "the agent of host "+host+" has been revoked")
 	}
 	return host, leaf.SerialNumber.String(), nil
@@ -227,7 +255,7 @@ func (c *Controller) peer(ctx context.Context) (host, serial string, err error) 
 
 // Renew implements the service.
 func (c *Controller) Renew(ctx context.Context, req *pb.RenewRequest) (*pb.RenewResponse, error) {
-	host, _, err := c.peer(ctx)
+	host, _, err := c.peer(ctx, c.Grace)
 	if err != nil {
 		return nil, err
 	}

@@ -86,7 +86,7 @@ func delta(old, new *hostpolicy.Policy) *pb.ControllerMessage {
 
 // Connect implements the service.
 func (c *Controller) Connect(ctx context.Context, stream bulkheadv1connect.AgentServiceConnectServerStream) error {
-	host, serial, err := c.peer(ctx)
+	host, serial, err := c.peer(ctx, 0)
 	if err != nil {
 		return err
 	}

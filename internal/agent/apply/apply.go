@@ -7,6 +7,7 @@
 package apply
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -14,7 +15,9 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
 
+	"bulkhead/internal/agent/durable"
 	"bulkhead/internal/agent/inventory"
 	"bulkhead/internal/core/hostpolicy"
 	"bulkhead/internal/core/model"
@@ -30,8 +33,9 @@ type Applied struct {
 
 // Config says where things are kept and for whom policy is taken.
 type Config struct {
-	Host string // policy of another host is refused
-	Dir  string // holds policy.state and isolated.json
+	Host string        // policy of another host is refused
+	Dir  string        // holds policy.state and isolated.json
+	Keep time.Duration // before what could not be kept on disk is tried again; default 5 s
 }
 
 // Applier owns the dataplane's writing side. Its methods may be called from several goroutines.
@@ -50,10 +54,13 @@ type Applier struct {
 	loaded *hostpolicy.Policy // read from disk and not yet in force
 
 	disk sync.Mutex // orders writing; taken before mu is let go of, so that the newest is written last
+	// What is in force and could not be kept on disk. Guarded by disk.
+	policyStale, isolatedStale bool
 }
 
 // New returns an applier that has applied nothing.
 func New(cfg Config, dp dataplane.Dataplane, log *slog.Logger, report func(key, text string)) *Applier {
+	cfg.Keep = cmp.Or(cfg.Keep, 5*time.Second)
 	return &Applier{cfg: cfg, dp: dp, log: log, report: report}
 }
 
@@ -127,17 +134,53 @@ func (a *Applier) Set(ctx context.Context, p *hostpolicy.Policy) (dataplane.Appl
 	a.mu.Unlock() // nobody who isolates waits for the disk
 	a.report(problemApply, "")
 	a.report(problemState, "")
-	if before != nil && before.Hash == now.Hash && before.Policy.Revision == p.Revision {
+	if before != nil && before.Hash == now.Hash && before.Policy.Revision == p.Revision && !a.policyStale {
 		return stats, nil // it is on disk already
 	}
-	if err := save(a.cfg.Dir, p); err != nil {
-		// It is in force all the same; only a restart would miss it.
-		a.log.Error("policy is in force but not on disk", "error", err)
-		a.report(problemStore, fmt.Sprintf("revision %d is in force but could not be kept on disk: %v", p.Revision, err))
-		return stats, nil
-	}
-	a.report(problemStore, "")
+	a.savePolicy(p)
 	return stats, nil
+}
+
+// savePolicy puts the policy on disk. It is in force also where that fails; only a restart would miss it. The caller
+// holds disk.
+func (a *Applier) savePolicy(p *hostpolicy.Policy) {
+	if err := save(a.cfg.Dir, p); err != nil {
+		a.policyStale = true
+		a.log.Error("policy is in force but not on disk", "revision", p.Revision, "error", err)
+		a.report(problemStore, fmt.Sprintf("revision %d is in force but could not be kept on disk: %v", p.Revision, err))
+		return
+	}
+	a.policyStale = false
+	a.report(problemStore, "")
+}
+
+// Run tries again to keep on disk what could not be kept when it came in force, until ctx ends: a disk that was full
+// may have room by now.
+func (a *Applier) Run(ctx context.Context) error {
+	ticker := time.NewTicker(a.cfg.Keep)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-ticker.C:
+			a.catchUp()
+		}
+	}
+}
+
+func (a *Applier) catchUp() {
+	a.mu.Lock()
+	now := a.current.Load()
+	a.disk.Lock()
+	defer a.disk.Unlock()
+	a.mu.Unlock()
+	if a.policyStale && now != nil {
+		a.savePolicy(now.Policy)
+	}
+	if a.isolatedStale {
+		a.saveIsolated(durable.WriteFile)
+	}
 }
 
 // SetUnits says which cgroups the units are now. The policy is applied again if that matters to it.

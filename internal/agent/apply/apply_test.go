@@ -2,6 +2,7 @@ package apply_test
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -13,12 +14,15 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/protobuf/proto"
+
 	"bulkhead/internal/agent/agenttest"
 	"bulkhead/internal/agent/apply"
 	"bulkhead/internal/agent/inventory"
 	"bulkhead/internal/agent/status"
 	"bulkhead/internal/core/hostpolicy"
 	"bulkhead/internal/dataplane"
+	"bulkhead/internal/wire"
 )
 
 type host struct {
@@ -127,6 +131,55 @@ func TestCorruptStateOpensNothing(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestStateOfAnotherVersion is about a policy that a newer agent has written: what an older one understands of it is
+// not what was meant.
+func TestStateOfAnotherVersion(t *testing.T) {
+	for name, data := range map[string][]byte{
+		"another format":   []byte("bulkhead policy 2\nwhatever that may be"),
+		"an unknown field": stateWith(t, agenttest.Policy(3), []byte{0xa2, 0x06, 1, 'x'}), // number 100
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			h := begin(t, dir)
+			h.set(t, agenttest.Policy(3))
+			path := filepath.Join(dir, "policy.state")
+			if err := os.WriteFile(path, data, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			again, err := start(t, dir, h.dp, nil)
+			if err == nil || !strings.Contains(err.Error(), "another version of the agent wrote it") {
+				t.Errorf("error %v", err)
+			}
+			if p := again.problems.List(); len(p) != 1 || !strings.Contains(p[0], "what the kernel enforces goes on") || h.dp.Applies() != 1 {
+				t.Errorf("problems %v, applied %d times", p, h.dp.Applies())
+			}
+			if aside, err := os.ReadFile(path + ".corrupt"); err != nil || string(aside) != string(data) {
+				t.Errorf("the file was not kept aside: %v", err)
+			}
+		})
+	}
+	// The same without the field is good, so that it is the field that counts.
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "policy.state"), stateWith(t, agenttest.Policy(3), nil), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if h, err := start(t, dir, agenttest.NewDataplane(), nil); err != nil || h.Current().Policy.Revision != 3 {
+		t.Errorf("a good state: %v", err)
+	}
+}
+
+// stateWith is a policy as it is on disk, with more bytes at its end.
+func stateWith(t *testing.T, p *hostpolicy.Policy, more []byte) []byte {
+	t.Helper()
+	body, err := proto.Marshal(wire.PolicyToProto(p))
+	if err != nil {
+		t.Fatal(err)
+	}
+	body = append(body, more...)
+	sum := sha256.Sum256(body)
+	return append(append([]byte("bulkhead policy 1\n"), sum[:]...), body...)
 }
 
 func TestStateOfAnotherHostIsNotEnforced(t *testing.T) {

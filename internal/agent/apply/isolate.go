@@ -184,6 +184,7 @@ func (a *Applier) saveIsolated(write func(path string, data []byte, mode os.File
 			err = write(path, data, 0o600)
 		}
 	}
+	a.isolatedStale = err != nil
 	if err != nil {
 		a.log.Error("isolation is in force but not on disk", "error", err)
 		a.report(isolatedFile, fmt.Sprintf("isolation is in force but could not be kept on disk: %v", err))

@@ -21,9 +21,13 @@ const (
 	stateFile   = "policy.state"
 	corruptFile = "policy.state.corrupt"
 	stateMagic  = "bulkhead policy 1\n"
+	anyMagic    = "bulkhead policy "
 )
 
-var errNoState = errors.New("no policy on disk")
+var (
+	errNoState      = errors.New("no policy on disk")
+	errOtherVersion = errors.New("another version of the agent wrote it, and this one does not know all that it holds")
+)
 
 func save(dir string, p *hostpolicy.Policy) error {
 	body, err := proto.Marshal(wire.PolicyToProto(p))
@@ -61,6 +65,9 @@ func load(dir string) (*hostpolicy.Policy, error) {
 
 func decode(data []byte) (*hostpolicy.Policy, error) {
 	rest, ok := bytes.CutPrefix(data, []byte(stateMagic))
+	if !ok && bytes.HasPrefix(data, []byte(anyMagic)) {
+		return nil, errOtherVersion
+	}
 	if !ok || len(rest) < sha256.Size {
 		return nil, errors.New("it is not a policy, or it was cut short")
 	}
@@ -72,5 +79,9 @@ func decode(data []byte) (*hostpolicy.Policy, error) {
 	if err := proto.Unmarshal(body, &m); err != nil {
 		return nil, err
 	}
-	return wire.PolicyFromProto(&m)
+	p, err := wire.PolicyFromProto(&m)
+	if err == nil && !proto.Equal(wire.PolicyToProto(p), &m) { // what is left out could be what denies
+		return nil, errOtherVersion
+	}
+	return p, err
 }

@@ -23,7 +23,8 @@ import (
 	"bulkhead/internal/version"
 )
 
-// Exit codes.
+// Exit codes. Of run, 1 says that it is worth to start it again, as the service manager does, and 3 that it is not
+// until somebody has put something right.
 const (
 	exitGood   = 0
 	exitNo     = 1
@@ -104,9 +105,18 @@ func Run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		return exitGood
 	}
 	if err := run(ctx, cfg, stderr); err != nil {
-		return fail(exitCannot, explain(err))
+		return fail(exitCode(err), explain(err))
 	}
 	return exitGood
+}
+
+// exitCode is that of run.
+func exitCode(err error) int {
+	var no *enroll.RefusedError
+	if errors.As(err, &no) || errors.Is(err, dataplane.ErrUnsupported) || errors.Is(err, inventory.ErrNoCgroup2) {
+		return exitCannot
+	}
+	return exitNo
 }
 
 // split takes the command off the arguments; without one it is run.

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"testing"
 
+	"bulkhead/internal/agent/durable"
 	"bulkhead/internal/agent/enroll"
 	"bulkhead/internal/agent/inventory"
 	"bulkhead/internal/agent/status"
@@ -136,6 +137,24 @@ func serve(t *testing.T, listener net.Listener, a status.Agent) {
 			t.Error(err)
 		}
 	})
+}
+
+// TestExitCode is about what the service manager does with an agent that has ended: see its unit.
+func TestExitCode(t *testing.T) {
+	for name, x := range map[string]struct {
+		err  error
+		want int
+	}{
+		"a token is needed": {fmt.Errorf("run: %w", &enroll.RefusedError{Why: "no token", Do: "make one"}), exitCannot},
+		"no eBPF":           {fmt.Errorf("open dataplane: %w", dataplane.ErrUnsupported), exitCannot},
+		"no cgroups":        {inventory.ErrNoCgroup2, exitCannot},
+		"something passing": {errors.New("read events: interrupted"), exitNo},
+		"another is there":  {fmt.Errorf("lock: %w", durable.ErrLocked), exitNo},
+	} {
+		if got := exitCode(x.err); got != x.want {
+			t.Errorf("%s: exit code %d, want %d", name, got, x.want)
+		}
+	}
 }
 
 func TestExplain(t *testing.T) {

@@ -91,7 +91,7 @@ func TestBudget(t *testing.T) {
 	server.kill()
 
 	before, start := processorTime(t, b.agent.cmd.Process.Pid), time.Now()
-	time.Sleep(5 * time.Second)
+	time.Sleep(10 * time.Second)
 	idle := (processorTime(t, b.agent.cmd.Process.Pid) - before).Seconds() / time.Since(start).Seconds()
 	full := memory(t, b.agent.cmd.Process.Pid)
 	t.Logf("resident: %s empty, %s with %d peers; idle: %.2f %% of a core", empty, full, peers, 100*idle)

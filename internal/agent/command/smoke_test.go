@@ -299,15 +299,17 @@ func (b *bench) waitLine(p *process, prefix string) {
 	for len(p.lines) > 0 {
 		<-p.lines
 	}
-	deadline := time.After(10 * time.Second)
+	deadline, last := time.After(10*time.Second), "nothing"
 	for {
 		select {
 		case line := <-p.lines:
 			if strings.HasPrefix(line, prefix) {
 				return
 			}
+			last = line
 		case <-deadline:
-			b.t.Fatalf("waited ten seconds for %q\nagent: %s\ncontroller: %s", prefix, b.agent.log, b.controller.log)
+			r, err := status.NewClient(filepath.Join(b.dir, "agent.sock")).Status(context.Background())
+			b.t.Fatalf("waited ten seconds for %q; it says %q\nagent: %+v %v\n%s\ncontroller: %s", prefix, last, r, err, b.agent.log, b.controller.log)
 		}
 	}
 }

@@ -75,6 +75,9 @@ var ErrLocked = errors.New("another agent is using this directory")
 func Lock(dir string) (*os.File, error) {
 	path := filepath.Join(dir, "lock")
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
+	if errors.Is(err, unix.EROFS) { // a disk that failed: what is on it is still worth enforcing
+		f, err = os.Open(path)
+	}
 	if err != nil {
 		return nil, err
 	}

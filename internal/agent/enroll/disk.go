@@ -78,6 +78,7 @@ func (k *Keeper) Load() error {
 		return fmt.Errorf("%s is the identity of host %q, this is %q", filepath.Join(k.cfg.Dir, identityFile), id.Host, k.cfg.Host)
 	}
 	k.current.Store(id)
+	k.kept = id
 	if !time.Now().Before(id.NotAfter()) {
 		return fmt.Errorf("%w at %s", ErrExpired, id.NotAfter().Format(time.RFC3339))
 	}

@@ -33,6 +33,9 @@ import (
 // ErrNone says that this agent has no identity yet.
 var ErrNone = errors.New("this agent has not enrolled yet")
 
+// ErrNotKept says that the identity is in use and not on disk: a restart would miss it.
+var ErrNotKept = errors.New("the identity is in use and could not be kept on disk")
+
 // RefusedError says that an identity cannot be had this way, however often one tries.
 type RefusedError struct {
 	Why string // what is wrong
@@ -54,11 +57,12 @@ type Config struct {
 }
 
 // Keeper keeps the identity of one agent. Its methods may be called from several goroutines; only one of them at a
-// time may call Enroll or Renew.
+// time may call Enroll, Renew or Keep.
 type Keeper struct {
 	cfg     Config
 	log     *slog.Logger
 	current atomic.Pointer[Identity]
+	kept    *Identity // is on disk
 }
 
 // New returns a keeper without an identity; Load or Enroll gives it one.
@@ -88,7 +92,8 @@ func (i *Identity) RenewAt() time.Time {
 // Current returns the identity in use, or nil if there is none.
 func (k *Keeper) Current() *Identity { return k.current.Load() }
 
-// Enroll trades the token for an identity and keeps it. A *RefusedError says that trying again makes no sense.
+// Enroll trades the token for an identity and keeps it. A *RefusedError says that trying again makes no sense. ErrNotKept
+// is for Keep to mend: the token is used up, and the identity in use.
 func (k *Keeper) Enroll(ctx context.Context, token string) error {
 	t, err := wire.ParseJoinToken(token)
 	if err != nil {
@@ -118,20 +123,22 @@ func (k *Keeper) Enroll(ctx context.Context, token string) error {
 		}
 	}
 	id.TokenID = t.ID
-	if err := k.keep(id); err != nil {
-		return err
-	}
+	k.current.Store(id)
 	k.log.Info("enrolled", "host", id.Host, "certificate_until", id.NotAfter())
-	return nil
+	return k.Keep()
 }
 
 // Renew trades the present certificate for a new one. Connections that are open keep the old one; the next
-// connection uses the new.
-func (k *Keeper) Renew(ctx context.Context, client bulkheadv1connect.AgentServiceClient) error {
+// connection uses the new. It makes a connection of its own, for one that has been open for longer than a certificate
+// lasts still shows the one that it was opened with. ErrNotKept is for Keep to mend.
+func (k *Keeper) Renew(ctx context.Context) error {
 	old := k.current.Load()
 	if old == nil {
 		return ErrNone
 	}
+	transport := k.Transport()
+	defer transport.CloseIdleConnections()
+	client := bulkheadv1connect.NewAgentServiceClient(k.Client(transport))
 	key, csr, err := request(old.Host)
 	if err != nil {
 		return err
@@ -148,19 +155,21 @@ func (k *Keeper) Renew(ctx context.Context, client bulkheadv1connect.AgentServic
 		return fmt.Errorf("renew the certificate: the new one is for host %q, this is %q", id.Host, old.Host)
 	}
 	id.TokenID = old.TokenID
-	if err := k.keep(id); err != nil {
-		return err
-	}
+	k.current.Store(id)
 	k.log.Info("certificate renewed", "until", id.NotAfter())
-	return nil
+	return k.Keep()
 }
 
-// keep puts the identity on disk, then into use.
-func (k *Keeper) keep(id *Identity) error {
-	if err := save(k.cfg.Dir, id); err != nil {
-		return fmt.Errorf("keep the identity: %w", err)
+// Keep puts the present identity on disk, unless it is there. An error wraps ErrNotKept.
+func (k *Keeper) Keep() error {
+	id := k.current.Load()
+	if id == nil || id == k.kept {
+		return nil
 	}
-	k.current.Store(id)
+	if err := save(k.cfg.Dir, id); err != nil {
+		return fmt.Errorf("%w: %w", ErrNotKept, err)
+	}
+	k.kept = id
 	return nil
 }
 

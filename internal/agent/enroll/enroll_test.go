@@ -11,7 +11,6 @@ import (
 	"testing"
 	"time"
 
-	"bulkhead/api/bulkhead/v1/bulkheadv1connect"
 	"bulkhead/internal/agent/agenttest"
 	"bulkhead/internal/agent/enroll"
 )
@@ -115,7 +114,7 @@ func TestUnreachableControllerIsWorthAnotherTry(t *testing.T) {
 	}
 }
 
-func TestRenewKeepsTheStreamAndServesTheNextConnection(t *testing.T) {
+func TestRenewServesTheNextConnection(t *testing.T) {
 	c := agenttest.New(t)
 	c.TTL = time.Minute
 	c.Start()
@@ -129,9 +128,7 @@ func TestRenewKeepsTheStreamAndServesTheNextConnection(t *testing.T) {
 		t.Fatal(err)
 	}
 	first := k.Current()
-	transport := k.Transport()
-	defer transport.CloseIdleConnections()
-	if err := k.Renew(t.Context(), bulkheadv1connect.NewAgentServiceClient(k.Client(transport))); err != nil {
+	if err := k.Renew(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	if k.Current() == first || c.Renewals() != 1 {
@@ -159,9 +156,7 @@ func TestRenewWithAnothersCertificate(t *testing.T) {
 	if err := k.Load(); err != nil {
 		t.Fatal(err)
 	}
-	transport := k.Transport()
-	defer transport.CloseIdleConnections()
-	err := k.Renew(t.Context(), bulkheadv1connect.NewAgentServiceClient(k.Client(transport)))
+	err := k.Renew(t.Context())
 	if err == nil || !enroll.IsUntrusted(err) {
 		t.Errorf("error %v, want one of trust", err)
 	}

@@ -114,6 +114,15 @@ func pinned(ca [sha256.Size]byte) func(tls.ConnectionState) error {
 	}
 }
 
+// IsRefused reports whether the error says that the controller, or whoever is in its place, refuses the identity that it
+// was shown: waiting alone will not help.
+func IsRefused(err error) bool {
+	if e := (*connect.Error)(nil); errors.As(err, &e) && e.IsRemote() {
+		return e.Code() == connect.CodeUnauthenticated || e.Code() == connect.CodePermissionDenied
+	}
+	return IsUntrusted(err)
+}
+
 // IsUntrusted reports whether the error says that the far end of TLS does not accept our certificate, or that we do
 // not accept theirs: waiting alone will not help.
 func IsUntrusted(err error) bool {

@@ -10,22 +10,25 @@ import (
 	"strings"
 	"sync"
 
+	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/proto"
 
 	pb "bulkhead/api/bulkhead/v1"
 	"bulkhead/internal/agent/durable"
 )
 
-// Spool keeps batches of records on disk, in order, until they are acknowledged. When it is full the oldest go.
-// It survives a restart of the agent; a power cut may cost the newest batches. Its methods may be called from several
+// Spool keeps batches of records on disk, in order, until they are acknowledged. When it or the disk is full the oldest
+// go. It survives a restart of the agent; a power cut may cost the newest batches. Its methods may be called from several
 // goroutines.
 type Spool struct {
-	dir   string
-	limit int64
-	more  chan struct{} // something was appended
+	dir      string
+	limit    int64
+	instance string
+	more     chan struct{} // something was appended
 
 	mu       sync.Mutex
-	instance string
+	ready    bool // the directory has been read and can be written to
+	closed   bool
 	segments []*segment // oldest first; the last is written to
 	next     uint64     // sequence of the next batch
 	acked    uint64
@@ -42,51 +45,75 @@ const (
 	minSpool = 64 << 10
 )
 
-// OpenSpool opens the spool in the directory, which it makes if need be. It will take up to limit bytes of disk.
+// OpenSpool opens the spool in the directory, which it makes if need be. It will take up to limit bytes of disk. Where
+// the disk does not let it, each Append tries again and says why: an agent has more to do than to record flows.
 func OpenSpool(dir string, limit int64) (*Spool, error) {
 	if limit < minSpool {
 		return nil, fmt.Errorf("a spool of %d bytes is too small; give it at least %d", limit, minSpool)
 	}
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return nil, err
-	}
 	s := &Spool{dir: dir, limit: limit, more: make(chan struct{}, 1), next: 1}
-	names, err := filepath.Glob(filepath.Join(dir, "*"+segmentSuffix))
+	_ = s.open() // Append tries again
+	return s, nil
+}
+
+// open makes the spool ready. The caller holds mu, or is the only one to know the spool.
+func (s *Spool) open() error {
+	if s.ready {
+		return nil
+	}
+	if s.closed {
+		return os.ErrClosed
+	}
+	err := s.read()
+	if s.instance == "" { // the first call decides, also if it fails: the controller is told, and it stays
+		if s.instance = rand.Text(); len(s.segments) > 0 && s.written() != "" {
+			s.instance = s.written()
+		}
+	}
+	if err == nil && s.written() != s.instance { // a full disk keeps nobody from sending what is there
+		err = durable.WriteFile(filepath.Join(s.dir, instanceFile), []byte(s.instance+"\n"), 0o600)
+	}
 	if err != nil {
-		return nil, err
+		return errors.Join(err, s.letGo())
+	}
+	s.ready = true
+	return nil
+}
+
+// read opens what an earlier spool has left.
+func (s *Spool) read() error {
+	if err := os.MkdirAll(s.dir, 0o700); err != nil {
+		return err
+	}
+	names, err := filepath.Glob(filepath.Join(s.dir, "*"+segmentSuffix))
+	if err != nil {
+		return err
 	}
 	slices.Sort(names) // names are sequence numbers of one width
 	for _, name := range names {
 		g, err := openSegment(name)
 		if err != nil {
-			return nil, errors.Join(err, s.Close())
+			return err
 		}
 		if g.size == 0 {
 			if err := g.remove(); err != nil {
-				return nil, errors.Join(err, s.Close())
+				return err
 			}
 			continue
 		}
 		s.segments = append(s.segments, g)
 		s.next = g.last + skipAhead
 	}
-	if err := s.number(); err != nil {
-		return nil, errors.Join(err, s.Close())
-	}
-	return s, nil
+	return nil
 }
 
-// number keeps the instance as long as batches of it are left, and makes a new one otherwise.
-func (s *Spool) number() error {
-	path := filepath.Join(s.dir, instanceFile)
-	if len(s.segments) > 0 {
-		data, err := os.ReadFile(path)
-		if s.instance = strings.TrimSpace(string(data)); err == nil && s.instance != "" {
-			return nil
-		}
+// written returns the instance that the directory holds, or "". As long as batches of it are left it is ours.
+func (s *Spool) written() string {
+	data, err := os.ReadFile(filepath.Join(s.dir, instanceFile))
+	if err != nil {
+		return ""
 	}
-	s.instance = rand.Text()
-	return durable.WriteFile(path, []byte(s.instance+"\n"), 0o600)
+	return strings.TrimSpace(string(data))
 }
 
 // Instance names the numbering of the batches: within it sequences only grow, also over a restart.
@@ -97,6 +124,10 @@ func (s *Spool) Append(records []*pb.FlowRecord, lost uint64) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.lost += lost
+	if err := s.open(); err != nil {
+		s.drop(uint64(len(records)))
+		return err
+	}
 	batch := &pb.FlowBatch{Sequence: s.next, Records: records, Lost: s.lost}
 	body, err := proto.Marshal(batch)
 	if err == nil {
@@ -125,7 +156,19 @@ func (s *Spool) write(f frame) error {
 			return err
 		}
 	}
-	if n := len(s.segments); n == 0 || s.segments[n-1].size+size > s.segmentLimit() {
+	err := s.put(f)
+	if errors.Is(err, unix.ENOSPC) && len(s.segments) > 1 {
+		if err := s.dropOldest(); err != nil {
+			return err
+		}
+		err = s.put(f)
+	}
+	return err
+}
+
+// put writes a frame behind the others.
+func (s *Spool) put(f frame) error {
+	if n := len(s.segments); n == 0 || s.segments[n-1].size+frameSize(f.body) > s.segmentLimit() {
 		g, err := newSegment(s.dir, s.next)
 		if err != nil {
 			return err
@@ -210,10 +253,16 @@ func (s *Spool) Backlog() int64 {
 func (s *Spool) Close() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.closed = true
+	return s.letGo()
+}
+
+func (s *Spool) letGo() error {
 	var err error
 	for _, g := range s.segments {
 		err = errors.Join(err, g.close())
 	}
+	s.segments, s.ready = nil, false
 	return err
 }
 

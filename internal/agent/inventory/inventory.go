@@ -159,6 +159,7 @@ func (w *Watcher) run(ctx context.Context, resync time.Duration, addresses <-cha
 			return nil
 		case <-addresses:
 		case looked = <-w.wake:
+			w.walk() // what was made a moment ago may not have been told of yet
 		case events := <-cgroups:
 			if w.tree.follow(events) {
 				w.walk()

@@ -13,6 +13,7 @@ import (
 
 	pb "bulkhead/api/bulkhead/v1"
 	"bulkhead/api/bulkhead/v1/bulkheadv1connect"
+	"bulkhead/internal/agent/enroll"
 	"bulkhead/internal/agent/flows"
 	"bulkhead/internal/wire"
 )
@@ -20,7 +21,6 @@ import (
 // session is one stream.
 type session struct {
 	*Link
-	client bulkheadv1connect.AgentServiceClient
 	stream bulkheadv1connect.AgentServiceConnectClientStream
 
 	changes chan *pb.ControllerMessage // policy to apply, in order
@@ -44,12 +44,11 @@ func (l *Link) session(ctx context.Context) error {
 	defer cancel(nil)
 	s := &session{
 		Link:    l,
-		client:  bulkheadv1connect.NewAgentServiceClient(l.deps.Keeper.Client(transport)),
 		changes: make(chan *pb.ControllerMessage, queue),
 		acks:    make(chan *pb.AgentMessage, queue),
 	}
 	var err error
-	if s.stream, err = s.client.Connect(ctx); err != nil {
+	if s.stream, err = bulkheadv1connect.NewAgentServiceClient(l.deps.Keeper.Client(transport)).Connect(ctx); err != nil {
 		return err
 	}
 	defer s.stream.Close()
@@ -118,6 +117,7 @@ func (s *session) welcome() error {
 	}
 	s.deps.Report("clock", skew)
 	s.deps.Report(problem, "")
+	s.deps.Report(ProblemIdentity, "")
 	s.connected.Store(true)
 	s.sessions.Add(1)
 	s.deps.Log.Info("connected to the controller", "version", w.GetControllerVersion())
@@ -240,6 +240,7 @@ func (s *session) nextFlows(r *flows.Reader) *pb.AgentMessage {
 const (
 	minRenewRetry = time.Second
 	maxRenewRetry = time.Minute
+	keepRetry     = 5 * time.Second
 )
 
 // renew keeps the certificate young. The stream goes on with the old one; the next uses the new.
@@ -247,17 +248,25 @@ func (s *session) renew(ctx context.Context) error {
 	retry := time.Duration(0)
 	for {
 		id := s.deps.Keeper.Current()
-		timer := time.NewTimer(max(time.Until(id.RenewAt()), retry))
+		wait, unkept := max(time.Until(id.RenewAt()), retry), ""
+		if err := s.deps.Keeper.Keep(); err != nil {
+			wait, unkept = min(wait, keepRetry), err.Error()
+		}
+		s.deps.Report("identity file", unkept)
+		timer := time.NewTimer(wait)
 		select {
 		case <-ctx.Done():
 			timer.Stop()
 			return ctx.Err()
 		case <-timer.C:
 		}
+		if time.Now().Before(id.RenewAt()) {
+			continue
+		}
 		call, cancel := context.WithTimeout(ctx, welcomeWithin)
-		err := s.deps.Keeper.Renew(call, s.client)
+		err := s.deps.Keeper.Renew(call)
 		cancel()
-		if err == nil {
+		if err == nil || errors.Is(err, enroll.ErrNotKept) {
 			s.deps.Report("certificate", "")
 			retry = 0
 			continue

@@ -44,7 +44,8 @@ type Policy interface {
 // Deps is what the link works with.
 type Deps struct {
 	// Admit is called before each connection and returns when the keeper has an identity to connect with. refused is
-	// the controller's word, "" if it has not refused the present identity. An error ends Run.
+	// the controller's word, "" if it has not refused the present identity. What Admit reports under ProblemIdentity is
+	// over when the controller takes the identity. An error ends Run.
 	Admit     func(ctx context.Context, refused string) error
 	Keeper    *enroll.Keeper
 	Policy    Policy
@@ -97,6 +98,9 @@ func (l *Link) rouse() {
 	}
 }
 
+// ProblemIdentity is the key of what is wrong with the identity of this agent.
+const ProblemIdentity = "identity"
+
 const (
 	problem = "controller"
 	// steady is how long a stream must have held for the next attempt to come soon: two agents of one name that throw
@@ -143,14 +147,12 @@ func (l *Link) Run(ctx context.Context) error {
 
 // explain returns the controller's word if it refuses this agent, and a line for people.
 func (l *Link) explain(err error) (refused, text string) {
-	if e := (*connect.Error)(nil); errors.As(err, &e) && e.IsRemote() {
-		switch e.Code() {
-		case connect.CodeUnauthenticated, connect.CodePermissionDenied:
-			return e.Message(), fmt.Sprintf("the controller refuses this agent: %s; policy stays in force", e.Message())
-		}
-	}
-	if enroll.IsUntrusted(err) {
+	switch e := (*connect.Error)(nil); {
+	case !enroll.IsRefused(err):
+	case enroll.IsUntrusted(err):
 		return err.Error(), fmt.Sprintf("agent and controller do not trust each other: %v; policy stays in force", err)
+	case errors.As(err, &e):
+		return e.Message(), fmt.Sprintf("the controller refuses this agent: %s; policy stays in force", e.Message())
 	}
 	return "", fmt.Sprintf("not connected, policy stays in force: %v", err)
 }

@@ -21,6 +21,7 @@ const (
 	Enroll           = "agent.enroll"
 	Connect          = "agent.connect" // only when denied
 	RevokeAgent      = "agent.revoke"
+	AllowAgent       = "agent.allow" // a revocation is lifted
 	CreateToken      = "token.create"
 	RevokeToken      = "token.revoke"
 	SetQuarantine    = "quarantine.set"

@@ -1,6 +1,7 @@
 package controllertest
 
 import (
+	"bytes"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -74,6 +75,7 @@ type Agent struct {
 	acked    []uint64 // batches
 	received []string // kinds of message, in order
 	session  *Session
+	reported *pb.HostInventory // what it says about its host, at the beginning of each stream; nil: nothing
 }
 
 // Session is one stream of an agent.
@@ -134,7 +136,8 @@ func Addresses(addrs ...string) [][]byte {
 	return out
 }
 
-// Connect opens the stream and says hello. The stream ends with the test.
+// Connect opens the stream, says hello and, as agents do, what is on the host as far as Report has said so. The stream
+// ends with the test.
 func (a *Agent) Connect() *Session {
 	a.t.Helper()
 	transport := a.c.transport(a.Cert) // a connection of its own, as of another machine
@@ -156,8 +159,12 @@ func (a *Agent) Connect() *Session {
 		sum := a.policy.Hash()
 		hello.Revision, hello.Hash = a.policy.Revision, sum[:]
 	}
+	inventory := a.reported
 	a.mu.Unlock()
 	s.Send(&pb.AgentMessage{Message: &pb.AgentMessage_Hello{Hello: hello}})
+	if inventory != nil {
+		s.Send(&pb.AgentMessage{Message: &pb.AgentMessage_Inventory{Inventory: inventory}})
+	}
 	go a.listen(s)
 	return s
 }
@@ -170,6 +177,35 @@ func (a *Agent) open(transport *http.Transport) (*Session, error) {
 		return nil, err
 	}
 	return &Session{stream: stream, cancel: cancel, ended: make(chan struct{})}, nil
+}
+
+// Post sends the bytes in place of the messages of a stream, ends it, and returns the gRPC status that it gets, "0" if
+// that was well, and what it says.
+func (a *Agent) Post(body []byte) (status, message string) {
+	a.t.Helper()
+	transport := a.c.transport(a.Cert)
+	defer transport.CloseIdleConnections()
+	url := "https://" + a.c.Addrs.Network.String() + bulkheadv1connect.AgentServiceConnectProcedure
+	req, err := http.NewRequestWithContext(a.t.Context(), http.MethodPost, url, bytes.NewReader(body))
+	if err != nil {
+		a.t.Fatal(err)
+	}
+	req.Header.Set("Content-Type", "application/grpc+proto")
+	req.Header.Set("TE", "trailers")
+	resp, err := transport.RoundTrip(req)
+	if err != nil {
+		a.t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	if _, err := io.Copy(io.Discard, resp.Body); err != nil {
+		a.t.Fatal(err)
+	}
+	for _, h := range []http.Header{resp.Header, resp.Trailer} {
+		if status == "" {
+			status, message = h.Get("Grpc-Status"), h.Get("Grpc-Message")
+		}
+	}
+	return status, message
 }
 
 // Service returns a client of the agents' service with the agent's certificate; transport nil makes a new one.
@@ -285,8 +321,9 @@ func (s *Session) Err(t testing.TB) error {
 	}
 }
 
-// Report sends an inventory on the present stream.
+// Report sends an inventory on the present stream, and on those to come.
 func (a *Agent) Report(inv *pb.HostInventory) {
+	a.Change(func(a *Agent) { a.reported = inv })
 	a.Session().Send(&pb.AgentMessage{Message: &pb.AgentMessage_Inventory{Inventory: inv}})
 }
 

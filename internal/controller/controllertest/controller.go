@@ -59,16 +59,20 @@ func Start(t testing.TB, options ...Option) *Controller {
 			t.Error(err)
 		}
 	})
-	c := &Controller{t: t, cfg: controller.DefaultConfig(), Dir: filepath.Join(dir, "data")}
-	c.cfg.Data, c.cfg.Socket = c.Dir, filepath.Join(dir, "api.sock")
+	c := &Controller{t: t, cfg: controller.DefaultConfig()}
+	c.cfg.Data, c.cfg.Socket = filepath.Join(dir, "data"), filepath.Join(dir, "api.sock")
 	c.cfg.Listen, c.cfg.Metrics = netip.MustParseAddrPort("127.0.0.1:0"), "127.0.0.1:0"
 	c.deps = controller.Deps{Version: "test", Log: slog.New(slog.NewTextHandler(t.Output(), nil))}
 	for _, o := range options {
 		o(&c.cfg, &c.deps)
 	}
-	c.local = &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-		return (&net.Dialer{}).DialContext(ctx, "unix", c.cfg.Socket)
-	}}
+	c.Dir = c.cfg.Data
+	c.local = &http.Transport{
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return (&net.Dialer{}).DialContext(ctx, "unix", c.cfg.Socket)
+		},
+		ResponseHeaderTimeout: time.Minute, // a controller that hangs fails one test, and does not hold all of them up
+	}
 	c.API = bulkheadv1connect.NewControllerServiceClient(connect.NewClient(
 		connecthttp.NewTransport(&http.Client{Transport: c.local}, "http://controller", connecthttp.WithReadMaxBytes(maxMessage))))
 	t.Cleanup(c.Stop)

@@ -91,7 +91,7 @@ func (f *Fleet) Load(stored []store.Agent) ([]inventory.Report, error) {
 	defer f.mu.Unlock()
 	for _, s := range stored {
 		f.agents[s.Host] = newAgent(s)
-		if s.Revoked() {
+		if !s.Enrolled() {
 			continue
 		}
 		var said pb.HostInventory
@@ -208,6 +208,9 @@ func (f *Fleet) Enrolled(s store.Agent) {
 	f.mu.Unlock()
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	if a.stored.Revoked() && !a.stored.RevokedAt.Before(s.EnrolledAt) {
+		return // it was revoked since, and that came here first
+	}
 	a.stored.Enrollment, a.stored.EnrolledAt, a.stored.RevokedAt = s.Enrollment, s.EnrolledAt, time.Time{}
 	a.stored.Labels, a.stored.Token, a.stored.Expires, a.unsaved = s.Labels, s.Token, s.Expires, true
 	if a.session != nil {
@@ -232,11 +235,23 @@ func (f *Fleet) Revoked(host string, at time.Time) {
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	if at.Before(a.stored.EnrolledAt) {
+		return // it was allowed and has enrolled again since, and that came here first
+	}
 	a.stored.Enrollment, a.stored.RevokedAt = 0, at
 	if a.session != nil {
-		a.session.end(errRevoked)
+		a.session.end(refusal(trust.Revoked(host)))
 	}
 	f.world.DropReport(host)
+}
+
+// Allowed takes note that a revocation has been lifted, and that this has been stored: the host may enrol again.
+func (f *Fleet) Allowed(host string) {
+	if a := f.agent(host); a != nil {
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		a.stored.RevokedAt = time.Time{}
+	}
 }
 
 // Renewed takes note of a new certificate.
@@ -359,7 +374,7 @@ func (f *Fleet) Totals() Totals {
 	var t Totals
 	for _, a := range f.all() {
 		a.mu.Lock()
-		known, connected, has := !a.stored.Revoked(), a.session != nil, a.has
+		known, connected, has := a.stored.Enrolled(), a.session != nil, a.has
 		a.mu.Unlock()
 		if known {
 			t.Known++

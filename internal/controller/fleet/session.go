@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"runtime/debug"
 	"sync"
 	"time"
 
@@ -27,7 +28,6 @@ type Stream interface {
 // Why streams end.
 var (
 	errReplaced = connect.NewError(connect.CodeAborted, "the agent of this host has connected again, or enrolled again")
-	errRevoked  = connect.NewError(connect.CodePermissionDenied, "the agent has been revoked; it may enrol again with a new join token")
 	errShutdown = connect.NewError(connect.CodeUnavailable, "the controller is shutting down")
 	errSilent   = connect.NewError(connect.CodeDeadlineExceeded, "no hello")
 )
@@ -110,7 +110,7 @@ func (f *Fleet) Serve(ctx context.Context, peer *trust.Peer, stream Stream, brea
 	received := make(chan error, 1)
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	go func() { received <- s.receive(ctx, hello, joined) }()
+	go func() { received <- s.guard(func() error { return s.receive(ctx, hello, joined) }) }()
 	select {
 	case h := <-hello:
 		if err := f.join(s, peer, h); err != nil {
@@ -126,6 +126,17 @@ func (f *Fleet) Serve(ctx context.Context, peer *trust.Peer, stream Stream, brea
 	case <-ctx.Done():
 		return errShutdown
 	}
+}
+
+// guard keeps what one agent says from ending the controller.
+func (s *session) guard(fn func() error) (err error) {
+	defer func() {
+		if r := recover(); r != nil {
+			s.fleet.log.Error("panic while serving an agent", "host", s.host, "panic", r, "stack", string(debug.Stack()))
+			err = connect.NewError(connect.CodeInternal, "the controller failed over a message; its log says more")
+		}
+	}()
+	return fn()
 }
 
 // join makes the session the one of its host.
@@ -336,7 +347,11 @@ func (s *session) receive(ctx context.Context, hello chan<- *pb.Hello, joined <-
 
 // broken tells a message that cannot be read from a stream that has ended.
 func (s *session) broken(err error) error {
-	if code := connect.CodeOf(err); code == connect.CodeInvalidArgument || code == connect.CodeResourceExhausted {
+	code := connect.CodeOf(err)
+	if code == connect.CodeInternal { // the stream ended within a message
+		code = connect.CodeInvalidArgument
+	}
+	if code == connect.CodeInvalidArgument || code == connect.CodeResourceExhausted {
 		s.fleet.metrics.BadMessages.Inc()
 		s.fleet.log.Warn("message of an agent cannot be read", "host", s.host, "error", err)
 		return connect.NewError(code, "a message is cut short, too long or not of this protocol; nothing of it was taken").WithCause(err)
@@ -393,7 +408,7 @@ func (s *session) inventory(said *pb.HostInventory) error {
 	a := f.agent(s.host)
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if a.session != s || a.stored.Revoked() {
+	if a.session != s || !a.stored.Enrolled() {
 		return nil
 	}
 	r, err := report(&a.stored, said)

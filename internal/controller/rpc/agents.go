@@ -3,6 +3,7 @@ package rpc
 import (
 	"context"
 	"fmt"
+	"time"
 
 	pb "bulkhead/api/bulkhead/v1"
 	"bulkhead/api/bulkhead/v1/bulkheadv1connect"
@@ -68,13 +69,16 @@ type agentService struct{ *Services }
 
 // Renew implements bulkheadv1connect.AgentServiceHandler.
 func (a *agentService) Renew(ctx context.Context, r *pb.RenewRequest) (*pb.RenewResponse, error) {
-	peer, err := a.agent(ctx, bulkheadv1connect.AgentServiceRenewProcedure)
+	peer, err := a.agent(ctx, bulkheadv1connect.AgentServiceRenewProcedure, a.Grace)
 	if err != nil {
 		return nil, err
 	}
 	leaf, err := a.CA.Agent(peer.Host, peer.Enrollment, r.GetCsr(), a.Certificate, a.Now())
 	if err != nil {
 		return nil, a.fail("renew", err)
+	}
+	if late := a.Now().Sub(peer.NotAfter); late > 0 {
+		a.Log.Info("certificate renewed after it had expired", "host", peer.Host, "late", late.Round(time.Second))
 	}
 	a.Fleet.Renewed(peer.Host, leaf.NotAfter)
 	a.Metrics.Renewals.Inc()
@@ -83,7 +87,7 @@ func (a *agentService) Renew(ctx context.Context, r *pb.RenewRequest) (*pb.Renew
 
 // Connect implements bulkheadv1connect.AgentServiceHandler.
 func (a *agentService) Connect(ctx context.Context, stream bulkheadv1connect.AgentServiceConnectServerStream) error {
-	peer, err := a.agent(ctx, bulkheadv1connect.AgentServiceConnectProcedure)
+	peer, err := a.agent(ctx, bulkheadv1connect.AgentServiceConnectProcedure, 0)
 	if err != nil {
 		return err
 	}

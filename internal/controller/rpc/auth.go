@@ -126,22 +126,23 @@ func breaker(ctx context.Context) func() {
 	}
 }
 
-// certificate returns what the caller's certificate says. The error is a *trust.Refusal.
-func (s *Services) certificate(ctx context.Context) (*trust.Peer, error) {
+// certificate returns what the caller's certificate says, which may have expired up to grace ago. The error is a
+// *trust.Refusal.
+func (s *Services) certificate(ctx context.Context, grace time.Duration) (*trust.Peer, error) {
 	info, ok := connecthttp.ServerInfoForContext(ctx)
 	if !ok || info.TLS() == nil {
 		return s.CA.Verify(nil, s.Now())
 	}
-	peer, err := s.CA.Verify(info.TLS().PeerCertificates, s.Now())
+	peer, err := s.CA.VerifyForRenewal(info.TLS().PeerCertificates, s.Now(), grace)
 	if err != nil {
 		return nil, err
 	}
 	return peer, s.Fleet.Check(peer)
 }
 
-// agent lets an agent in by its certificate.
-func (s *Services) agent(ctx context.Context, procedure string) (*trust.Peer, error) {
-	peer, err := s.certificate(ctx)
+// agent lets an agent in by its certificate, which may have expired up to grace ago.
+func (s *Services) agent(ctx context.Context, procedure string, grace time.Duration) (*trust.Peer, error) {
+	peer, err := s.certificate(ctx, grace)
 	if err == nil {
 		return peer, nil
 	}

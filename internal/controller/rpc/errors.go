@@ -3,6 +3,7 @@ package rpc
 import (
 	"context"
 	"errors"
+	"runtime/debug"
 	"time"
 
 	"connectrpc.com/connect/v2"
@@ -21,7 +22,7 @@ func (s *Services) observe(next connect.ServerFunc) connect.ServerFunc {
 		start := time.Now()
 		defer func() {
 			if r := recover(); r != nil {
-				s.Log.Error("panic while serving", "procedure", spec.Procedure, "panic", r)
+				s.Log.Error("panic while serving", "procedure", spec.Procedure, "panic", r, "stack", string(debug.Stack()))
 				err = connect.NewError(connect.CodeInternal, "the controller failed while serving this; its log says more")
 			}
 			if spec.StreamType != connect.StreamTypeUnary {

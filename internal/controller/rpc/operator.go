@@ -9,7 +9,6 @@ import (
 
 	pb "bulkhead/api/bulkhead/v1"
 	"bulkhead/internal/controller/audit"
-	"bulkhead/internal/core/model"
 	"bulkhead/internal/store"
 	"bulkhead/internal/wire"
 )
@@ -30,6 +29,10 @@ func (o *operatorService) GetStatus(context.Context, *pb.GetStatusRequest) (*pb.
 // GetWorld implements bulkheadv1connect.ControllerServiceHandler. Of an older revision the documents are returned with
 // the inventory of now.
 func (o *operatorService) GetWorld(ctx context.Context, r *pb.GetWorldRequest) (*pb.GetWorldResponse, error) {
+	// Whoever has just been told that a quarantine is in force must find it in the world, which is compiled after.
+	if err := o.World.Flush(); err != nil {
+		o.Log.Error("the world cannot be compiled", "error", err) // the last snapshot stays in force
+	}
 	s := o.World.Snapshot()
 	resp := &pb.GetWorldResponse{Revision: s.Revision(), Documents: s.Documents().Canonical, TimeMs: o.Now().UnixMilli()}
 	if n := r.GetRevision(); n != 0 && n != s.Revision() {
@@ -48,34 +51,11 @@ func (o *operatorService) GetWorld(ctx context.Context, r *pb.GetWorldRequest) (
 	}
 	instances := s.Compiled.Inventory().Instances
 	for i := range instances {
-		inst := instance(&instances[i])
+		inst := wire.InstanceToProto(&instances[i])
 		inst.Declared, inst.Connected = declared[inst.Name], connected[inst.Host]
 		resp.Instances = append(resp.Instances, inst)
 	}
 	return resp, nil
-}
-
-func instance(i *model.Instance) *pb.Instance {
-	out := &pb.Instance{
-		Name: i.Name, Labels: i.Labels, Managed: i.Managed, Host: i.Host, Unit: i.Unit,
-		Quarantine: wire.LevelToProto(i.Quarantine.Level),
-	}
-	for _, a := range i.Addresses {
-		out.Addresses = append(out.Addresses, a.String())
-	}
-	for _, u := range i.Quarantine.InUse {
-		out.InUse = append(out.InUse, &pb.InUse{Direction: wire.DirectionToProto(u.Direction), Peer: u.Peer, Ports: u.Ports.String()})
-	}
-	for _, l := range i.Listening {
-		text := ""
-		if l.Addr.IsValid() && !l.Addr.IsUnspecified() {
-			text = l.Addr.String()
-		}
-		out.Listening = append(out.Listening, &pb.Listening{
-			Addr: text, Port: model.PortRange{Proto: l.Proto, Lo: l.Port, Hi: l.Port}.String(), Process: l.Process,
-		})
-	}
-	return out
 }
 
 // GetHostPolicy implements bulkheadv1connect.ControllerServiceHandler.
@@ -98,8 +78,10 @@ func (o *operatorService) ListAgents(context.Context, *pb.ListAgentsRequest) (*p
 
 // RevokeAgent implements bulkheadv1connect.ControllerServiceHandler.
 func (o *operatorService) RevokeAgent(ctx context.Context, r *pb.RevokeAgentRequest) (*pb.RevokeAgentResponse, error) {
-	host, now := r.GetHost(), o.Now()
+	host := r.GetHost()
+	var now time.Time
 	err := o.Store.Update(ctx, func(tx store.Tx) error {
+		now = o.Now() // in here, so that it is ordered with the times of other changes of this host
 		a, err := tx.Agent(host)
 		if errors.Is(err, store.ErrNotFound) {
 			return connect.Errorf(connect.CodeNotFound, "no host %s has ever enrolled; `bulkhead agents` lists those that have", host)
@@ -123,6 +105,35 @@ func (o *operatorService) RevokeAgent(ctx context.Context, r *pb.RevokeAgentRequ
 	o.Fleet.Revoked(host, now)
 	o.Log.Warn("agent revoked", "host", host, "by", actor(ctx))
 	return &pb.RevokeAgentResponse{}, nil
+}
+
+// AllowAgent implements bulkheadv1connect.ControllerServiceHandler.
+func (o *operatorService) AllowAgent(ctx context.Context, r *pb.AllowAgentRequest) (*pb.AllowAgentResponse, error) {
+	host := r.GetHost()
+	err := o.Store.Update(ctx, func(tx store.Tx) error {
+		a, err := tx.Agent(host)
+		if errors.Is(err, store.ErrNotFound) {
+			return connect.Errorf(connect.CodeNotFound, "no host %s has ever enrolled; `bulkhead agents` lists those that have", host)
+		}
+		if err != nil {
+			return err
+		}
+		if !a.Revoked() {
+			return connect.Errorf(connect.CodeFailedPrecondition, "the agent of host %s is not revoked", host)
+		}
+		a.RevokedAt = time.Time{}
+		if err := tx.PutAgent(*a); err != nil {
+			return err
+		}
+		_, err = tx.AppendAudit(store.AuditEntry{Time: o.Now(), Actor: actor(ctx), Action: audit.AllowAgent, Subject: host})
+		return err
+	})
+	if err != nil {
+		return nil, o.fail("allow agent", err)
+	}
+	o.Fleet.Allowed(host)
+	o.Log.Info("agent allowed again", "host", host, "by", actor(ctx))
+	return &pb.AllowAgentResponse{}, nil
 }
 
 // ListAudit implements bulkheadv1connect.ControllerServiceHandler.

@@ -49,6 +49,7 @@ type Services struct {
 	Started     time.Time
 	Version     string
 	Certificate time.Duration // life of agents' certificates
+	Grace       time.Duration // after which an expired one can no longer be renewed
 	Controllers []netip.AddrPort
 	Closing     context.Context // ends streams when the controller ends
 }

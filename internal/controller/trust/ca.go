@@ -254,12 +254,23 @@ type Peer struct {
 // Verify returns what the certificate says that a client has shown, and has proved to hold the key of. The enrolment
 // must still be compared with that of the host. The error is a *Refusal.
 func (ca *CA) Verify(chain []*x509.Certificate, now time.Time) (*Peer, error) {
+	return ca.VerifyForRenewal(chain, now, 0)
+}
+
+// VerifyForRenewal is Verify for a client that asks for nothing but another certificate: its own may have expired up to
+// grace ago. Without that, every agent would have to be enrolled again by hand after a controller was away for longer
+// than a certificate lasts. What a certificate may do otherwise still ends when it says; and a revocation ends this, too.
+func (ca *CA) VerifyForRenewal(chain []*x509.Certificate, now time.Time, grace time.Duration) (*Peer, error) {
 	if len(chain) == 0 {
 		return nil, refuse(Unauthenticated, "no client certificate; enrol with a join token first")
 	}
 	leaf := chain[0]
+	at := now
+	if now.After(leaf.NotAfter) && now.Sub(leaf.NotAfter) <= grace {
+		at = leaf.NotAfter
+	}
 	_, err := leaf.Verify(x509.VerifyOptions{
-		Roots: ca.pool, CurrentTime: now, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
+		Roots: ca.pool, CurrentTime: at, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
 	})
 	var invalid x509.CertificateInvalidError
 	switch {

@@ -106,14 +106,16 @@ func Redeem(tx store.Tx, text, host string, now time.Time) (*store.Agent, error)
 		agent = &store.Agent{Host: host}
 	case err != nil:
 		return nil, err
-	case !agent.Revoked() && token.Host != host:
-		return nil, refuse(Forbidden, "host %s has enrolled already; use a token made for it (`bulkhead token create --host %s`), or revoke it first (`bulkhead agents revoke %s`)", host, host, host)
+	case agent.Revoked():
+		return nil, refuse(Forbidden, "host %s has been revoked; an administrator must allow it again before it may enrol (`bulkhead agents allow %s`)", host, host)
+	case agent.Enrolled() && token.Host != host:
+		return nil, refuse(Forbidden, "host %s has enrolled already; use a token made for it (`bulkhead token create --host %s`)", host, host)
 	}
 	if agent.Enrollment, err = newEnrollment(); err != nil {
 		return nil, err
 	}
 	agent.Labels, agent.Token = token.Labels, token.ID
-	agent.EnrolledAt, agent.RevokedAt = now, time.Time{}
+	agent.EnrolledAt = now
 	token.UsesLeft--
 	if err := tx.PutToken(*token); err != nil {
 		return nil, err
@@ -137,11 +139,18 @@ func CheckEnrollment(p *Peer, agent *store.Agent) error {
 	case agent == nil:
 		return refuse(Unauthenticated, "host %s is not known here; enrol with a join token", p.Host)
 	case agent.Revoked():
-		return refuse(Forbidden, "the agent of host %s has been revoked; it may enrol again with a new join token", p.Host)
+		return Revoked(p.Host)
+	case !agent.Enrolled():
+		return refuse(Forbidden, "host %s has been allowed again since this certificate was revoked; enrol with a new join token", p.Host)
 	case agent.Enrollment != p.Enrollment:
 		return refuse(Forbidden, "host %s has enrolled again since this certificate was issued; if that was not you, tell your administrator", p.Host)
 	}
 	return nil
+}
+
+// Revoked is what the agent of a revoked host is told, a *Refusal.
+func Revoked(host string) error {
+	return refuse(Forbidden, "the agent of host %s has been revoked; an administrator must allow it again (`bulkhead agents allow %s`) before it may enrol with a new join token", host, host)
 }
 
 // hash returns what is stored of a secret. Secrets have 128 random bits, so a plain hash is enough.

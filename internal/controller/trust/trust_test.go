@@ -165,10 +165,28 @@ func TestVerifyAgent(t *testing.T) {
 	refusal(t, verify(now.Add(-time.Hour), cert), Unauthenticated, "clocks")
 	refusal(t, verify(now, agentCert(t, other, "node-1", 7, time.Hour)), Unauthenticated, "not issued", "by this controller")
 
+	// For another certificate an expired one is good for a while, if nothing else is wrong with it.
+	renew := func(at time.Time, cert *x509.Certificate) error {
+		peer, err := ca.VerifyForRenewal([]*x509.Certificate{cert}, at, 24*time.Hour)
+		if err == nil && (peer.Host != "node-1" || !peer.NotAfter.Equal(cert.NotAfter)) {
+			t.Errorf("peer %+v", peer)
+		}
+		return err
+	}
+	for _, late := range []time.Duration{-time.Minute, 0, time.Second, 24 * time.Hour} {
+		if err := renew(cert.NotAfter.Add(late), cert); err != nil {
+			t.Errorf("%v after it expired: %v", late, err)
+		}
+	}
+	refusal(t, renew(cert.NotAfter.Add(24*time.Hour+time.Second), cert), Unauthenticated, "expired", "enrol again")
+	refusal(t, renew(now.Add(-time.Hour), cert), Unauthenticated, "clocks")
+	refusal(t, renew(now.Add(2*time.Hour), agentCert(t, other, "node-1", 7, time.Hour)), Unauthenticated, "not issued")
+
 	server, err := ca.Server([]string{"localhost"}, nil, now)
 	if err != nil {
 		t.Fatal(err)
 	}
+	refusal(t, renew(server.Leaf.NotAfter.Add(time.Minute), server.Leaf), Unauthenticated, "not issued to an agent")
 	refusal(t, verify(now, server.Leaf), Unauthenticated, "not issued to an agent")
 	refusal(t, verify(now, ca.cert), Unauthenticated)
 
@@ -363,7 +381,7 @@ func TestRedeem(t *testing.T) {
 		{"wrong secret of an expired one", wrong.Text(), "node-2", now.Add(2 * time.Hour), Unauthenticated, []string{"wrong"}},
 		{"expired", token.Text(), "node-2", now.Add(time.Hour), Forbidden, []string{"expired"}},
 		{"bad name", token.Text(), "node 2", now, Malformed, []string{"host name"}},
-		{"name taken", token.Text(), "node-1", now, Forbidden, []string{"enrolled already", "--host node-1", "revoke"}},
+		{"name taken", token.Text(), "node-1", now, Forbidden, []string{"enrolled already", "--host node-1"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			_, err := redeem(s, c.text, c.host, c.at)
@@ -400,17 +418,32 @@ func TestRedeem(t *testing.T) {
 	}
 	refusal(t, CheckEnrollment(old, nil), Unauthenticated, "not known")
 	gone := *second
-	gone.Enrollment = 0
+	gone.Enrollment, gone.RevokedAt = 0, now
 	refusal(t, CheckEnrollment(old, &gone), Forbidden, "revoked")
 	refusal(t, CheckEnrollment(&Peer{Host: "node-1"}, &gone), Forbidden, "revoked")
 
-	// After a revocation any token will do.
-	if err := s.Update(t.Context(), func(tx store.Tx) error { return tx.PutAgent(gone) }); err != nil {
-		t.Fatal(err)
+	// After a revocation no token will do, and after that was lifted any.
+	keep := func(a store.Agent) {
+		t.Helper()
+		if err := s.Update(t.Context(), func(tx store.Tx) error { return tx.PutAgent(a) }); err != nil {
+			t.Fatal(err)
+		}
 	}
-	open := put(TokenRequest{})
+	keep(gone)
+	open, made := put(TokenRequest{}), put(TokenRequest{Host: "node-1"})
+	for _, token := range []wire.JoinToken{open, made} {
+		_, err := redeem(s, token.Text(), "node-1", now)
+		refusal(t, err, Forbidden, "revoked", "bulkhead agents allow node-1")
+		if usesLeft(token.ID) != 1 {
+			t.Error("a refused token lost a use")
+		}
+	}
+	gone.RevokedAt = time.Time{}
+	keep(gone)
+	refusal(t, CheckEnrollment(old, &gone), Forbidden, "enrol with a new join token")
+	refusal(t, CheckEnrollment(&Peer{Host: "node-1"}, &gone), Forbidden, "enrol with a new join token")
 	if _, err := redeem(s, open.Text(), "node-1", now); err != nil {
-		t.Errorf("enrol after a revocation: %v", err)
+		t.Errorf("enrol after a revocation was lifted: %v", err)
 	}
 
 	revoked := put(TokenRequest{})

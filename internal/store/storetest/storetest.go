@@ -210,8 +210,8 @@ func agents(t *testing.T, s store.Store) {
 		diff(t, "agents", []store.Agent{want, {Host: "node-2"}}, list)
 		return err
 	})
-	if !(&store.Agent{}).Revoked() || full.Revoked() {
-		t.Error("an agent is revoked exactly when it has no enrolment")
+	if (&store.Agent{}).Revoked() || (&store.Agent{}).Enrolled() || !full.Revoked() || !full.Enrolled() {
+		t.Error("an agent is enrolled when it has an enrolment, and revoked when it has a time of that")
 	}
 	update(t, s, func(tx store.Tx) error {
 		a, err := tx.Agent("node-1")

@@ -49,7 +49,7 @@ var (
 // EnrollmentServiceClient is a client for the bulkhead.v1.EnrollmentService service.
 type EnrollmentServiceClient interface {
 	// Enroll trades a join token for a short-lived certificate. Errors: unauthenticated (no such token, wrong secret),
-	// permission_denied (used up, expired, or the name belongs to another host), invalid_argument.
+	// permission_denied (used up, expired, the name belongs to another host, or is revoked), invalid_argument.
 	Enroll(context.Context, *v1.EnrollRequest) (*v1.EnrollResponse, error)
 }
 
@@ -62,7 +62,7 @@ func NewEnrollmentServiceClient(client *connect.Client) EnrollmentServiceClient 
 // EnrollmentServiceHandler is an implementation of the bulkhead.v1.EnrollmentService service.
 type EnrollmentServiceHandler interface {
 	// Enroll trades a join token for a short-lived certificate. Errors: unauthenticated (no such token, wrong secret),
-	// permission_denied (used up, expired, or the name belongs to another host), invalid_argument.
+	// permission_denied (used up, expired, the name belongs to another host, or is revoked), invalid_argument.
 	Enroll(context.Context, *v1.EnrollRequest) (*v1.EnrollResponse, error)
 }
 
@@ -127,7 +127,8 @@ var (
 
 // AgentServiceClient is a client for the bulkhead.v1.AgentService service.
 type AgentServiceClient interface {
-	// Renew trades the present certificate for a new one.
+	// Renew trades the present certificate for a new one. It may have expired for as long as the controller's
+	// certificateGrace says, so that agents come back by themselves after the controller was away.
 	Renew(context.Context, *v1.RenewRequest) (*v1.RenewResponse, error)
 	// Connect is the one stream of a host. The agent speaks first, with Hello.
 	Connect(context.Context) (AgentServiceConnectClientStream, error)
@@ -177,7 +178,8 @@ func (s AgentServiceConnectClientStream) Close() error {
 
 // AgentServiceHandler is an implementation of the bulkhead.v1.AgentService service.
 type AgentServiceHandler interface {
-	// Renew trades the present certificate for a new one.
+	// Renew trades the present certificate for a new one. It may have expired for as long as the controller's
+	// certificateGrace says, so that agents come back by themselves after the controller was away.
 	Renew(context.Context, *v1.RenewRequest) (*v1.RenewResponse, error)
 	// Connect is the one stream of a host. The agent speaks first, with Hello.
 	Connect(context.Context, AgentServiceConnectServerStream) error

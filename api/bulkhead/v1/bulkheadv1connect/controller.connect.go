@@ -49,6 +49,9 @@ const (
 	// ControllerServiceRevokeAgentProcedure is the procedure name of the ControllerService's
 	// RevokeAgent RPC.
 	ControllerServiceRevokeAgentProcedure = "/bulkhead.v1.ControllerService/RevokeAgent"
+	// ControllerServiceAllowAgentProcedure is the procedure name of the ControllerService's AllowAgent
+	// RPC.
+	ControllerServiceAllowAgentProcedure = "/bulkhead.v1.ControllerService/AllowAgent"
 	// ControllerServiceGetHostPolicyProcedure is the procedure name of the ControllerService's
 	// GetHostPolicy RPC.
 	ControllerServiceGetHostPolicyProcedure = "/bulkhead.v1.ControllerService/GetHostPolicy"
@@ -142,6 +145,13 @@ var (
 			Procedure:  ControllerServiceRevokeAgentProcedure,
 		}
 	})
+	controllerServiceAllowAgentSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType: connect.StreamTypeUnary,
+			Schema:     v1.File_bulkhead_v1_controller_proto.Services().ByName("ControllerService").Methods().ByName("AllowAgent"),
+			Procedure:  ControllerServiceAllowAgentProcedure,
+		}
+	})
 	controllerServiceGetHostPolicySpec = sync.OnceValue(func() connect.Spec {
 		return connect.Spec{
 			StreamType: connect.StreamTypeUnary,
@@ -221,7 +231,11 @@ type ControllerServiceClient interface {
 	ListRevisions(context.Context, *v1.ListRevisionsRequest) (*v1.ListRevisionsResponse, error)
 	GetRevision(context.Context, *v1.GetRevisionRequest) (*v1.GetRevisionResponse, error)
 	ListAgents(context.Context, *v1.ListAgentsRequest) (*v1.ListAgentsResponse, error)
+	// RevokeAgent makes every certificate of the host worthless, at once; it may not enrol until AllowAgent.
 	RevokeAgent(context.Context, *v1.RevokeAgentRequest) (*v1.RevokeAgentResponse, error)
+	// AllowAgent lifts the revocation of a host: it may enrol again, with a join token. Its old certificates stay
+	// worthless.
+	AllowAgent(context.Context, *v1.AllowAgentRequest) (*v1.AllowAgentResponse, error)
 	// GetHostPolicy returns what the agent of a host is given now.
 	GetHostPolicy(context.Context, *v1.GetHostPolicyRequest) (*v1.GetHostPolicyResponse, error)
 	ListFlows(context.Context, *v1.ListFlowsRequest) (ControllerServiceListFlowsClientStream, error)
@@ -277,7 +291,11 @@ type ControllerServiceHandler interface {
 	ListRevisions(context.Context, *v1.ListRevisionsRequest) (*v1.ListRevisionsResponse, error)
 	GetRevision(context.Context, *v1.GetRevisionRequest) (*v1.GetRevisionResponse, error)
 	ListAgents(context.Context, *v1.ListAgentsRequest) (*v1.ListAgentsResponse, error)
+	// RevokeAgent makes every certificate of the host worthless, at once; it may not enrol until AllowAgent.
 	RevokeAgent(context.Context, *v1.RevokeAgentRequest) (*v1.RevokeAgentResponse, error)
+	// AllowAgent lifts the revocation of a host: it may enrol again, with a join token. Its old certificates stay
+	// worthless.
+	AllowAgent(context.Context, *v1.AllowAgentRequest) (*v1.AllowAgentResponse, error)
 	// GetHostPolicy returns what the agent of a host is given now.
 	GetHostPolicy(context.Context, *v1.GetHostPolicyRequest) (*v1.GetHostPolicyResponse, error)
 	ListFlows(context.Context, *v1.ListFlowsRequest, ControllerServiceListFlowsServerStream) error
@@ -306,6 +324,7 @@ func RegisterControllerServiceHandler(server *connect.Server, svc ControllerServ
 		connect.Method{Spec: controllerServiceGetRevisionSpec(), Handler: adapter.getRevision},
 		connect.Method{Spec: controllerServiceListAgentsSpec(), Handler: adapter.listAgents},
 		connect.Method{Spec: controllerServiceRevokeAgentSpec(), Handler: adapter.revokeAgent},
+		connect.Method{Spec: controllerServiceAllowAgentSpec(), Handler: adapter.allowAgent},
 		connect.Method{Spec: controllerServiceGetHostPolicySpec(), Handler: adapter.getHostPolicy},
 		connect.Method{Spec: controllerServiceListFlowsSpec(), Handler: adapter.listFlows},
 		connect.Method{Spec: controllerServiceCreateTokenSpec(), Handler: adapter.createToken},
@@ -371,6 +390,10 @@ func (UnimplementedControllerServiceHandler) ListAgents(context.Context, *v1.Lis
 
 func (UnimplementedControllerServiceHandler) RevokeAgent(context.Context, *v1.RevokeAgentRequest) (*v1.RevokeAgentResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "bulkhead.v1.ControllerService.RevokeAgent is not implemented")
+}
+
+func (UnimplementedControllerServiceHandler) AllowAgent(context.Context, *v1.AllowAgentRequest) (*v1.AllowAgentResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "bulkhead.v1.ControllerService.AllowAgent is not implemented")
 }
 
 func (UnimplementedControllerServiceHandler) GetHostPolicy(context.Context, *v1.GetHostPolicyRequest) (*v1.GetHostPolicyResponse, error) {
@@ -480,6 +503,14 @@ func (c *controllerServiceClient) ListAgents(ctx context.Context, req *v1.ListAg
 func (c *controllerServiceClient) RevokeAgent(ctx context.Context, req *v1.RevokeAgentRequest) (*v1.RevokeAgentResponse, error) {
 	var res v1.RevokeAgentResponse
 	if err := c.client.CallUnary(ctx, controllerServiceRevokeAgentSpec(), req, &res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
+func (c *controllerServiceClient) AllowAgent(ctx context.Context, req *v1.AllowAgentRequest) (*v1.AllowAgentResponse, error) {
+	var res v1.AllowAgentResponse
+	if err := c.client.CallUnary(ctx, controllerServiceAllowAgentSpec(), req, &res); err != nil {
 		return nil, err
 	}
 	return &res, nil
@@ -661,6 +692,18 @@ func (h controllerServiceHandler) revokeAgent(ctx context.Context, _ connect.Spe
 		return err
 	}
 	res, err := h.svc.RevokeAgent(ctx, &req)
+	if err != nil {
+		return err
+	}
+	return stream.Send(res)
+}
+
+func (h controllerServiceHandler) allowAgent(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req v1.AllowAgentRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	res, err := h.svc.AllowAgent(ctx, &req)
 	if err != nil {
 		return err
 	}

@@ -11,7 +11,7 @@ CREATE TABLE revision (
 CREATE TABLE agent (
     host           TEXT PRIMARY KEY,
     labels         TEXT    NOT NULL, -- JSON object
-    enrollment     INTEGER NOT NULL, -- 0: revoked
+    enrollment     INTEGER NOT NULL, -- 0: none counts
     enrolled_ms    INTEGER NOT NULL,
     revoked_ms     INTEGER NOT NULL,
     token          TEXT    NOT NULL,
