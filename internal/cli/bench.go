@@ -1,44 +1,24 @@
 package cli
 
 import (
-	"context"
-	"fmt"
 	"io"
+	"math"
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
-
-	"bulkhead/internal/core/compile"
-	"bulkhead/internal/core/inventory"
-	"bulkhead/internal/core/policy"
+	"golang.org/x/sys/unix"
 )
-
-// evalBench is what `bench eval -o json` prints.
-type evalBench struct {
-	Workloads      int     `json:"workloads"`
-	Rules          int     `json:"rules"`
-	Flows          int64   `json:"flows"`
-	Processors     int     `json:"processors"`
-	InputBytes     int64   `json:"input_bytes"`
-	OutputBytes    int64   `json:"output_bytes"`
-	ParseSeconds   float64 `json:"parse_seconds"`   // documents
-	CompileSeconds float64 `json:"compile_seconds"` //
-	EvalSeconds    float64 `json:"eval_seconds"`    // read, judge and write all flows
-	CPUSeconds     float64 `json:"cpu_seconds"`     // of all processors, in EvalSeconds
-	TotalSeconds   float64 `json:"total_seconds"`
-	FlowsPerSecond float64 `json:"flows_per_second"` // of EvalSeconds
-	Unreadable     int64   `json:"unreadable"`
-}
 
 func (a *app) benchCommand() *cobra.Command {
 	return noun(&cobra.Command{
 		Use:   "bench",
 		Short: "Measure this build on this machine",
-	}, a.benchEvalCommand(), a.benchGenCommand())
+	}, a.benchEvalCommand(), a.benchCoreCommand(), a.benchGenCommand())
 }
 
 // benchSizes are the flags that say how large the made-up world is.
@@ -56,39 +36,6 @@ func (b *benchSizes) check() error {
 		return usagef("use at least one workload (at most %d), one rule and one flow", most)
 	}
 	return nil
-}
-
-func (a *app) benchEvalCommand() *cobra.Command {
-	var sizes benchSizes
-	cmd := &cobra.Command{
-		Use:   "eval",
-		Short: "How many flows a second eval judges",
-		Long: `Make up documents and flows, judge the flows as bulkhead eval does, from a file to a file,
-and print the rate. The documents and flows depend on the sizes alone.`,
-		Example: `  bulkhead bench eval
-  bulkhead bench eval --workloads 10000 --rules 5000 --flows 5000000 -o json`,
-		Args: takes(),
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := sizes.check(); err != nil {
-				return err
-			}
-			dir, err := os.MkdirTemp("", "bulkhead-bench-")
-			if err != nil {
-				return cannotf("make a place for the flows: %w", err)
-			}
-			defer os.RemoveAll(dir)
-			if err := writeBench(dir, &sizes); err != nil {
-				return err
-			}
-			v, err := runEvalBench(cmd.Context(), dir, &sizes)
-			if err != nil {
-				return err
-			}
-			return a.print(cmd, v, func(p *page) { printEvalBench(p, v) })
-		},
-	}
-	sizes.register(cmd)
-	return cmd
 }
 
 func (a *app) benchGenCommand() *cobra.Command {
@@ -149,66 +96,6 @@ func writeTo(path string, write func(io.Writer) error) error {
 	return nil
 }
 
-// runEvalBench does what eval does and takes the time of each part.
-func runEvalBench(ctx context.Context, dir string, sizes *benchSizes) (*evalBench, error) {
-	data, err := os.ReadFile(filepath.Join(dir, benchDocuments))
-	if err != nil {
-		return nil, cannotRead(err)
-	}
-	start := time.Now()
-	docs, err := policy.Parse([]policy.File{{Name: benchDocuments, Data: data}})
-	if err != nil {
-		return nil, fmt.Errorf("the documents of the bench: %w", err)
-	}
-	parsed := time.Now()
-	inv, err := inventory.Build(docs, nil, nil)
-	if err != nil {
-		return nil, fmt.Errorf("the workloads of the bench: %w", err)
-	}
-	w, err := compile.Compile(docs, inv, compile.Options{Now: start})
-	if err != nil {
-		return nil, fmt.Errorf("compile the bench: %w", err)
-	}
-	compiled := time.Now()
-	in, err := os.Open(filepath.Join(dir, benchFlows))
-	if err != nil {
-		return nil, cannotRead(err)
-	}
-	defer in.Close()
-	out, err := os.Create(filepath.Join(dir, "verdicts.jsonl"))
-	if err != nil {
-		return nil, cannotf("write the verdicts: %w", err)
-	}
-	defer out.Close()
-	busy, err := cpuTime()
-	if err != nil {
-		return nil, err
-	}
-	stats, err := evalFlows(ctx, w, in, out, nil)
-	if err != nil {
-		return nil, cannotf("judge the flows of the bench: %w", err)
-	}
-	end := time.Now()
-	spent, err := cpuTime()
-	if err != nil {
-		return nil, err
-	}
-	v := &evalBench{
-		Workloads: len(inv.Instances), Rules: sizes.rules, Flows: stats.Lines, Processors: runtime.GOMAXPROCS(0),
-		ParseSeconds: parsed.Sub(start).Seconds(), CompileSeconds: compiled.Sub(parsed).Seconds(),
-		EvalSeconds: end.Sub(compiled).Seconds(), CPUSeconds: (spent - busy).Seconds(), TotalSeconds: end.Sub(start).Seconds(), Unreadable: stats.Bad,
-	}
-	v.FlowsPerSecond = float64(v.Flows) / v.EvalSeconds
-	for f, size := range map[*os.File]*int64{in: &v.InputBytes, out: &v.OutputBytes} {
-		info, err := f.Stat()
-		if err != nil {
-			return nil, cannotRead(err)
-		}
-		*size = info.Size()
-	}
-	return v, nil
-}
-
 // cpuTime returns the processor time that this process has used so far.
 func cpuTime() (time.Duration, error) {
 	var u syscall.Rusage
@@ -218,16 +105,56 @@ func cpuTime() (time.Duration, error) {
 	return time.Duration(u.Utime.Nano() + u.Stime.Nano()), nil
 }
 
-func printEvalBench(p *page, v *evalBench) {
-	p.line("%s over %s and %s, %s", count(v.Flows, "flow"), count(v.Workloads, "workload"), count(v.Rules, "rule"),
-		count(v.Processors, "processor"))
-	p.line("parse documents  %8.3f s", v.ParseSeconds)
-	p.line("compile          %8.3f s", v.CompileSeconds)
-	p.line("judge            %8.3f s   %s flows a second, %s in, %s out", v.EvalSeconds, thousands(uint64(v.FlowsPerSecond)),
-		byteSize(uint64(v.InputBytes)), byteSize(uint64(v.OutputBytes)))
-	p.line("                 %8.3f s   of processor time, %.0f ns a flow", v.CPUSeconds, v.CPUSeconds*1e9/float64(v.Flows))
-	p.line("all              %8.3f s", v.TotalSeconds)
-	if v.Unreadable > 0 {
-		p.line("%s could not be read", count(v.Unreadable, "flow"))
+// threadTime returns the processor time that the calling thread has used so far.
+func threadTime() (time.Duration, error) {
+	var t unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_THREAD_CPUTIME_ID, &t); err != nil {
+		return 0, cannotf("read the processor time: %w", err)
 	}
+	return time.Duration(t.Nano()), nil
 }
+
+// measured is what one operation costs.
+type measured struct {
+	nanoseconds float64 // the median of some rounds
+	allocations float64
+}
+
+// benchRounds is how often a short measurement is repeated: what else the machine does falls on some rounds only.
+const benchRounds = 9
+
+// measure calls fn for each of n things on one thread, round after round, and takes the processor time of that thread:
+// while it waits for a processor that something else has, no time passes.
+func measure(n int, fn func(i int) error) (measured, error) {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	var before, after runtime.MemStats
+	rounds := make([]time.Duration, benchRounds)
+	runtime.GC()
+	runtime.ReadMemStats(&before)
+	for r := range rounds {
+		start, err := threadTime()
+		if err != nil {
+			return measured{}, err
+		}
+		for i := range n {
+			if err := fn(i); err != nil {
+				return measured{}, err
+			}
+		}
+		end, err := threadTime()
+		if err != nil {
+			return measured{}, err
+		}
+		rounds[r] = end - start
+	}
+	runtime.ReadMemStats(&after)
+	slices.Sort(rounds)
+	return measured{
+		nanoseconds: round(float64(rounds[len(rounds)/2].Nanoseconds()) / float64(n)),
+		allocations: round(float64(after.Mallocs-before.Mallocs) / float64(n*len(rounds))),
+	}, nil
+}
+
+// round keeps two decimals: what is less comes from elsewhere in the program.
+func round(x float64) float64 { return math.Round(x*100) / 100 }

@@ -5,13 +5,13 @@ import (
 	"testing"
 
 	"bulkhead/internal/core/compile"
-	"bulkhead/internal/core/compile/compiletest"
+	"bulkhead/internal/core/estate"
 )
 
 // BenchmarkCompile compiles whole estates. Beside time it reports what the finished world holds (MB-held), and how
 // many policy sets and rows it has.
 func BenchmarkCompile(b *testing.B) {
-	for _, s := range []compiletest.Size{
+	for _, s := range []estate.Size{
 		{Workloads: 1_000, LabelSets: 100, Rules: 100},
 		{Workloads: 1_000, LabelSets: 100, Rules: 1_000},
 		{Workloads: 1_000, LabelSets: 100, Rules: 10_000},
@@ -23,7 +23,7 @@ func BenchmarkCompile(b *testing.B) {
 		{Workloads: 100_000, LabelSets: 5_000, Rules: 10_000},
 	} {
 		b.Run(s.String(), func(b *testing.B) {
-			docs, inv := compiletest.Estate(s)
+			docs, inv := estate.Make(s)
 			var before, after runtime.MemStats
 			runtime.GC()
 			runtime.ReadMemStats(&before)
@@ -50,8 +50,8 @@ func BenchmarkCompile(b *testing.B) {
 
 // BenchmarkHostPolicy makes what one agent is given, in a large estate: for hosts of every kind in turn.
 func BenchmarkHostPolicy(b *testing.B) {
-	s := compiletest.Size{Workloads: 100_000, LabelSets: 5_000, Rules: 10_000}
-	docs, inv := compiletest.Estate(s)
+	s := estate.Size{Workloads: 100_000, LabelSets: 5_000, Rules: 10_000}
+	docs, inv := estate.Make(s)
 	w, err := compile.Compile(docs, inv, compile.Options{})
 	if err != nil {
 		b.Fatal(err)

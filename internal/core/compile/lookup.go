@@ -123,6 +123,9 @@ func (t *table) find(peer int32, identities int) int32 {
 	if len(rows) == 0 || peer < 0 {
 		return t.def
 	}
+	if t.direct != nil {
+		return t.direct[peer]
+	}
 	key := uint32(peer)
 	at := int(uint64(key) * uint64(len(rows)) / uint64(identities))
 	lo, hi := 0, len(rows) // the row is in rows[lo:hi], if there is one

@@ -50,6 +50,9 @@ func (w *World) compileSets(r *termResolver) error {
 		}
 		w.isolation[own] = set
 	}
+	for i := range w.tables {
+		w.tables[i].index(len(w.ids.ids))
+	}
 	w.functions = b.functions.functions
 	w.seats = make([]Seat, len(w.points))
 	for i := range w.seats {

@@ -24,6 +24,11 @@ func everyPort(v model.Verdict, rule uint32) step {
 	return step{ports: anyPorts, verdict: v, rule: rule}
 }
 
+// final reports whether nothing is left to decide after the step.
+func (s *step) final() bool {
+	return slices.ContainsFunc(s.ports, func(r model.PortRange) bool { return r.Proto == model.ProtoAny })
+}
+
 // subject is everything about a workload that its policy set depends on. Equal subjects share a policy set.
 type subject struct {
 	profile *profile
@@ -55,6 +60,7 @@ type tableBuilder struct {
 	paint     painter
 	steps     []step
 	universal []int32 // steps that speak about every peer
+	sealed    bool    // one of them speaks about every port too: nothing after it counts
 	nodes     []node  // classes; nodes[0] is that of a peer which no step speaks about
 	child     []childOf
 	class     []int32 // peer to node
@@ -62,6 +68,7 @@ type tableBuilder struct {
 	fn        []int32 // peer to function; of touched peers and of those in rows
 	inUse     [][]model.PortRange
 	order     []int32
+	own       []int32
 	maxOf     map[[2]int32]int32
 	recent    [1 << 12]maxEntry // in front of maxOf; two zeros are no key, as x differs from y
 
@@ -75,6 +82,7 @@ type node struct {
 	parent, step int32
 	restricted   int32 // index into inUse; notRestricted
 	fn           int32 // index of the function, once it is known
+	sealed       bool  // step, or one before it, speaks about every port: no later step counts
 }
 
 const (
@@ -148,7 +156,7 @@ func (b *tableBuilder) begin() {
 		b.class[p] = 0
 	}
 	b.touched = b.touched[:0]
-	b.steps, b.universal = b.steps[:0], b.universal[:0]
+	b.steps, b.universal, b.sealed = b.steps[:0], b.universal[:0], false
 	b.nodes = append(b.nodes[:0], node{parent: -1, step: -1, restricted: notRestricted, fn: unknown})
 	b.child = append(b.child[:0], childOf{-1, 0})
 	b.inUse = append(b.inUse[:0], nil)
@@ -221,24 +229,29 @@ func (b *tableBuilder) applyRules(s *subject, d model.Direction) {
 }
 
 func (b *tableBuilder) addUniversal(s step) {
+	if b.sealed {
+		return
+	}
 	b.universal = append(b.universal, int32(len(b.steps)))
 	b.steps = append(b.steps, s)
+	b.sealed = s.final()
 }
 
 // add appends a step that speaks about the peers.
 func (b *tableBuilder) add(s step, peers []int32) {
-	if len(peers) == 0 {
+	if len(peers) == 0 || b.sealed {
 		return
 	}
 	at := int32(len(b.steps))
 	b.steps = append(b.steps, s)
+	final := s.final()
 	for _, p := range peers {
 		from := b.class[p]
-		if b.nodes[from].restricted == nothingInUse {
+		if n := &b.nodes[from]; n.sealed || n.restricted == nothingInUse {
 			continue
 		}
 		if b.child[from].step != at {
-			b.child[from] = childOf{at, b.newNode(node{parent: from, step: at, restricted: b.nodes[from].restricted})}
+			b.child[from] = childOf{at, b.newNode(node{parent: from, step: at, restricted: b.nodes[from].restricted, sealed: final})}
 		}
 		b.move(p, b.child[from].node)
 	}
@@ -263,19 +276,34 @@ func (b *tableBuilder) function(n int32) (int32, error) {
 	if b.nodes[n].fn != unknown {
 		return b.nodes[n].fn, nil
 	}
-	b.order = append(b.order[:0], b.universal...)
-	for at := n; at > 0; at = b.nodes[at].parent {
-		if s := b.nodes[at].step; s >= 0 {
-			b.order = append(b.order, s)
-		}
-	}
-	slices.Sort(b.order)
+	b.collect(n)
 	fn, err := b.resolve(b.order, nil, false)
 	if err == nil && b.nodes[n].restricted != notRestricted {
 		fn, err = b.resolve(b.order, b.within(fn, b.inUse[b.nodes[n].restricted]), true)
 	}
 	b.nodes[n].fn = fn
 	return fn, err
+}
+
+// collect puts the steps that speak about a class into order: those that led to it, latest first as the parents tell
+// them, merged into those that speak about every peer.
+func (b *tableBuilder) collect(n int32) {
+	b.own, b.order = b.own[:0], b.order[:0]
+	for at := n; at > 0; at = b.nodes[at].parent {
+		if s := b.nodes[at].step; s >= 0 {
+			b.own = append(b.own, s)
+		}
+	}
+	left := len(b.own)
+	for _, u := range b.universal {
+		for ; left > 0 && b.own[left-1] < u; left-- {
+			b.order = append(b.order, b.own[left-1])
+		}
+		b.order = append(b.order, u)
+	}
+	for ; left > 0; left-- {
+		b.order = append(b.order, b.own[left-1])
+	}
 }
 
 // resolve paints the steps, or with restricted the essential ones of them, then what is left open, then the

@@ -175,13 +175,15 @@ func TestFindRow(t *testing.T) {
 				want[int32(p)] = int32(p * 3)
 			}
 		}
+		direct := tab
+		direct.index(identities)
 		for p := int32(-1); p < int32(identities); p++ {
 			w, ok := want[p]
 			if !ok {
 				w = tab.def
 			}
-			if got := tab.find(p, identities); got != w {
-				t.Fatalf("%d identities, %d rows: peer %d gives %d, want %d", identities, len(tab.rows), p, got, w)
+			if got, at := tab.find(p, identities), direct.find(p, identities); got != w || at != w {
+				t.Fatalf("%d identities, %d rows: peer %d gives %d, directly %d, want %d", identities, len(tab.rows), p, got, at, w)
 			}
 		}
 	}

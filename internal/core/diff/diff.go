@@ -7,6 +7,7 @@ package diff
 
 import (
 	"cmp"
+	"math/bits"
 	"slices"
 	"strings"
 
@@ -85,6 +86,7 @@ func newComparison(before, after *compile.World) *comparison {
 		after:    verdict.New(after),
 		services: serviceNames(before.Documents(), after.Documents()),
 		changes:  map[[2]reach.FuncID][]int32{},
+		ofPair:   map[[4]reach.FuncID][]int32{},
 		byKey:    map[string]int32{},
 	}
 }
@@ -116,10 +118,12 @@ type comparison struct {
 	services      map[model.PortRange]string
 
 	changes map[[2]reach.FuncID][]int32 // functions before and after to the changes between them
+	ofPair  map[[4]reach.FuncID][]int32 // the same, by the functions at both ends
 	all     []change
 	byKey   map[string]int32
 	// relations hold, by where, the pairs of classes of each change.
 	relations [3][]relation
+	marked    []uint64 // space for members, zero between calls: a bit for each actor
 }
 
 // scan finds every pair of classes that changes.
@@ -137,11 +141,7 @@ func (c *comparison) scan() {
 				if p.Egress[0] == p.Egress[1] && p.Ingress[0] == p.Ingress[1] {
 					return
 				}
-				joint := [2]reach.FuncID{c.u.Joint(p.Egress[0], p.Ingress[0]), c.u.Joint(p.Egress[1], p.Ingress[1])}
-				if joint[0] == joint[1] {
-					return
-				}
-				for _, n := range c.changesOf(joint) {
+				for _, n := range c.changesOfPair(p) {
 					r := &c.relations[where][n]
 					if len(r.open) == 0 {
 						touched = append(touched, [2]int32{int32(where), n})
@@ -154,6 +154,20 @@ func (c *comparison) scan() {
 			c.relations[t[0]][t[1]].seal(int32(from))
 		}
 	}
+}
+
+// changesOfPair returns the changes between what the ends of a pair say before and after.
+func (c *comparison) changesOfPair(p *reach.Pair) []int32 {
+	key := [4]reach.FuncID{p.Egress[0], p.Ingress[0], p.Egress[1], p.Ingress[1]}
+	out, known := c.ofPair[key]
+	if !known {
+		before, after := c.u.Joint(key[0], key[1]), c.u.Joint(key[2], key[3])
+		if before != after {
+			out = c.changesOf([2]reach.FuncID{before, after})
+		}
+		c.ofPair[key] = out
+	}
+	return out
 }
 
 // changesOf returns the changes between two functions: one for each pair of verdicts.
@@ -262,12 +276,25 @@ func (c *comparison) communication(ch *change, b *block, where reach.Where) Comm
 	return out
 }
 
+// members lists the actors of the classes, sorted. Blocks are large and many: marking is quicker than sorting.
 func (c *comparison) members(classes []int32) []int32 {
-	var out []int32
-	for _, n := range classes {
-		out = append(out, c.u.Classes[n].Members...)
+	if c.marked == nil {
+		c.marked = make([]uint64, (len(c.u.Actors)+63)/64)
 	}
-	slices.Sort(out)
+	total := 0
+	for _, n := range classes {
+		total += len(c.u.Classes[n].Members)
+		for _, i := range c.u.Classes[n].Members {
+			c.marked[i/64] |= 1 << (i % 64)
+		}
+	}
+	out := make([]int32, 0, total)
+	for w, word := range c.marked {
+		for ; word != 0; word &= word - 1 {
+			out = append(out, int32(w*64+bits.TrailingZeros64(word)))
+		}
+	}
+	clear(c.marked)
 	return out
 }
 

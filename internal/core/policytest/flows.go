@@ -9,8 +9,31 @@ import (
 
 // flow returns a flow that is likely to touch a boundary of some document.
 func (g *generator) flow() model.Flow {
+	if len(g.inUse) > 0 && g.chance(4) {
+		return g.flowInUse()
+	}
 	f := model.Flow{From: g.end(), To: g.end()}
 	f.Proto, f.Port = g.service()
+	return f
+}
+
+// edgeInUse is an edge that a restricted workload may go on using.
+type edgeInUse struct {
+	workload string
+	model.InUse
+}
+
+// flowInUse returns a flow along an edge in use, or one port beside it.
+func (g *generator) flowInUse() model.Flow {
+	e := pick(g, g.inUse)
+	f := model.Flow{From: model.End{Workload: e.workload}, To: model.End{Workload: e.Peer}, Proto: e.Ports.Proto}
+	if e.Direction == model.Ingress {
+		f.From, f.To = f.To, f.From
+	}
+	if f.Proto == model.ProtoAny {
+		f.Proto = model.ProtoTCP
+	}
+	f.Port = pick(g, []uint16{e.Ports.Lo, e.Ports.Lo, e.Ports.Hi, e.Ports.Hi, e.Ports.Lo - 1, e.Ports.Hi + 1})
 	return f
 }
 

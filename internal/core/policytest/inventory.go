@@ -131,11 +131,9 @@ func (g *generator) quarantine() {
 			continue
 		}
 		for range g.IntN(4) {
-			inst.Quarantine.InUse = append(inst.Quarantine.InUse, model.InUse{
-				Direction: pick(g, model.Directions[:]),
-				Peer:      pick(g, g.instances).Name,
-				Ports:     g.namedRange(),
-			})
+			edge := model.InUse{Direction: pick(g, model.Directions[:]), Peer: pick(g, g.instances).Name, Ports: g.namedRange()}
+			inst.Quarantine.InUse = append(inst.Quarantine.InUse, edge)
+			g.inUse = append(g.inUse, edgeInUse{inst.Name, edge})
 		}
 	}
 }

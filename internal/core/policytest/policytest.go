@@ -76,6 +76,7 @@ type generator struct {
 	addresses int                  // allocated so far
 	prefixes  []netip.Prefix       // that some document names; flows probe their edges
 	ranges    []model.PortRange    // that some document names; flows probe their edges
+	inUse     []edgeInUse          // flows try them
 	owners    map[netip.Addr][]int // indices into instances, once sorted
 }
 

@@ -5,7 +5,7 @@ import (
 	"testing"
 
 	"bulkhead/internal/core/compile"
-	"bulkhead/internal/core/compile/compiletest"
+	"bulkhead/internal/core/estate"
 	"bulkhead/internal/core/model"
 	"bulkhead/internal/core/prove"
 )
@@ -40,13 +40,13 @@ func guardrails(n int) []model.Guardrail {
 
 // BenchmarkGuardrails proves 100 guardrails over 10,000 rules. It reports how many hold, so that work not done shows.
 func BenchmarkGuardrails(b *testing.B) {
-	for _, size := range []compiletest.Size{
+	for _, size := range []estate.Size{
 		{Workloads: 1000, LabelSets: 100, Rules: 1000},
 		{Workloads: 10_000, LabelSets: 1000, Rules: 10_000},
 		{Workloads: 100_000, LabelSets: 5000, Rules: 10_000},
 	} {
 		b.Run(size.String(), func(b *testing.B) {
-			docs, inv := compiletest.Estate(size)
+			docs, inv := estate.Make(size)
 			docs.Guardrails = guardrails(100)
 			w, err := compile.Compile(docs, inv, compile.Options{})
 			if err != nil {

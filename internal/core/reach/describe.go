@@ -33,8 +33,10 @@ type describer struct {
 	networks   map[string][]int32
 	same       map[string]int // by onlyIn: how many actors there are
 	addresses  int
-	gain       []int32 // space for cover, zero between calls: by candidate, the sets that it would add
-	inside     []bool  // by label set
+	gain       []int32          // space for cover, zero between calls: by candidate, the sets that it would add
+	inside     []bool           // by label set
+	counts     []int32          // space for Describe: by label set, the actors that are meant
+	exact      map[int32]string // what exactly returned, by label set
 }
 
 type labelSet struct {
@@ -48,11 +50,12 @@ type candidate struct {
 	text      string
 	customary int
 	keys      int
+	rank      int32   // among candidates that add as much: the smaller the better
 	sets      []int32 // label sets that it selects
 }
 
 func newDescriber(u *Universe) *describer {
-	d := &describer{u: u, setOf: make([]int32, len(u.Actors)), networks: map[string][]int32{}, same: map[string]int{}}
+	d := &describer{u: u, setOf: make([]int32, len(u.Actors)), networks: map[string][]int32{}, same: map[string]int{}, exact: map[int32]string{}}
 	for _, l := range u.LabelSets {
 		d.sets = append(d.sets, labelSet{labels: l})
 	}
@@ -116,6 +119,22 @@ func (d *describer) addCandidates(values map[string]map[string]bool) {
 			set.candidates = append(set.candidates, c)
 		})
 	}
+	d.rankCandidates()
+}
+
+// rankCandidates puts those first that name more of the customary keys, and fewer others.
+func (d *describer) rankCandidates() {
+	order := make([]int32, len(d.candidates))
+	for i := range order {
+		order[i] = int32(i)
+	}
+	slices.SortFunc(order, func(a, b int32) int {
+		x, y := &d.candidates[a], &d.candidates[b]
+		return cmp.Or(cmp.Compare(y.customary, x.customary), cmp.Compare(x.keys, y.keys), strings.Compare(x.text, y.text))
+	})
+	for rank, c := range order {
+		d.candidates[c].rank = int32(rank)
+	}
 }
 
 // usefulKeys are the customary ones and a few more: those with the fewest values, which say the most about sets.
@@ -158,6 +177,15 @@ func subsets(keys []string, n int, fn func([]string)) {
 
 // exactly is a selector of one label set and no other.
 func (d *describer) exactly(n int32) string {
+	text, known := d.exact[n]
+	if !known {
+		text = d.selectorOf(n)
+		d.exact[n] = text
+	}
+	return text
+}
+
+func (d *describer) selectorOf(n int32) string {
 	set := &d.sets[n]
 	if len(set.labels) == 0 {
 		return "workloads without labels"
@@ -201,11 +229,15 @@ func (u *Universe) Describe(actors []int32) []string {
 		u.names = newDescriber(u)
 	}
 	d := u.names
-	counts := make([]int, len(d.sets))
-	var workloads, addresses []int32
+	if d.counts == nil {
+		d.counts = make([]int32, len(d.sets))
+	}
+	clear(d.counts)
+	workloads := make([]int32, 0, len(actors))
+	var addresses []int32
 	for _, a := range actors {
 		if n := d.setOf[a]; n >= 0 {
-			counts[n]++
+			d.counts[n]++
 			workloads = append(workloads, a)
 		} else {
 			addresses = append(addresses, a)
@@ -215,14 +247,14 @@ func (u *Universe) Describe(actors []int32) []string {
 		return []string{"any"}
 	}
 	// "every workload but …" stands last, where nothing can be taken for a part of it.
-	named := d.describeWorkloads(workloads, counts)
+	named := d.describeWorkloads(workloads)
 	if len(named) == 1 && strings.Contains(named[0], " but ") {
 		return append(d.describeAddresses(addresses), named...)
 	}
 	return append(named, d.describeAddresses(addresses)...)
 }
 
-func (d *describer) describeWorkloads(workloads []int32, counts []int) []string {
+func (d *describer) describeWorkloads(workloads []int32) []string {
 	if len(workloads) == 0 {
 		return nil
 	}
@@ -232,7 +264,7 @@ func (d *describer) describeWorkloads(workloads []int32, counts []int) []string 
 	var whole, outside []int32
 	partial := map[int32]bool{}
 	for n := range d.sets {
-		switch counts[n] {
+		switch int(d.counts[n]) {
 		case 0:
 			outside = append(outside, int32(n))
 		case len(d.sets[n].actors):
@@ -307,8 +339,7 @@ func (d *describer) cover(sets []int32) []string {
 	return out
 }
 
-// queue is a heap of candidates, the best first: the one that selects more of what is left, then the one that names
-// more of the customary keys and fewer others.
+// queue is a heap of candidates, the best first: the one that selects more of what is left, then by rank.
 type queue struct {
 	d    *describer
 	list []queued
@@ -328,8 +359,10 @@ func (q *queue) Pop() any {
 
 func (q *queue) Less(i, j int) bool {
 	a, b := q.list[i], q.list[j]
-	x, y := &q.d.candidates[a.candidate], &q.d.candidates[b.candidate]
-	return cmp.Or(cmp.Compare(b.gain, a.gain), cmp.Compare(y.customary, x.customary), cmp.Compare(x.keys, y.keys), strings.Compare(x.text, y.text)) < 0
+	if a.gain != b.gain {
+		return a.gain > b.gain
+	}
+	return q.d.candidates[a.candidate].rank < q.d.candidates[b.candidate].rank
 }
 
 // name lists the workloads of label sets of which only a part is meant.

@@ -7,7 +7,7 @@ import (
 	"strings"
 	"testing"
 
-	"bulkhead/internal/core/compile/compiletest"
+	"bulkhead/internal/core/estate"
 	"bulkhead/internal/core/model"
 	"bulkhead/internal/core/policytest"
 	"bulkhead/internal/core/reach"
@@ -189,7 +189,7 @@ func reader(t *testing.T, s string) (func(*reach.Actor) bool, bool) {
 
 // TestDescriptionsAreShort: what people call one thing is described by one selector.
 func TestDescriptionsAreShort(t *testing.T) {
-	docs, inv := compiletest.Estate(compiletest.Size{Workloads: 1000, LabelSets: 100, Rules: 100})
+	docs, inv := estate.Make(estate.Size{Workloads: 1000, LabelSets: 100, Rules: 100})
 	u := reach.New(world(t, docs, inv))
 	for _, c := range []struct{ selector, want string }{
 		{"app=app-00003,role=api,env=prod", "app=app-00003,env=prod,role=api"},

@@ -7,7 +7,7 @@ import (
 	"testing"
 	"time"
 
-	"bulkhead/internal/core/compile/compiletest"
+	madeup "bulkhead/internal/core/estate"
 	"bulkhead/internal/core/model"
 )
 
@@ -54,13 +54,13 @@ func recorded(inv *model.Inventory, n int) []model.RecordedFlow {
 // BenchmarkSuggest reports what came out, so that work not done shows.
 func BenchmarkSuggest(b *testing.B) {
 	for _, c := range []struct {
-		size  compiletest.Size
+		size  madeup.Size
 		flows int
 	}{
-		{compiletest.Size{Workloads: 1000, LabelSets: 100}, 100_000},
-		{compiletest.Size{Workloads: 10_000, LabelSets: 1000}, 1_000_000},
+		{madeup.Size{Workloads: 1000, LabelSets: 100}, 100_000},
+		{madeup.Size{Workloads: 10_000, LabelSets: 1000}, 1_000_000},
 	} {
-		_, inv := compiletest.Estate(c.size)
+		_, inv := madeup.Make(c.size)
 		flows := recorded(inv, c.flows)
 		for i := range inv.Instances {
 			if i%2 == 0 {

@@ -6,7 +6,7 @@ import (
 	"testing"
 
 	"bulkhead/internal/core/compile"
-	"bulkhead/internal/core/compile/compiletest"
+	"bulkhead/internal/core/estate"
 	"bulkhead/internal/core/model"
 	"bulkhead/internal/core/verdict"
 )
@@ -42,12 +42,12 @@ func randomFlows(inv *model.Inventory, byAddress bool, n int) []model.Flow {
 // BenchmarkJudge judges random flows, by name and by address: 4,096 distinct ones again and again, as a log of real
 // traffic has them, and 65,536 that no cache holds in a large estate.
 func BenchmarkJudge(b *testing.B) {
-	for _, s := range []compiletest.Size{
+	for _, s := range []estate.Size{
 		{Workloads: 1_000, LabelSets: 100, Rules: 1_000},
 		{Workloads: 10_000, LabelSets: 1_000, Rules: 1_000},
 		{Workloads: 100_000, LabelSets: 5_000, Rules: 10_000},
 	} {
-		docs, inv := compiletest.Estate(s)
+		docs, inv := estate.Make(s)
 		w, err := compile.Compile(docs, inv, compile.Options{})
 		if err != nil {
 			b.Fatal(err)
@@ -72,7 +72,7 @@ func BenchmarkJudge(b *testing.B) {
 }
 
 func TestJudgeAllocatesNothing(t *testing.T) {
-	docs, inv := compiletest.Estate(compiletest.Size{Workloads: 1_000, LabelSets: 100, Rules: 1_000})
+	docs, inv := estate.Make(estate.Size{Workloads: 1_000, LabelSets: 100, Rules: 1_000})
 	w, err := compile.Compile(docs, inv, compile.Options{})
 	if err != nil {
 		t.Fatal(err)

@@ -58,14 +58,6 @@ func fixedPorts(r model.PortRange) string {
 	return r.String()
 }
 
-// typesText writes a range of whole ICMP types as types, not as the ports that stand for them.
-func typesText(r model.PortRange) string {
-	if r.Proto.IsICMP() && r.Lo>>8 != r.Hi>>8 {
-		return fmt.Sprintf("%s/%d-%d", r.Proto, r.Lo>>8, r.Hi>>8)
-	}
-	return r.String()
-}
-
 func (e *Evaluator) controllerText() string {
 	if len(e.controllers) == 0 {
 		return "every host towards its controller"

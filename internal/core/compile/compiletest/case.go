@@ -1,3 +1,5 @@
+// Package compiletest reads the test cases that packages compile and verdict share: documents, what agents report,
+// quarantines and options in one txtar file.
 package compiletest
 
 import (

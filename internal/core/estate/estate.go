@@ -1,6 +1,6 @@
-// Package compiletest makes large estates for benchmarks: documents and an inventory as an enterprise would have them,
-// in any size, the same on every machine.
-package compiletest
+// Package estate makes estates to measure with: documents and an inventory as an enterprise would have them, in any
+// size, the same on every machine.
+package estate
 
 import (
 	"fmt"
@@ -29,19 +29,19 @@ var (
 
 const sites = 16 // networks that workloads are in, each a /12 of 10.0.0.0/8
 
-// Estate makes the documents and the inventory of an estate: apps of five roles in two environments, spread over
+// Make makes the documents and the inventory of an estate: apps of five roles in two environments, spread over
 // sites; one in ten hosts runs two units that share its addresses; one in a hundred is a device without an agent. Most
 // rules join roles within an app, some join apps, some admit networks, a few deny whole environments.
-func Estate(s Size) (*model.Documents, *model.Inventory) {
-	e := estate{Size: s, apps: max(1, s.LabelSets/(len(roles)*len(envs)))}
-	e.services()
-	e.networks()
-	e.segments()
-	e.policies()
-	return &e.docs, e.inventory()
+func Make(s Size) (*model.Documents, *model.Inventory) {
+	b := builder{Size: s, apps: max(1, s.LabelSets/(len(roles)*len(envs)))}
+	b.services()
+	b.networks()
+	b.segments()
+	b.policies()
+	return &b.docs, b.inventory()
 }
 
-type estate struct {
+type builder struct {
 	Size
 	apps int
 	docs model.Documents
@@ -57,58 +57,58 @@ func workloads(format string, args ...any) []model.Peer {
 	return []model.Peer{{Kind: model.PeerWorkloads, Workloads: selector(format, args...)}}
 }
 
-func (e *estate) services() {
+func (b *builder) services() {
 	for _, r := range []string{"api", "cache", "db", "queue", "web"} {
-		e.docs.Services = append(e.docs.Services, model.Service{
+		b.docs.Services = append(b.docs.Services, model.Service{
 			Meta:  model.Meta{Name: r},
 			Ports: []model.PortRange{{Proto: model.ProtoTCP, Lo: ports[r], Hi: ports[r]}},
 		})
 	}
 }
 
-func (e *estate) networks() {
+func (b *builder) networks() {
 	for i := range sites {
-		e.docs.Networks = append(e.docs.Networks, model.Network{
+		b.docs.Networks = append(b.docs.Networks, model.Network{
 			Meta:   model.Meta{Name: fmt.Sprintf("site-%02d", i)},
 			CIDRs:  []netip.Prefix{netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(i << 4)}), 12)},
 			Except: []netip.Prefix{netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(i<<4 | 15), 255}), 24)},
 		})
 	}
-	e.docs.Networks = append(e.docs.Networks, model.Network{
+	b.docs.Networks = append(b.docs.Networks, model.Network{
 		Meta:    model.Meta{Name: "zz-resolvers"},
 		CIDRs:   []netip.Prefix{netip.MustParsePrefix("10.0.0.1/32"), netip.MustParsePrefix("10.0.0.2/32")},
 		Purpose: model.PurposeResolvers,
 	})
 }
 
-func (e *estate) segments() {
+func (b *builder) segments() {
 	both := []model.Direction{model.Ingress, model.Egress}
-	for i := range min(50, e.apps) {
-		e.docs.Segments = append(e.docs.Segments, model.Segment{
+	for i := range min(50, b.apps) {
+		b.docs.Segments = append(b.docs.Segments, model.Segment{
 			Meta: model.Meta{Name: app(i)}, Selector: selector("app=%s,env=dev", app(i)), Mode: model.ModeSelective,
 			Services: []model.PortRef{{Service: "db"}}, Directions: both, MembersOpen: i%2 == 0,
 		})
 	}
-	e.docs.Segments = append(e.docs.Segments,
+	b.docs.Segments = append(b.docs.Segments,
 		model.Segment{Meta: model.Meta{Name: "dev"}, Selector: selector("env=dev"), Mode: model.ModeObserve, Directions: both},
 		model.Segment{Meta: model.Meta{Name: "prod"}, Selector: selector("env=prod"), Mode: model.ModeEnforce, Directions: both},
 	)
 }
 
-func (e *estate) policies() {
-	perApp := (e.Rules + e.apps - 1) / e.apps
-	left := e.Rules
-	for a := 0; a < e.apps && left > 0; a++ {
+func (b *builder) policies() {
+	perApp := (b.Rules + b.apps - 1) / b.apps
+	left := b.Rules
+	for a := 0; a < b.apps && left > 0; a++ {
 		p := model.Policy{Meta: model.Meta{Name: app(a)}}
 		for r := 0; r < perApp && left > 0; r++ {
-			p.Rules = append(p.Rules, e.rule(a, r))
+			p.Rules = append(p.Rules, b.rule(a, r))
 			left--
 		}
-		e.docs.Policies = append(e.docs.Policies, p)
+		b.docs.Policies = append(b.docs.Policies, p)
 	}
 }
 
-func (e *estate) rule(a, r int) model.Rule {
+func (b *builder) rule(a, r int) model.Rule {
 	out := model.Rule{Name: fmt.Sprintf("rule-%03d", r), Action: model.ActionAllow, On: []model.PortRef{{Service: roles[(r+1)%5]}}}
 	env := envs[r/5%2]
 	switch n := (a*7 + r*3) % 100; {
@@ -117,7 +117,7 @@ func (e *estate) rule(a, r int) model.Rule {
 		out.To = workloads("app=%s,role=%s,env=%s", app(a), roles[(r+1)%5], env)
 	case n < 85: // to another app
 		out.From = workloads("app=%s,role in (api,queue)", app(a))
-		out.To = workloads("app=%s,role=%s", app((a*31+r*17)%e.apps), roles[(r+1)%5])
+		out.To = workloads("app=%s,role=%s", app((a*31+r*17)%b.apps), roles[(r+1)%5])
 	case n < 90: // from a site
 		out.From = []model.Peer{{Kind: model.PeerNetwork, Network: fmt.Sprintf("site-%02d", (a+r)%sites)}}
 		out.To = workloads("app=%s,role=web", app(a))
@@ -141,16 +141,16 @@ func (e *estate) rule(a, r int) model.Rule {
 	return out
 }
 
-func (e *estate) inventory() *model.Inventory {
-	inv := &model.Inventory{Instances: make([]model.Instance, 0, e.Workloads)}
-	labels := make([]model.Labels, e.apps*len(roles)*len(envs))
+func (b *builder) inventory() *model.Inventory {
+	inv := &model.Inventory{Instances: make([]model.Instance, 0, b.Workloads)}
+	labels := make([]model.Labels, b.apps*len(roles)*len(envs))
 	for i := range labels {
 		labels[i] = model.Labels{
 			"app": app(i / 10), "role": roles[i%5], "env": envs[i/5%2], "loc": fmt.Sprintf("loc-%d", i/10%7),
 		}
 	}
 	var used [sites]int // addresses of each site
-	for host := 0; len(inv.Instances) < e.Workloads; host++ {
+	for host := 0; len(inv.Instances) < b.Workloads; host++ {
 		set := host % len(labels)
 		name := fmt.Sprintf("host-%06d", host)
 		site := (set/10 + host/len(labels)%2) % sites // an app is at two sites
@@ -165,7 +165,7 @@ func (e *estate) inventory() *model.Inventory {
 			inst.Host = ""
 		}
 		inv.Instances = append(inv.Instances, inst)
-		for u := 0; u < 2 && host%10 == 5 && len(inv.Instances) < e.Workloads; u++ {
+		for u := 0; u < 2 && host%10 == 5 && len(inv.Instances) < b.Workloads; u++ {
 			of := labels[(set+1+u)%len(labels)]
 			port := ports[of["role"]]
 			inv.Instances = append(inv.Instances, model.Instance{
