@@ -12,7 +12,6 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
-	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -51,32 +50,24 @@ func NewBed(t testing.TB) *Bed {
 	if err != nil {
 		Cannot(t, "bpf", err)
 	}
-	b := &Bed{t: t, dir: t.TempDir()}
-	b.cgroup = filepath.Join(root, fmt.Sprintf("bulkhead-test-%d-%d", os.Getpid(), beds.Add(1)))
+	name := bedName(os.Getpid(), beds.Add(1))
+	b := &Bed{t: t, dir: filepath.Join(os.TempDir(), name), cgroup: filepath.Join(root, name)}
 	for _, d := range []string{"", "near", "near/one", "near/two", "near/two/inner", "near/late", "far", "far/one"} {
 		dir := filepath.Join(b.cgroup, d)
 		if err := os.Mkdir(dir, 0o755); err != nil {
 			Cannot(t, "bpf", fmt.Errorf("make a cgroup: %w", err))
 		}
-		t.Cleanup(func() { removeCgroup(t, dir) })
+		t.Cleanup(func() {
+			if err := removeCgroup(dir); err != nil {
+				t.Error(err)
+			}
+		})
 	}
 	b.mount()
 	b.wire()
 	b.Place = Place{CgroupRoot: filepath.Join(b.cgroup, "near"), BPFFS: filepath.Join(b.dir, "near")}
 	b.FarPlace = Place{CgroupRoot: filepath.Join(b.cgroup, "far"), BPFFS: filepath.Join(b.dir, "far")}
 	return b
-}
-
-// removeCgroup waits for the last process to be gone.
-func removeCgroup(t testing.TB, dir string) {
-	var err error
-	for range 200 {
-		if err = os.Remove(dir); err == nil || os.IsNotExist(err) {
-			return
-		}
-		time.Sleep(10 * time.Millisecond)
-	}
-	t.Errorf("remove cgroup: %v", err)
 }
 
 func cgroupMount() (string, error) {
@@ -94,6 +85,14 @@ func cgroupMount() (string, error) {
 }
 
 func (b *Bed) mount() {
+	if err := os.Mkdir(b.dir, 0o700); err != nil {
+		b.t.Fatal(err)
+	}
+	b.t.Cleanup(func() {
+		if err := os.Remove(b.dir); err != nil {
+			b.t.Error(err)
+		}
+	})
 	if err := unix.Mount("bpf", b.dir, "bpf", 0, "mode=0700"); err != nil {
 		Cannot(b.t, "bpf", fmt.Errorf("mount a bpffs: %w", err))
 	}

@@ -2,13 +2,17 @@
 // network namespaces joined by a cable, with processes in cgroups that make real connections.
 //
 // RunPort tests what every implementation promises. Run tests what one that judges real packets must do, situation by
-// situation. A test binary that calls Run must call Main in its TestMain, because the processes of the lab are the
-// binary itself.
+// situation, and RunLoad that it does so under load. A test binary that calls one of these two must call Main in its
+// TestMain, because the processes of the lab are the binary itself.
 package dataplanetest
 
 import (
+	"flag"
+	"fmt"
 	"os"
+	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -24,12 +28,41 @@ type Place struct {
 // Open makes a dataplane, or takes over the one that is at the place. It is called in the host's network namespace.
 type Open func(t testing.TB, at Place) dataplane.Dataplane
 
-// Main runs the tests, or, in the processes of the lab, what they are told.
+// Main runs the tests, or, in the processes of the lab, what they are told. First it removes what tests that were killed
+// have left behind.
 func Main(m *testing.M) {
 	if os.Getenv(workerEnv) != "" {
 		os.Exit(worker(os.Stdin, os.Stdout))
 	}
-	os.Exit(m.Run())
+	os.Exit(run(m))
+}
+
+func run(m *testing.M) int {
+	flag.Parse()
+	if os.Geteuid() == 0 {
+		release, err := claim()
+		if err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
+		defer release()
+		left, err := sweep()
+		if err != nil {
+			fmt.Fprintln(os.Stderr, "removing what killed tests have left behind:", err)
+			return 1
+		}
+		for _, name := range left {
+			fmt.Fprintln(os.Stderr, "removed what a killed test has left behind:", name)
+		}
+	}
+	// The situations mostly wait for each other's packets: more of them fit on a processor than one.
+	if f := flag.Lookup("test.parallel"); f.Value.String() == f.DefValue {
+		if err := f.Value.Set(strconv.Itoa(4 * runtime.GOMAXPROCS(0))); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
+	}
+	return m.Run()
 }
 
 // Cannot skips the test because the machine lacks what it needs, or fails it where BULKHEAD_REQUIRE, a list of

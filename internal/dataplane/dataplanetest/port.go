@@ -10,10 +10,15 @@ import (
 	"bulkhead/internal/dataplane"
 )
 
-// RunPort tests what every implementation of the port promises, whether or not it sees packets. Open is called for
-// each test with a fresh place; reopen takes over what a closed one has left.
-func RunPort(t *testing.T, open func(t testing.TB) dataplane.Dataplane, reopen func(t testing.TB) dataplane.Dataplane) {
+// RunPort tests what every implementation of the port promises, whether or not it sees packets. Fresh opens one at a
+// fresh place, for each test; reopen takes over what a closed one has left there.
+func RunPort(t *testing.T, fresh func(t testing.TB) (d dataplane.Dataplane, reopen func() dataplane.Dataplane)) {
 	ctx := context.Background()
+	open := func(t *testing.T) dataplane.Dataplane {
+		t.Parallel()
+		d, _ := fresh(t)
+		return d
+	}
 	good := func() *dataplane.State {
 		return &dataplane.State{Policy: policy{host: everything(model.Allow)}.build()}
 	}
@@ -66,7 +71,8 @@ func RunPort(t *testing.T, open func(t testing.TB) dataplane.Dataplane, reopen f
 		}
 	})
 	t.Run("a closed dataplane does nothing", func(t *testing.T) {
-		d := open(t)
+		t.Parallel()
+		d, reopen := fresh(t)
 		if err := d.Close(); err != nil {
 			t.Fatal(err)
 		}
@@ -82,7 +88,7 @@ func RunPort(t *testing.T, open func(t testing.TB) dataplane.Dataplane, reopen f
 		if err := d.Close(); err != nil {
 			t.Errorf("closed twice: %v", err)
 		}
-		if err := reopen(t).Remove(); err != nil {
+		if err := reopen().Remove(); err != nil {
 			t.Error(err)
 		}
 	})
@@ -98,7 +104,8 @@ func RunPort(t *testing.T, open func(t testing.TB) dataplane.Dataplane, reopen f
 		}
 	})
 	t.Run("isolation and policy outlive an agent", func(t *testing.T) {
-		d := open(t)
+		t.Parallel()
+		d, reopen := fresh(t)
 		if _, err := d.Apply(ctx, good()); err != nil {
 			t.Fatal(err)
 		}
@@ -108,7 +115,7 @@ func RunPort(t *testing.T, open func(t testing.TB) dataplane.Dataplane, reopen f
 		if err := d.Close(); err != nil {
 			t.Fatal(err)
 		}
-		d = reopen(t)
+		d = reopen()
 		if err := d.Isolate(ctx, "near/one", false); err != nil {
 			t.Errorf("lifted by the next agent, before it has applied anything: %v", err)
 		}

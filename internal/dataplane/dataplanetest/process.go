@@ -180,13 +180,31 @@ func (p *Process) Bind(network, addr string) *Socket {
 	return s
 }
 
+// brief is how long to wait for what is expected never to come. What is not dropped takes a hundredth of it.
+const brief = 200 * time.Millisecond
+
 // Dial makes a connection and returns the name of the error, "" for none.
 func (p *Process) Dial(network, to string) (*Socket, string) {
 	p.t.Helper()
-	s := &Socket{p: p, id: p.id(), Net: network}
-	a := p.ask(request{Do: "dial", ID: s.id, Net: network, To: to, Wait: 700 * time.Millisecond})
+	return p.dial(request{Net: network, To: to, Wait: patience})
+}
+
+// dial makes a connection as r says.
+func (p *Process) dial(r request) (*Socket, string) {
+	p.t.Helper()
+	s := &Socket{p: p, id: p.id(), Net: r.Net}
+	r.Do, r.ID = "dial", s.id
+	a := p.ask(r)
 	s.Addr = a.Addr
 	return s, a.Err
+}
+
+// wait is how long to wait for an outcome: "timeout" is to come soon.
+func wait(want string) time.Duration {
+	if want == "timeout" {
+		return brief
+	}
+	return patience
 }
 
 // MustDial makes a connection that must succeed.
@@ -199,10 +217,10 @@ func (p *Process) MustDial(network, to string) *Socket {
 	return s
 }
 
-// Ping sends one echo request and returns the name of the error.
-func (p *Process) Ping(to string) string {
+// ping sends one echo request and returns the name of the error.
+func (p *Process) ping(to string, d time.Duration) string {
 	p.t.Helper()
-	return p.ask(request{Do: "ping", To: to, Wait: 500 * time.Millisecond}).Err
+	return p.ask(request{Do: "ping", To: to, Wait: d}).Err
 }
 
 // Burst makes n flows, some at a time, each with one exchange.
@@ -231,7 +249,12 @@ type Socket struct {
 // name of the error.
 func (s *Socket) Exchange(data, to string) string {
 	s.p.t.Helper()
-	return s.p.ask(request{Do: "exchange", ID: s.id, Net: s.Net, Data: data, To: to, Wait: 400 * time.Millisecond}).Err
+	return s.exchange(data, to, patience)
+}
+
+func (s *Socket) exchange(data, to string, d time.Duration) string {
+	s.p.t.Helper()
+	return s.p.ask(request{Do: "exchange", ID: s.id, Net: s.Net, Data: data, To: to, Wait: d}).Err
 }
 
 // Stream exchanges for a time or until the connection breaks. The function returned waits for it.
@@ -264,10 +287,28 @@ func (s *Socket) Seen() (messages, connections int) {
 	return a.Good, a.Bad
 }
 
+// seenMore waits until a server has answered some more messages.
+func (s *Socket) seenMore() {
+	s.p.t.Helper()
+	before, _ := s.Seen()
+	for end := time.Now().Add(patience); time.Now().Before(end); time.Sleep(time.Millisecond) {
+		if now, _ := s.Seen(); now > before+2 {
+			return
+		}
+	}
+	s.p.t.Fatalf("%s: nothing reaches %s", s.p.Name, s.Addr)
+}
+
 // Close closes the socket, and what a listener has accepted.
 func (s *Socket) Close() {
 	s.p.t.Helper()
 	s.p.ask(request{Do: "close", ID: s.id})
+}
+
+// Abort closes a TCP connection with a reset, so that its ports are free at once.
+func (s *Socket) Abort() {
+	s.p.t.Helper()
+	s.p.must(request{Do: "abort", ID: s.id})
 }
 
 // Port returns the port of the socket's own address.
@@ -290,6 +331,16 @@ func split(t testing.TB, addr string) (string, uint16) {
 	}
 	t.Fatalf("address %q has no port", addr)
 	return "", 0
+}
+
+// Add adds what became of other attempts.
+func (r *Result) Add(other Result) {
+	r.Good += other.Good
+	r.Bad += other.Bad
+	r.Took += other.Took
+	for name, n := range other.Errors {
+		r.Errors[name] += n
+	}
 }
 
 func (r Result) String() string {

@@ -3,7 +3,6 @@ package dataplanetest
 import (
 	"context"
 	"fmt"
-	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -13,15 +12,29 @@ import (
 	"bulkhead/internal/dataplane"
 )
 
-// recorder keeps the events of a dataplane.
+// recorder keeps the events of a dataplane. What a test asks it is asked of the events since the last call of clear;
+// what it promises about them is checked at the end of the situation, when what comes late has come.
 type recorder struct {
 	t      testing.TB
 	cancel context.CancelFunc
 	done   chan error
 
-	mu     sync.Mutex
-	events []dataplane.Event
+	mu       sync.Mutex
+	events   []dataplane.Event
+	since    time.Time
+	promises []promise
 }
+
+// promise is how many events of one period match.
+type promise struct {
+	what         string
+	m            match
+	n            int
+	since, until time.Time
+}
+
+// late is how long an event may be under way.
+const late = 60 * time.Millisecond
 
 // record begins to listen to events; stop, or the end of the test, ends it.
 func record(t testing.TB, d dataplane.Dataplane) *recorder {
@@ -43,6 +56,7 @@ func (r *recorder) stop() {
 	if r.cancel == nil {
 		return
 	}
+	r.end()
 	r.cancel()
 	r.cancel = nil
 	select {
@@ -55,12 +69,43 @@ func (r *recorder) stop() {
 	}
 }
 
-// clear forgets what was recorded.
+// clear forgets what has happened until now. What is told later but happened before does not count either.
 func (r *recorder) clear() {
-	time.Sleep(60 * time.Millisecond) // what is under way belongs to before
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.events = nil
+	r.since = time.Now()
+	for i := range r.promises {
+		if p := &r.promises[i]; p.until.IsZero() {
+			p.until = r.since
+		}
+	}
+}
+
+// end checks what was promised in the situation that ends here, and forgets it.
+func (r *recorder) end() {
+	r.t.Helper()
+	r.mu.Lock()
+	promises := r.promises
+	r.mu.Unlock()
+	if len(promises) > 0 {
+		time.Sleep(late)
+	}
+	r.clear()
+	for _, p := range promises {
+		found := r.between(p.since, p.until, p.m)
+		if len(found) != p.n {
+			r.t.Errorf("%s: %d events instead of %d:\n%s", p.what, len(found), p.n, text(found))
+		}
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.events, r.promises = nil, nil
+}
+
+func (r *recorder) promise(what string, m match, n int) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.promises = append(r.promises, promise{what: what, m: m, n: n, since: r.since})
 }
 
 type match func(*dataplane.Event) bool
@@ -87,8 +132,22 @@ func rejudged(on bool) match           { return func(e *dataplane.Event) bool { 
 // find returns the events that match.
 func (r *recorder) find(m match) []dataplane.Event {
 	r.mu.Lock()
+	since := r.since
+	r.mu.Unlock()
+	return r.between(since, time.Time{}, m)
+}
+
+// between returns the events of a period that match; a zero until is the end of time.
+func (r *recorder) between(since, until time.Time, m match) []dataplane.Event {
+	r.mu.Lock()
 	defer r.mu.Unlock()
-	return slices.DeleteFunc(slices.Clone(r.events), func(e dataplane.Event) bool { return !m(&e) })
+	var found []dataplane.Event
+	for i := range r.events {
+		if e := &r.events[i]; !e.Time.Before(since) && (until.IsZero() || e.Time.Before(until)) && m(e) {
+			found = append(found, *e)
+		}
+	}
+	return found
 }
 
 // count returns how many events match, and over how many attempts.
@@ -100,31 +159,24 @@ func (r *recorder) count(m match) (events, attempts int) {
 	return events, attempts
 }
 
-// one waits for exactly one event that matches, and returns it.
+// one waits for an event that matches, returns it, and promises that it stays the only one.
 func (r *recorder) one(what string, m match) dataplane.Event {
 	r.t.Helper()
 	r.wait(what, func() bool { return len(r.find(m)) > 0 })
-	time.Sleep(40 * time.Millisecond)
-	found := r.find(m)
-	if len(found) != 1 {
-		r.t.Errorf("%s: %d events instead of one:\n%s", what, len(found), r.text())
-	}
-	return found[0]
+	r.promise(what, m, 1)
+	return r.find(m)[0]
 }
 
-// none checks that no event matches.
-func (r *recorder) none(what string, m match) {
-	r.t.Helper()
-	time.Sleep(60 * time.Millisecond)
-	if found := r.find(m); len(found) > 0 {
-		r.t.Errorf("%s: there are %d events:\n%s", what, len(found), r.text())
-	}
-}
+// none promises that no event matches.
+func (r *recorder) none(what string, m match) { r.promise(what, m, 0) }
 
-// wait fails the test if the condition does not come true within some seconds.
+// patience is how long something that must happen may take on a machine that has much else to do.
+const patience = 10 * time.Second
+
+// wait fails the test if the condition does not come true.
 func (r *recorder) wait(what string, ok func() bool) {
 	r.t.Helper()
-	for end := time.Now().Add(5 * time.Second); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
+	for end := time.Now().Add(patience); time.Now().Before(end); time.Sleep(2 * time.Millisecond) {
 		if ok() {
 			return
 		}
@@ -146,12 +198,15 @@ func (r *recorder) carried(m match) (sum traffic) {
 	return sum
 }
 
-// text lists the events for a person, the last ones if there are many.
+// text lists the events for a person.
 func (r *recorder) text() string {
-	r.mu.Lock()
-	defer r.mu.Unlock()
+	return text(r.find(func(*dataplane.Event) bool { return true }))
+}
+
+// text lists the last of the events.
+func text(events []dataplane.Event) string {
 	var b strings.Builder
-	for _, e := range r.events[max(0, len(r.events)-30):] {
+	for _, e := range events[max(0, len(events)-30):] {
 		fmt.Fprintf(&b, "\t%s\n", describe(&e))
 	}
 	return b.String()

@@ -38,7 +38,9 @@ func (h *host) with(t testing.TB) *host {
 	for _, f := range fails {
 		*f = t
 	}
+	h.events.clear()
 	t.Cleanup(func() {
+		h.events.end()
 		for _, f := range fails {
 			*f = h.t
 		}
@@ -61,21 +63,34 @@ func (h *host) apply(p policy) dataplane.ApplyStats {
 	return st
 }
 
-// Run tests an implementation that judges real packets.
-func Run(t *testing.T, open Open) {
-	// These two want the machine for themselves,
+// RunLoad tests an implementation that judges real packets under as much load as the machine can make: it should have
+// the machine for itself.
+func RunLoad(t *testing.T, open Open) {
 	t.Run("exact", func(t *testing.T) { testExact(t, open) })
 	t.Run("switching", func(t *testing.T) { testSwitching(t, open) })
-	// and these mostly wait.
-	for name, test := range map[string]func(*testing.T, Open){
-		"flows": testFlows, "same host": testSameHost, "rules": testRules, "live": testLive,
-		"existing": testExisting, "reopen": testReopen,
-	} {
+}
+
+// Run tests an implementation that judges real packets. Each group of situations has a lab of its own, and goes through
+// them one after the other; the groups run side by side.
+func Run(t *testing.T, open Open) {
+	group := func(name string, test func(*testing.T, Open)) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			test(t, open)
 		})
 	}
+	for _, f := range families {
+		group("flows "+f.name, func(t *testing.T, open Open) { testFlows(t, open, f) })
+		for _, address := range []string{f.near, f.loop} {
+			group("same host "+address, func(t *testing.T, open Open) { testSameHost(t, open, f, address) })
+		}
+		group("live "+f.name, func(t *testing.T, open Open) { testLive(t, open, f) })
+	}
+	group("changes", testChanges)
+	group("rules", testRules)
+	group("sockets", testSockets)
+	group("existing", testExisting)
+	group("reopen", testReopen)
 }
 
 // verdicts in the order in which situations go through them.
@@ -96,19 +111,15 @@ var families = []family{
 }
 
 // testFlows judges each kind of flow between two hosts, in both directions, with each verdict.
-func testFlows(t *testing.T, open Open) {
+func testFlows(t *testing.T, open Open, f family) {
 	whole := newHost(t, open)
-	for _, f := range families {
-		for _, v := range verdicts {
-			for _, socket := range []string{"tcp", "udp connected", "udp unconnected"} {
-				for _, d := range []model.Direction{model.Egress, model.Ingress} {
-					t.Run(fmt.Sprintf("%s %s %s %s", f.name, socket, d, v), func(t *testing.T) {
-						whole.with(t).flow(f, socket, d, v)
-					})
-				}
+	for _, v := range verdicts {
+		for _, socket := range []string{"tcp", "udp connected", "udp unconnected"} {
+			for _, d := range []model.Direction{model.Egress, model.Ingress} {
+				t.Run(fmt.Sprintf("%s %s %s", socket, d, v), func(t *testing.T) { whole.with(t).flow(f, socket, d, v) })
 			}
-			t.Run(fmt.Sprintf("%s echo egress %s", f.name, v), func(t *testing.T) { whole.with(t).echo(f, v) })
 		}
+		t.Run(fmt.Sprintf("echo egress %s", v), func(t *testing.T) { whole.with(t).echo(f, v) })
 	}
 }
 
@@ -128,24 +139,22 @@ func (h *host) flow(f family, socket string, d model.Direction, v model.Verdict)
 	h.apply(policy{one: []Rule{rule(d, farID, fmt.Sprintf("%s/%d", p, l.Port()), v)}})
 	h.events.clear()
 
+	want := ""
+	switch {
+	case v == model.Deny && d == model.Egress:
+		want = "EPERM"
+	case v == model.Deny:
+		want = "timeout"
+	}
 	var got string
 	var s *Socket
 	switch socket {
 	case "udp unconnected":
 		s = client.Bind(network, at(map[string]string{"udp4": "0.0.0.0", "udp6": "::"}[network], 0))
-		got = s.Exchange("hello", l.Addr)
+		got = s.exchange("hello", l.Addr, wait(want))
 	default:
-		if s, got = client.Dial(network, l.Addr); got == "" {
-			got = s.Exchange("hello", "")
-		}
-	}
-	want := ""
-	if v == model.Deny {
-		switch {
-		case d == model.Egress:
-			want = "EPERM"
-		default:
-			want = "timeout"
+		if s, got = client.dial(request{Net: network, To: l.Addr, Wait: wait(want)}); got == "" {
+			got = s.exchange("hello", "", wait(want))
 		}
 	}
 	if got != want {
@@ -209,7 +218,7 @@ func (h *host) echo(f family, v model.Verdict) {
 	} else if v == model.Deny {
 		want = "timeout" // the kernel keeps the error of an ICMPv6 socket to itself
 	}
-	if got := h.one.Ping(f.far); got != want {
+	if got := h.one.ping(f.far, wait(want)); got != want {
 		h.t.Errorf("the client sees %q instead of %q", got, want)
 	}
 	e := h.events.one("the flow", all(workload("near/one"), proto(f.icmp), func(e *dataplane.Event) bool {
@@ -222,33 +231,25 @@ func (h *host) echo(f family, v model.Verdict) {
 }
 
 // testSameHost judges flows between the workloads of one host: each end is known exactly.
-func testSameHost(t *testing.T, open Open) {
+func testSameHost(t *testing.T, open Open, f family, address string) {
 	whole := newHost(t, open)
 	ends := map[string]struct {
-		p  func(h *host) *Process
+		p  *Process
 		id model.IdentityID
-	}{
-		"near":     {func(h *host) *Process { return h.own }, nearID},
-		"near/one": {func(h *host) *Process { return h.one }, oneID},
-		"near/two": {func(h *host) *Process { return h.two }, twoID},
-	}
-	for _, f := range families {
-		for _, address := range []string{f.near, f.loop} {
-			for _, pair := range [][2]string{{"near/one", "near/two"}, {"near/one", "near"}, {"near", "near/two"}} {
-				for _, network := range []string{f.tcp, f.udp} {
-					for _, d := range []model.Direction{model.Egress, model.Ingress} {
-						for _, v := range verdicts {
-							t.Run(fmt.Sprintf("%s to %s at %s %s %s %s", pair[0], pair[1], address, network, d, v), func(t *testing.T) {
-								from, to := ends[pair[0]], ends[pair[1]]
-								whole.with(t).sameHost(pair, from.p(whole), to.p(whole), from.id, to.id, address, network, d, v)
-							})
-						}
-					}
+	}{"near": {whole.own, nearID}, "near/one": {whole.one, oneID}, "near/two": {whole.two, twoID}}
+	for _, pair := range [][2]string{{"near/one", "near/two"}, {"near/one", "near"}, {"near", "near/two"}} {
+		for _, network := range []string{f.tcp, f.udp} {
+			for _, d := range []model.Direction{model.Egress, model.Ingress} {
+				for _, v := range verdicts {
+					t.Run(fmt.Sprintf("%s to %s %s %s %s", pair[0], pair[1], network, d, v), func(t *testing.T) {
+						from, to := ends[pair[0]], ends[pair[1]]
+						whole.with(t).sameHost(pair, from.p, to.p, from.id, to.id, address, network, d, v)
+					})
 				}
 			}
-			t.Run("one workload with itself at "+address, func(t *testing.T) { whole.with(t).itself(f, address) })
 		}
 	}
+	t.Run("one workload with itself", func(t *testing.T) { whole.with(t).itself(f, address) })
 }
 
 func (h *host) sameHost(names [2]string, client, server *Process, clientID, serverID model.IdentityID, address, network string,
@@ -273,15 +274,15 @@ func (h *host) sameHost(names [2]string, client, server *Process, clientID, serv
 	h.apply(policy{host: rules["near"], one: rules["near/one"], two: rules["near/two"]})
 	h.events.clear()
 
-	s, got := client.Dial(network, l.Addr)
-	if got == "" {
-		got = s.Exchange("hello", "")
-	}
 	want := ""
 	if v == model.Deny && d == model.Egress {
 		want = "EPERM"
 	} else if v == model.Deny {
 		want = "timeout"
+	}
+	s, got := client.dial(request{Net: network, To: l.Addr, Wait: wait(want)})
+	if got == "" {
+		got = s.exchange("hello", "", wait(want))
 	}
 	if got != want {
 		h.t.Errorf("the client sees %q instead of %q", got, want)

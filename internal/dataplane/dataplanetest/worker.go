@@ -14,6 +14,7 @@ import (
 	"sync/atomic"
 	"syscall"
 	"time"
+	"unsafe"
 
 	"golang.org/x/net/icmp"
 	"golang.org/x/net/ipv4"
@@ -146,6 +147,10 @@ func (w *sockets) do(r request) (answer, error) {
 		return answer{}, serveMeasures(r.To)
 	case "measure":
 		return measure(r)
+	case "relisten":
+		return w.relisten(r)
+	case "raw":
+		return answer{}, raw(r)
 	}
 	o, err := w.get(r.ID)
 	if err != nil {
@@ -163,6 +168,11 @@ func (w *sockets) do(r request) (answer, error) {
 			Bad: int(o.accepted.Load())}, nil
 	case "push": // to everyone who has connected
 		return answer{}, o.push(r)
+	case "abort":
+		if err := o.conn.(*net.TCPConn).SetLinger(0); err != nil {
+			return answer{}, err
+		}
+		return answer{}, o.conn.Close()
 	case "close":
 		w.mu.Lock()
 		delete(w.open, r.ID)
@@ -195,6 +205,60 @@ func (w *sockets) listen(r request) (answer, error) {
 	go o.echo()
 	w.put(r.ID, o)
 	return answer{Addr: p.LocalAddr().String()}, nil
+}
+
+// relisten makes a server of a socket that was a connection before, to To.
+func (w *sockets) relisten(r request) (answer, error) {
+	local, err := sockaddr(r.Local)
+	if err != nil {
+		return answer{}, err
+	}
+	to, err := sockaddr(r.To)
+	if err != nil {
+		return answer{}, err
+	}
+	fd, err := connectTo(unix.SOCK_STREAM, to)
+	if err != nil {
+		return answer{}, err
+	}
+	f := os.NewFile(uintptr(fd), "server")
+	defer f.Close()
+	if err := trip(fd); err != nil {
+		return answer{}, err
+	}
+	// An address of no family ends the connection, and the socket is as good as new.
+	none := make([]byte, unix.SizeofSockaddrInet4)
+	if _, _, no := unix.Syscall(unix.SYS_CONNECT, uintptr(fd), uintptr(unsafe.Pointer(&none[0])), uintptr(len(none))); no != 0 {
+		return answer{}, no
+	}
+	if err := unix.Bind(fd, local); err != nil {
+		return answer{}, err
+	}
+	if err := unix.Listen(fd, 16); err != nil {
+		return answer{}, err
+	}
+	l, err := net.FileListener(f)
+	if err != nil {
+		return answer{}, err
+	}
+	o := &opened{listener: l}
+	go o.accept()
+	w.put(r.ID, o)
+	return answer{Addr: l.Addr().String()}, nil
+}
+
+// raw sends Data as an IPv4 packet of the protocol N.
+func raw(r request) error {
+	to, err := sockaddr(r.To)
+	if err != nil {
+		return err
+	}
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, r.N)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	return unix.Sendto(fd, []byte(r.Data), 0, to)
 }
 
 func (o *opened) accept() {
@@ -360,7 +424,7 @@ func stream(o *opened, r request) (answer, error) {
 	end := time.Now().Add(r.Wait)
 	a := answer{Errors: map[string]int{}}
 	each := r
-	each.Wait = 200 * time.Millisecond
+	each.Wait = time.Second
 	for time.Now().Before(end) {
 		err := exchange(o, each)
 		if err == nil {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -63,8 +64,11 @@ func (d *Dataplane) Apply(ctx context.Context, st *dataplane.State) (dataplane.A
 		len(t.sets) == len(d.held.sets) && slices.Equal(t.subjects, d.held.subjects) {
 		d.held.policy = t.policy
 		d.count(&stats)
+		if d.unfinished {
+			stats.Reset, err = d.settle()
+		}
 		stats.Took = time.Since(start)
-		return stats, nil
+		return stats, inForceBut(err)
 	}
 	written, err := d.write(t)
 	if err != nil {
@@ -76,15 +80,30 @@ func (d *Dataplane) Apply(ctx context.Context, st *dataplane.State) (dataplane.A
 	d.publishNames(t)
 	d.switchTo(t)
 	stats.Changed, stats.RowsWritten = true, written
-	stats.Reset, err = d.sweep()
-	err = errors.Join(err, d.finish(t), d.removeOtherLayouts())
+	stats.Reset, err = d.settle()
+	err = errors.Join(err, d.finish(t))
 	d.publishNames(nil)
 	d.count(&stats)
 	stats.Took = time.Since(start)
+	return stats, inForceBut(err)
+}
+
+func inForceBut(err error) error {
 	if err != nil {
-		return stats, fmt.Errorf("policy is in force, but: %w", err)
+		return fmt.Errorf("policy is in force, but: %w", err)
 	}
-	return stats, nil
+	return nil
+}
+
+// settle does what remains when a generation is in force: it resets connections that are no longer allowed and removes
+// other layouts, which may judge otherwise. What fails is tried again by the next call.
+func (d *Dataplane) settle() (reset int, err error) {
+	d.unfinished = true
+	reset, err = d.sweep()
+	if err = errors.Join(err, d.removeOtherLayouts()); err == nil {
+		d.unfinished = false
+	}
+	return reset, err
 }
 
 func (d *Dataplane) usable(ctx context.Context) error {
@@ -108,7 +127,11 @@ func (d *Dataplane) plan(st *dataplane.State) (*transition, error) {
 	if err := p.Check(); err != nil {
 		return nil, err
 	}
-	t := &transition{gen: d.nextGeneration(), policy: p, changed: map[int]bool{}}
+	gen, err := d.nextGeneration()
+	if err != nil {
+		return nil, err
+	}
+	t := &transition{gen: gen, policy: p, changed: map[int]bool{}}
 	if err := t.planSets(d.held); err != nil {
 		return nil, err
 	}
@@ -135,7 +158,7 @@ func (d *Dataplane) plan(st *dataplane.State) (*transition, error) {
 // planSets numbers the policy sets; those whose content is there already keep their number.
 func (t *transition) planSets(h *held) error {
 	t.sets = map[hostpolicy.PolicySetID]*heldSet{}
-	used := map[uint32]bool{}
+	used := maps.Clone(h.spoiled)
 	for _, s := range h.sets {
 		used[s.number] = true // also those that go: they are in force until the switch
 	}
@@ -404,8 +427,8 @@ func (t *transition) planUnits(d *Dataplane, units map[string][]string) error {
 	}
 	slices.Sort(t.levels)
 	slices.Reverse(t.levels)
-	if n := len(settings{}.Levels); len(t.levels) > n {
-		return fmt.Errorf("the cgroups of the units are at %d depths; at most %d are possible", len(t.levels), n)
+	if len(t.levels) > maxLevels {
+		return tooManyLevels(len(t.levels))
 	}
 	t.cgroups = d.held.cgroups.diff(cgroups, nil, nil)
 	return nil
@@ -432,9 +455,13 @@ func (d *Dataplane) unitCgroup(dir string) (id uint64, levels func(func(int) boo
 			yield(depth)
 			return
 		}
-		for l := 1; l <= len(settings{}.Levels) && yield(l); l++ {
+		for l := 1; l <= maxLevels && yield(l); l++ {
 		}
 	}, nil
+}
+
+func tooManyLevels(n int) error {
+	return fmt.Errorf("the cgroups of the units are at %d depths; at most %d are possible", n, maxLevels)
 }
 
 // write puts everything the next generation needs beside what is in force. It returns the number of policy rows.
@@ -458,7 +485,7 @@ func (d *Dataplane) write(t *transition) (int, error) {
 	for _, err := range []error{
 		h.addresses.write(t.addresses, t.gen), h.prefixes.write(t.prefixes, t.gen), h.ports.write(t.ports, t.gen),
 		h.controllers.write(t.controllers, t.gen), h.localSets.write(t.localSets, t.gen), h.localIDs.write(t.localIDs, t.gen), h.cgroups.write(t.cgroups, t.gen),
-		d.writeInfo(t), d.writeLevels(append(slices.Clone(t.levels), h.levels...), len(t.cgroups) > 0, t.gen),
+		d.writeInfo(t), d.writeLevels(t),
 	} {
 		if err != nil {
 			return 0, err
@@ -488,34 +515,34 @@ func (d *Dataplane) writeInfo(t *transition) error {
 		if !next.used || now.used && now.name == next.name && now.identity == next.identity {
 			continue
 		}
-		info := subjectInfo{Identity: version(value{id: now.identity}, value{id: next.identity}, t.gen)}
-		setText(info.Name[:], next.name)
-		if err := d.maps.SubjectInfo.Put(uint32(i), &info); err != nil {
-			return fmt.Errorf("write subject %s: %w", next.name, err)
+		if err := d.writeSubject(i, next.name, now.identity, next.identity, t.gen); err != nil {
+			return err
 		}
 	}
 	return nil
 }
 
-// writeLevels says at which depths units' cgroups are.
-func (d *Dataplane) writeLevels(levels []uint8, units bool, gen uint32) error {
-	var s settings
-	if err := d.maps.Config.Lookup(uint32(0), &s); err != nil {
-		return fmt.Errorf("read settings: %w", err)
+func (d *Dataplane) writeSubject(number int, name string, before, after uint64, gen uint32) error {
+	info := subjectInfo{Identity: version(value{id: before}, value{id: after}, gen)}
+	setText(info.Name[:], name)
+	if err := d.maps.SubjectInfo.Put(uint32(number), &info); err != nil {
+		return fmt.Errorf("write subject %s: %w", name, err)
 	}
+	return nil
+}
+
+// writeLevels says at which depths units' cgroups are, those of now and those of the next generation.
+func (d *Dataplane) writeLevels(t *transition) error {
+	levels := append(slices.Clone(t.levels), d.held.levels...)
 	slices.Sort(levels)
 	levels = slices.Compact(levels)
 	slices.Reverse(levels)
-	if len(levels) > len(s.Levels) {
-		return fmt.Errorf("the cgroups of the units are at %d depths; at most %d are possible", len(levels), len(s.Levels))
+	if len(levels) > maxLevels {
+		return tooManyLevels(len(levels))
 	}
-	s.Levels = settings{}.Levels
-	copy(s.Levels[:], levels)
-	if units {
-		s.UnitsSince = gen
-	}
-	if err := d.maps.Config.Put(uint32(0), &s); err != nil {
-		return fmt.Errorf("write settings: %w", err)
+	d.settings.Levels.Store(packLevels(levels))
+	if len(t.cgroups) > 0 {
+		d.settings.UnitsSince.Store(t.gen)
 	}
 	return nil
 }
@@ -529,16 +556,18 @@ func (d *Dataplane) undo(t *transition) error {
 		deleteAll(d.maps.Rules, t.newRules),
 	}
 	for i := range t.subjects {
-		now := &h.subjects[i]
-		info := subjectInfo{Identity: version(value{id: now.identity}, value{id: now.identity}, gen)}
-		if now.used && t.subjects[i].used {
-			setText(info.Name[:], now.name)
-			errs = append(errs, d.maps.SubjectInfo.Put(uint32(i), &info))
+		if now := &h.subjects[i]; now.used && t.subjects[i].used {
+			errs = append(errs, d.writeSubject(i, now.name, now.identity, now.identity, gen))
 		}
 	}
 	for _, set := range t.newSets {
-		errs = append(errs, d.deleteSet(set, t.sets[set.ID].number))
+		number := t.sets[set.ID].number
+		if err := d.deleteSet(set, number); err != nil {
+			h.spoiled[number] = true
+			errs = append(errs, err)
+		}
 	}
+	d.settings.Levels.Store(packLevels(h.levels))
 	return errors.Join(errs...)
 }
 
@@ -549,10 +578,9 @@ func (d *Dataplane) switchTo(t *transition) {
 	for i := range t.subjects {
 		s, word := &t.subjects[i], uint64(0)
 		switch {
+		case !s.used: // it has no state: what was its is the host's
 		case all || t.changed[i]:
-			if s.used || d.held.subjects[i].used {
-				word = s.state(t.gen)
-			}
+			word = s.state(t.gen)
 		default:
 			word = d.subjects[i].State[now].Load()
 		}
@@ -572,8 +600,9 @@ func (d *Dataplane) finish(t *transition) error {
 	errs := []error{
 		h.addresses.finish(t.addresses), h.prefixes.finish(t.prefixes), h.ports.finish(t.ports),
 		h.controllers.finish(t.controllers), h.localSets.finish(t.localSets), h.localIDs.finish(t.localIDs), h.cgroups.finish(t.cgroups),
-		d.writeLevels(slices.Clone(t.levels), false, 0), d.dropSets(t), d.dropRules(t),
+		d.dropSets(t), d.dropRules(t),
 	}
+	d.settings.Levels.Store(packLevels(t.levels))
 	h.subjects, h.next, h.levels = t.subjects, t.nextFree, t.levels
 	h.policy = t.policy
 	return errors.Join(errs...)
@@ -590,12 +619,14 @@ func (d *Dataplane) dropSets(t *transition) error {
 		}
 		if h.policy != nil && h.policy.Set(id) != nil {
 			if err := d.deleteSet(h.policy.Set(id), s.number); err != nil {
+				h.spoiled[s.number] = true
 				errs = append(errs, err)
 				continue
 			}
 		} else {
 			unknown = true
-			if err := d.maps.PolicySets.Delete(s.number); err != nil {
+			if err := deleteAll(d.maps.PolicySets, []uint32{s.number}); err != nil {
+				h.spoiled[s.number] = true
 				errs = append(errs, err)
 				continue
 			}
@@ -641,12 +672,15 @@ func (d *Dataplane) dropRules(t *transition) error {
 		}
 	}
 	var gone []uint64
-	for n := range d.held.rules {
+	dropped := map[uint64]model.RuleID{}
+	for n, r := range d.held.rules {
 		if t.rules[n] == "" && !keep[n] {
 			gone = append(gone, n)
+			dropped[n] = r
 			delete(d.held.rules, n)
 		}
 	}
+	d.held.forget(dropped)
 	for n, r := range t.rules {
 		d.held.rules[n] = r
 	}
@@ -680,14 +714,21 @@ func (d *Dataplane) Isolate(ctx context.Context, workload string, on bool) error
 	if i < 0 || d.held.subjects[i].isolation == 0 {
 		return fmt.Errorf("isolate %q: no such workload on this host", workload)
 	}
-	if d.held.subjects[i].isolated == on {
+	if d.held.subjects[i].isolated != on {
+		gen, err := d.nextGeneration()
+		if err != nil {
+			return fmt.Errorf("isolate %q: %w", workload, err)
+		}
+		t := &transition{gen: gen, subjects: slices.Clone(d.held.subjects), changed: map[int]bool{i: true}}
+		t.subjects[i].isolated = on
+		d.unfinished = true
+		d.switchTo(t)
+		d.held.subjects = t.subjects
+	}
+	if !d.unfinished {
 		return nil
 	}
-	t := &transition{gen: d.nextGeneration(), subjects: slices.Clone(d.held.subjects), changed: map[int]bool{i: true}}
-	t.subjects[i].isolated = on
-	d.switchTo(t)
-	d.held.subjects = t.subjects
-	if _, err := d.sweep(); err != nil {
+	if _, err := d.settle(); err != nil {
 		return fmt.Errorf("isolate %q: it is in force, but: %w", workload, err)
 	}
 	return nil

@@ -4,13 +4,18 @@ import (
 	"context"
 	"flag"
 	"fmt"
+	"maps"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"slices"
-	"sort"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
+	"github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
 
 	"bulkhead/internal/core/hostpolicy"
@@ -54,7 +59,7 @@ func withPeers(n int) *hostpolicy.Policy {
 func (d *Dataplane) detachAll(t testing.TB) {
 	t.Helper()
 	for name, l := range d.links {
-		if err := l.Unpin(); err != nil {
+		if err := os.Remove(filepath.Join(d.dir, "link_"+name)); err != nil {
 			t.Fatal(err)
 		}
 		if err := l.Close(); err != nil {
@@ -73,82 +78,108 @@ func (d *Dataplane) attachAll(t testing.TB) {
 	}
 }
 
-// TestOverhead times what policy costs: rounds of one configuration after the other, in changing order, because the
-// machine is never quiet. The figure of a configuration is the 20th percentile over the rounds of each round's median.
+// TestOverhead times what policy costs, at the end that opens flows and at the other: without programs, with them,
+// without them again, round after round, because the machine is never quiet. A figure is the 20th percentile over the
+// rounds of each round's 20th percentile. The ratio of one round is with / mean of without; its median and quartiles
+// over the rounds follow, and those of without / without, which is what the machine adds to the truth.
 func TestOverhead(t *testing.T) {
 	if *benchRounds == 0 {
 		t.Skip("run with -dataplane.rounds=15")
 	}
-	bed := dataplanetest.NewBed(t)
-	d := bed.Open(func(t testing.TB, at dataplanetest.Place) dataplane.Dataplane { return openAt(t, at, nil) }).(*Dataplane)
+	type config struct {
+		peers  int
+		client bool // the client is the end that is judged
+		m      dataplanetest.Measure
+	}
+	var configs []config
+	times := map[config][3][]float64{}
+	labs := map[int]*overheadLab{}
+	for _, peers := range []int{10, 100_000} {
+		labs[peers] = newOverheadLab(t, peers)
+		for _, client := range []bool{true, false} {
+			for _, m := range dataplanetest.Measures {
+				configs = append(configs, config{peers, client, m})
+			}
+		}
+	}
+	for range *benchRounds {
+		for _, c := range configs {
+			l, sample := labs[c.peers], times[c]
+			for step := range sample {
+				l.attach(t, step == 1)
+				each, _ := l.measure(c.m, c.client)
+				sample[step] = append(sample[step], float64(each))
+			}
+			times[c] = sample
+		}
+	}
+	at := func(all []float64, q float64) float64 {
+		all = slices.Clone(all)
+		slices.Sort(all)
+		return all[int(q*float64(len(all)-1))]
+	}
+	spread := func(all []float64) string {
+		return fmt.Sprintf("%.3f [%.3f %.3f]", at(all, 0.5), at(all, 0.25), at(all, 0.75))
+	}
+	fmt.Printf("%-17s %-6s %7s %9s %9s %6s  %-21s  %s\n", "", "end", "peers", "without", "with", "ratio", "by round", "noise by round")
+	for _, c := range configs {
+		without, with, again := times[c][0], times[c][1], times[c][2]
+		var ratios, noise []float64
+		for i := range with {
+			ratios = append(ratios, 2*with[i]/(without[i]+again[i]))
+			noise = append(noise, again[i]/without[i])
+		}
+		none, judged := at(append(without, again...), 0.2), at(with, 0.2)
+		end := map[bool]string{true: "client", false: "server"}[c.client]
+		fmt.Printf("%-17s %-6s %7d %9v %9v %6.3f  %-21s  %s\n", c.m, end, c.peers, time.Duration(none), time.Duration(judged),
+			judged/none, spread(ratios), spread(noise))
+	}
+}
+
+// overheadLab is two hosts, one with a dataplane whose programs can be taken out and put back.
+type overheadLab struct {
+	d         *Dataplane
+	near, far *dataplanetest.Process
+	attached  bool
+}
+
+func newOverheadLab(t *testing.T, peers int) *overheadLab {
+	d, bed := openForTest(t, nil)
 	ctx, cancel := context.WithCancel(t.Context())
-	events, done := 0, make(chan error)
-	go func() { done <- d.Events(ctx, func(*dataplane.Event) { events++ }) }()
-	defer func() {
+	done := make(chan error)
+	go func() { done <- d.Events(ctx, func(*dataplane.Event) {}) }()
+	t.Cleanup(func() {
 		cancel()
 		if err := <-done; err != nil {
 			t.Error(err)
 		}
-		t.Logf("%d events", events)
-	}()
-	far, near := bed.StartFar(), bed.Start("one")
-	near.ServeMeasures(dataplanetest.Near4, 20000)
-	far.ServeMeasures(dataplanetest.Far4, 20000)
+	})
+	l := &overheadLab{d: d, near: bed.Start("one"), far: bed.StartFar(), attached: true}
+	l.near.ServeMeasures(dataplanetest.Near4, 20000)
+	l.far.ServeMeasures(dataplanetest.Far4, 20000)
 	units := map[string][]string{"a": {bed.Unit("one")}}
-	apply := func(n int) {
-		if _, err := d.Apply(t.Context(), &dataplane.State{Policy: withPeers(n), Units: units}); err != nil {
-			t.Fatal(err)
-		}
+	if _, err := d.Apply(t.Context(), &dataplane.State{Policy: withPeers(peers), Units: units}); err != nil {
+		t.Fatal(err)
 	}
-	type config struct {
-		name   string
-		begin  func()
-		client bool // the client is the end that is judged
+	return l
+}
+
+func (l *overheadLab) attach(t *testing.T, on bool) {
+	switch {
+	case on && !l.attached:
+		l.d.attachAll(t)
+	case !on && l.attached:
+		l.d.detachAll(t)
 	}
-	attached := func(n int) func() { return func() { d.attachAll(t); apply(n) } }
-	configs := []config{
-		{"none, client", func() { d.detachAll(t) }, true},
-		{"client, 10 peers", attached(10), true},
-		{"client, 100000 peers", attached(100_000), true},
-		{"none, server", func() { d.detachAll(t) }, false},
-		{"server, 10 peers", attached(10), false},
-		{"server, 100000 peers", attached(100_000), false},
+	l.attached = on
+}
+
+func (l *overheadLab) measure(m dataplanetest.Measure, client bool) (each time.Duration, n int) {
+	const length = 50 * time.Millisecond
+	if client {
+		return l.near.Measure(m, dataplanetest.Far4, 20000, length)
 	}
-	times := map[string]map[dataplanetest.Measure][]time.Duration{}
-	for round := range *benchRounds {
-		for i := range configs {
-			c := configs[(i+round)%len(configs)]
-			c.begin()
-			if times[c.name] == nil {
-				times[c.name] = map[dataplanetest.Measure][]time.Duration{}
-			}
-			for _, m := range dataplanetest.Measures {
-				var took time.Duration
-				if c.client {
-					took = near.Measure(m, dataplanetest.Far4, 20000, 120*time.Millisecond)
-				} else {
-					took = far.Measure(m, dataplanetest.Near4, 20000, 120*time.Millisecond)
-				}
-				times[c.name][m] = append(times[c.name][m], took)
-			}
-		}
-	}
-	d.attachAll(t)
-	figure := func(name string, m dataplanetest.Measure) time.Duration {
-		all := times[name][m]
-		sort.Slice(all, func(i, j int) bool { return all[i] < all[j] })
-		return all[len(all)/5]
-	}
-	for _, m := range dataplanetest.Measures {
-		for _, c := range configs {
-			base := "none, server"
-			if c.client {
-				base = "none, client"
-			}
-			fmt.Printf("%-17s %-22s %10v  %.3f\n", m, c.name, figure(c.name, m),
-				float64(figure(c.name, m))/float64(figure(base, m)))
-		}
-	}
+	return l.far.Measure(m, dataplanetest.Near4, 20000, length)
 }
 
 // BenchmarkApply times a policy of n peers, all of them new, and the change of one address among them.
@@ -222,7 +253,8 @@ func BenchmarkJudge(b *testing.B) {
 	}
 }
 
-// TestProgramTimes prints how long each program takes and how often it runs for one repetition of each measure.
+// TestProgramTimes prints, for one repetition of each measure, how often each program runs and how long that takes: the
+// shortest of many rounds, less what an empty program takes, which is the measurement itself.
 func TestProgramTimes(t *testing.T) {
 	if *benchRounds == 0 {
 		t.Skip("run with -dataplane.rounds=15")
@@ -232,56 +264,57 @@ func TestProgramTimes(t *testing.T) {
 		t.Skip(err)
 	}
 	defer stats.Close()
-	d, bed := openForTest(t, nil)
-	ctx, cancel := context.WithCancel(t.Context())
-	done := make(chan error)
-	go func() { done <- d.Events(ctx, func(*dataplane.Event) {}) }()
-	far, near := bed.StartFar(), bed.Start("one")
-	near.ServeMeasures(dataplanetest.Near4, 20000)
-	far.ServeMeasures(dataplanetest.Far4, 20000)
-	units := map[string][]string{"a": {bed.Unit("one")}}
-	if _, err := d.Apply(t.Context(), &dataplane.State{Policy: withPeers(1000), Units: units}); err != nil {
+	l := newOverheadLab(t, 1000)
+	empty, err := ebpf.NewProgram(&ebpf.ProgramSpec{
+		Type: ebpf.CGroupSKB, AttachType: ebpf.AttachCGroupInetEgress, License: "Dual BSD/GPL",
+		Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, 1), asm.Return()},
+	})
+	if err != nil {
 		t.Fatal(err)
 	}
-	type sum struct {
-		runs uint64
-		took time.Duration
+	defer empty.Close()
+	at, err := link.AttachCgroup(link.CgroupOptions{Path: l.d.cfg.CgroupRoot, Attach: ebpf.AttachCGroupInetEgress, Program: empty})
+	if err != nil {
+		t.Fatal(err)
 	}
-	read := func() map[string]sum {
-		all := map[string]sum{}
-		for name, p := range d.programs {
+	defer at.Close()
+	programs := maps.Clone(l.d.programs)
+	programs["empty"] = empty
+	type cost struct{ runs, each float64 } // for one repetition, and of one run in nanoseconds
+	read := func() map[string]cost {
+		all := map[string]cost{}
+		for name, p := range programs {
 			s, err := p.Stats()
 			if err != nil {
 				t.Fatal(err)
 			}
-			all[name] = sum{s.RunCount, s.Runtime}
+			all[name] = cost{float64(s.RunCount), float64(s.Runtime)}
 		}
 		return all
 	}
 	for _, m := range dataplanetest.Measures {
 		for _, client := range []bool{true, false} {
-			best := map[string]time.Duration{}
+			best := map[string]cost{}
 			for range *benchRounds {
 				before := read()
-				if client {
-					near.Measure(m, dataplanetest.Far4, 20000, 60*time.Millisecond)
-				} else {
-					far.Measure(m, dataplanetest.Near4, 20000, 60*time.Millisecond)
-				}
+				_, n := l.measure(m, client)
 				for name, after := range read() {
-					if n := after.runs - before[name].runs; n > 20 {
-						each := (after.took - before[name].took) / time.Duration(n)
-						if best[name] == 0 || each < best[name] {
-							best[name] = each
-						}
+					runs, took := after.runs-before[name].runs, after.each-before[name].each
+					if c := best[name]; runs > float64(n)/2 && runs > 20 && (c.each == 0 || took/runs < c.each) {
+						best[name] = cost{runs / float64(n), took / runs}
 					}
 				}
 			}
-			fmt.Printf("%-17s client %-5v %v\n", m, client, best)
+			base, total := best["empty"].each, 0.0
+			fmt.Printf("%s, judged at the %s (an empty program: %.0f ns):\n", m, map[bool]string{true: "client", false: "server"}[client], base)
+			for _, name := range slices.Sorted(maps.Keys(best)) {
+				if name != "empty" {
+					c := best[name]
+					total += c.runs * (c.each - base)
+					fmt.Printf("  %-24s %5.2f runs of %5.0f ns\n", strings.TrimPrefix(name, "bulkhead_"), c.runs, c.each-base)
+				}
+			}
+			fmt.Printf("  %-24s %5.0f ns\n", "in all", total)
 		}
-	}
-	cancel()
-	if err := <-done; err != nil {
-		t.Error(err)
 	}
 }

@@ -20,6 +20,10 @@ var limits = []string{
 	"An accepted connection names the process that listens, not the one that accepted it.",
 }
 
+// confined is what an agent costs that may not enter network namespaces (it lacks CAP_SYS_ADMIN).
+const confined = "Live TCP connections in the network namespaces of containers fall silent, when they are no longer " +
+	"allowed, instead of being reset: that needs CAP_SYS_ADMIN."
+
 // Capabilities says what this dataplane can and cannot enforce on this kernel.
 func (d *Dataplane) Capabilities() dataplane.Capabilities {
 	return dataplane.Capabilities{
@@ -34,6 +38,8 @@ func (d *Dataplane) Capabilities() dataplane.Capabilities {
 
 // Counters returns totals since the dataplane was installed.
 func (d *Dataplane) Counters() (dataplane.Counters, error) {
+	d.open.RLock()
+	defer d.open.RUnlock()
 	var totals [7]uint64
 	for i := range totals {
 		var perCPU []uint64

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"syscall"
@@ -104,6 +105,7 @@ func (p *prober) mustJudgeAs(what string, pol *hostpolicy.Policy) {
 
 // TestDeadBeforeTheSwitch leaves a policy half way.
 func TestDeadBeforeTheSwitch(t *testing.T) {
+	t.Parallel()
 	d, bed := openForTest(t, nil)
 	before, after := bigPolicy(0, 300), bigPolicy(1, 300)
 	if _, err := d.Apply(t.Context(), &dataplane.State{Policy: before}); err != nil {
@@ -145,6 +147,7 @@ func TestDeadBeforeTheSwitch(t *testing.T) {
 
 // TestDeadAfterTheSwitch leaves the old policy behind.
 func TestDeadAfterTheSwitch(t *testing.T) {
+	t.Parallel()
 	d, bed := openForTest(t, nil)
 	before, after := bigPolicy(0, 300), bigPolicy(1, 200)
 	if _, err := d.Apply(t.Context(), &dataplane.State{Policy: before}); err != nil {
@@ -244,10 +247,11 @@ func TestVictim(t *testing.T) {
 // TestKilledAtAnyPoint kills agents in the middle of applying policies: the kernel judges by the old one or by the new
 // one, and the next agent finds its way.
 func TestKilledAtAnyPoint(t *testing.T) {
+	t.Parallel()
 	d, bed := openForTest(t, nil)
 	policies := []*hostpolicy.Policy{bigPolicy(0, 2000), bigPolicy(1, 2000)}
 	r := rand.New(rand.NewPCG(uint64(time.Now().UnixNano()), 0))
-	rounds := 12
+	rounds := 8
 	if testing.Short() {
 		rounds = 3
 	}
@@ -285,6 +289,8 @@ func TestKilledAtAnyPoint(t *testing.T) {
 // kill starts an agent, lets it apply policies for a while, and kills it.
 func kill(t *testing.T, at dataplanetest.Place, after time.Duration) {
 	t.Helper()
+	runtime.LockOSThread() // the agent dies with the thread that started it
+	defer runtime.UnlockOSThread()
 	cmd := exec.Command(os.Args[0], "-test.run=^TestVictim$", "-test.v")
 	cmd.Env = append(os.Environ(), victimEnv+"="+at.CgroupRoot+"|"+at.BPFFS)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
@@ -311,6 +317,7 @@ func kill(t *testing.T, at dataplanetest.Place, after time.Duration) {
 
 // TestRefused offers what does not fit or cannot be expressed: the old policy stays, whole.
 func TestRefused(t *testing.T) {
+	t.Parallel()
 	d, bed := openForTest(t, func(c *Config) {
 		c.MaxRows, c.MaxRanges, c.MaxAddresses, c.MaxPrefixes, c.MaxSubjects = 2000, 40000, 1200, 16, 3
 	})
@@ -368,6 +375,7 @@ func TestRefused(t *testing.T) {
 
 // TestKernelRefuses makes a map full behind the dataplane's back, so that writing fails half way.
 func TestKernelRefuses(t *testing.T) {
+	t.Parallel()
 	d, _ := openForTest(t, func(c *Config) { c.MaxRows, c.MaxAddresses = 4000, 4000 })
 	p := newProber(t, d)
 	old := bigPolicy(0, 300)
@@ -446,6 +454,7 @@ func TestKernelRefuses(t *testing.T) {
 
 // TestRemoveLeavesNothing looks for what is left of links, pins and programs.
 func TestRemoveLeavesNothing(t *testing.T) {
+	t.Parallel()
 	d, bed := openForTest(t, nil)
 	if _, err := d.Apply(t.Context(), &dataplane.State{Policy: bigPolicy(0, 10)}); err != nil {
 		t.Fatal(err)

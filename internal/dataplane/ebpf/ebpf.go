@@ -15,6 +15,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -56,7 +57,7 @@ func DefaultConfig() Config {
 	return Config{
 		UpdateInterval:   10 * time.Second,
 		MaxSubjects:      4096,
-		MaxRows:          262144,
+		MaxRows:          524288,
 		MaxRanges:        131072,
 		MaxAddresses:     262144,
 		MaxPrefixes:      65536,
@@ -92,9 +93,11 @@ func (c *Config) check() error {
 type Dataplane struct {
 	cfg   Config
 	log   *slog.Logger
-	dir   string // of this layout's pins
-	root  uint64 // id of the cgroup
-	depth int    // level of the cgroup in the hierarchy
+	dir   string   // of this layout's pins
+	made  []string // directories that were made for it, the outermost first
+	lock  *os.File // held by whoever has the dataplane open
+	root  uint64   // id of the cgroup
+	depth int      // level of the cgroup in the hierarchy
 	netns *namespace
 
 	maps     programsMaps
@@ -102,11 +105,13 @@ type Dataplane struct {
 	links    map[string]link.Link
 	sweepers *iterators
 	resets   bool     // the sweeper resets by itself
+	confined bool     // to the network namespace of the host
 	missing  []string // sentences about what this kernel does not let us do
 
-	// active and subjects are the kernel's own memory. They are read by programs on every packet; stores to them must
-	// be single aligned words.
+	// active, settings and subjects are the kernel's own memory. They are read by programs on every packet; stores to
+	// them must be single aligned words.
 	active   *atomic.Uint64
+	settings *settings
 	subjects []subjectState
 	unmap    []func() error
 
@@ -115,15 +120,28 @@ type Dataplane struct {
 	// sweeping keeps Apply and Events from sweeping at once.
 	sweeping sync.Mutex
 
-	mu     sync.Mutex // guards what follows
-	held   *held
-	closed bool
+	mu      sync.Mutex // guards what follows
+	held    *held
+	closed  bool
+	reading *reading // Events, while it runs
+	// unfinished is set while connections that are no longer allowed may not have been reset, or another layout may
+	// still be in place: the next call tries again.
+	unfinished bool
+
+	// open is held for reading by what may be called at any time, so that nothing is closed under it.
+	open sync.RWMutex
 }
 
 var _ dataplane.Dataplane = (*Dataplane)(nil)
 
 // subjectState is struct subject.
 type subjectState struct{ State, Sets [2]atomic.Uint64 }
+
+// settings is struct settings.
+type settings struct {
+	OwnNetns, OwnInode, RootCgroup, Unreplied, Replied, Installed, Levels atomic.Uint64
+	UnitsSince, RootLevel                                                 atomic.Uint32
+}
 
 // Open takes over the dataplane that is pinned under cfg.BPFFS, or installs it. A new one lets everything pass until the
 // first Apply, and tells nothing until then. It must be called in the network namespace of the host. Errors that wrap
@@ -138,22 +156,29 @@ func Open(cfg Config) (*Dataplane, error) {
 	if d.log == nil {
 		d.log = slog.New(slog.DiscardHandler)
 	}
-	if err := d.open(); err != nil {
-		return nil, errors.Join(fmt.Errorf("open dataplane: %w", err), d.release())
+	if err := d.begin(); err != nil {
+		return nil, errors.Join(fmt.Errorf("open dataplane: %w", err), d.abandon(), d.release())
 	}
+	d.made = nil
 	return d, nil
 }
 
-func (d *Dataplane) open() error {
-	var err error
+func (d *Dataplane) begin() error {
+	err := checkPrivileges()
+	if err != nil {
+		return err
+	}
 	if d.root, d.depth, err = findCgroup(d.cfg.CgroupRoot); err != nil {
 		return err
 	}
-	if err := makePinDir(d.cfg.BPFFS); err != nil {
+	if err := d.takePlace(); err != nil {
 		return err
 	}
 	if d.netns, err = currentNamespace(); err != nil {
 		return err
+	}
+	if d.confined = !d.netns.canEnter(); d.confined {
+		d.missing = append(d.missing, confined)
 	}
 	if err := d.load(); err != nil {
 		return err
@@ -174,27 +199,25 @@ func (d *Dataplane) open() error {
 // install brings everything into place that is not there already. The order matters: first what learns about new
 // sockets, then what is known about old ones, then what judges.
 func (d *Dataplane) install() error {
-	var s settings
-	if err := d.maps.Config.Lookup(uint32(0), &s); err != nil {
-		return fmt.Errorf("read settings: %w", err)
-	}
-	fresh := s.Installed == 0
+	s := d.settings
+	fresh := s.Installed.Load() == 0
+	d.unfinished = !fresh // nobody knows how the agent before has ended
 	if fresh && d.active.Load() == 0 {
 		open := state(1, 0, 0)
 		d.subjects[hostSubject].State[0].Store(open)
 		d.subjects[hostSubject].State[1].Store(open)
 		d.active.Store(1)
 	}
-	s.OwnNetns = d.netns.cookie
-	s.RootCgroup, s.RootLevel = d.root, noLevel
+	level := uint32(noLevel)
 	if d.depth != anyLevel {
-		s.RootLevel = uint32(d.depth)
+		level = uint32(d.depth)
 	}
-	s.Unreplied = uint64(d.cfg.UDPTimeout)
-	s.Replied = uint64(d.cfg.UDPStreamTimeout)
-	if err := d.maps.Config.Put(uint32(0), &s); err != nil {
-		return fmt.Errorf("write settings: %w", err)
-	}
+	s.OwnNetns.Store(d.netns.cookie)
+	s.OwnInode.Store(d.netns.inode)
+	s.RootCgroup.Store(d.root)
+	s.RootLevel.Store(level)
+	s.Unreplied.Store(uint64(d.cfg.UDPTimeout))
+	s.Replied.Store(uint64(d.cfg.UDPStreamTimeout))
 	if err := d.refreshOwn(); err != nil {
 		return err
 	}
@@ -219,13 +242,10 @@ func (d *Dataplane) install() error {
 			}
 		}
 	}
-	if _, err := d.sweep(); err != nil {
+	if _, err := d.sweepAll(); err != nil {
 		return err
 	}
-	s.Installed = now()
-	if err := d.maps.Config.Put(uint32(0), &s); err != nil {
-		return fmt.Errorf("write settings: %w", err)
-	}
+	s.Installed.Store(now())
 	return nil
 }
 
@@ -238,36 +258,51 @@ func now() uint64 {
 	return uint64(ts.Nano())
 }
 
-// Close lets go of the dataplane; what is pinned goes on judging.
+// Close lets go of the dataplane; what is pinned goes on judging. It ends Events and waits for it, so the function that
+// Events calls must not call it.
 func (d *Dataplane) Close() error {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if d.closed {
+	if !d.end() {
 		return nil
 	}
-	d.closed = true
 	return d.release()
 }
 
-// Remove takes the programs out of the kernel and unpins everything.
+// Remove takes the programs out of the kernel and unpins everything. Like Close, it ends Events.
 func (d *Dataplane) Remove() error {
-	d.mu.Lock()
-	defer d.mu.Unlock()
+	open := d.end()
 	err := Uninstall(d.cfg.BPFFS)
-	if !d.closed {
-		d.closed = true
+	if open {
 		err = errors.Join(err, d.release())
 	}
 	return err
 }
 
+// end makes the dataplane unusable and waits until nothing uses it. It reports false if it was so already.
+func (d *Dataplane) end() bool {
+	d.mu.Lock()
+	if d.closed {
+		d.mu.Unlock()
+		return false
+	}
+	d.closed = true
+	r := d.reading
+	d.mu.Unlock()
+	if r != nil {
+		r.cancel()
+		<-r.done
+	}
+	return true
+}
+
 // release closes what this process holds.
 func (d *Dataplane) release() error {
+	d.open.Lock()
+	defer d.open.Unlock()
 	var errs []error
 	for _, f := range d.unmap {
 		errs = append(errs, f())
 	}
-	d.unmap, d.active, d.subjects = nil, nil, nil
+	d.unmap, d.active, d.settings, d.subjects = nil, nil, nil, nil
 	errs = append(errs, d.sweepers.Close())
 	for _, l := range d.links {
 		errs = append(errs, l.Close())
@@ -278,6 +313,22 @@ func (d *Dataplane) release() error {
 	errs = append(errs, d.maps.Close())
 	if d.netns != nil {
 		errs = append(errs, d.netns.Close())
+	}
+	if d.lock != nil {
+		errs = append(errs, d.lock.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// abandon removes what an Open that failed has put into place, unless it was there before.
+func (d *Dataplane) abandon() error {
+	var errs []error
+	for _, dir := range slices.Backward(d.made) {
+		if dir == d.dir {
+			errs = append(errs, removeLayout(dir))
+		} else {
+			errs = append(errs, os.Remove(dir))
+		}
 	}
 	return errors.Join(errs...)
 }

@@ -38,10 +38,16 @@ func open(t testing.TB, at dataplanetest.Place) dataplane.Dataplane {
 }
 
 func TestPort(t *testing.T) {
-	var bed *dataplanetest.Bed
-	dataplanetest.RunPort(t,
-		func(t testing.TB) dataplane.Dataplane { bed = dataplanetest.NewBed(t); return bed.Open(open) },
-		func(testing.TB) dataplane.Dataplane { return bed.Open(open) })
+	t.Parallel()
+	dataplanetest.RunPort(t, func(t testing.TB) (dataplane.Dataplane, func() dataplane.Dataplane) {
+		bed := dataplanetest.NewBed(t)
+		return bed.Open(open), func() dataplane.Dataplane { return bed.Open(open) }
+	})
 }
 
-func TestConformance(t *testing.T) { dataplanetest.Run(t, open) }
+func TestLoad(t *testing.T) { dataplanetest.RunLoad(t, open) }
+
+func TestConformance(t *testing.T) {
+	t.Parallel()
+	dataplanetest.Run(t, open)
+}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"net/netip"
 	"os"
 	"time"
@@ -18,66 +19,111 @@ import (
 )
 
 const (
-	// lookEvery is how long an event may lie before the reader looks by itself; see submit in bpf/events.h.
+	// lookEvery is how long an event may lie while others come; see submit in bpf/events.h. The reader is woken by an
+	// event that follows no other closely, so where nothing happens it looks by itself only to be sure.
 	lookEvery = 20 * time.Millisecond
+	lookIdle  = time.Second
 	// flushEvery is how often folded denials are told and silent flows ended.
 	flushEvery = time.Second
 )
 
+// reading is a call of Events that Close can end.
+type reading struct {
+	cancel context.CancelFunc
+	done   chan struct{}
+}
+
 // Events calls fn for each event until ctx ends. It also does what must be done from time to time: it ends silent
 // flows, tells what live ones have carried, and resets connections that their own packets have found denied.
 func (d *Dataplane) Events(ctx context.Context, fn func(*dataplane.Event)) error {
-	d.mu.Lock()
-	if err := d.usable(ctx); err != nil {
-		d.mu.Unlock()
-		if ctx.Err() != nil {
-			return nil
-		}
-		return err
+	if ctx.Err() != nil {
+		return nil
 	}
-	r, err := ringbuf.NewReader(d.maps.Events)
-	d.mu.Unlock()
+	events, me, err := d.beginReading(&ctx)
 	if err != nil {
-		return fmt.Errorf("read events: %w", err)
-	}
-	cut := make(chan struct{}, 1)
-	g, ctx := errgroup.WithContext(ctx)
-	stop := context.AfterFunc(ctx, func() { _ = r.Close() }) // makes Read return
-	defer stop()
-	g.Go(func() error { return d.read(ctx, r, fn, cut) })
-	g.Go(func() error { return d.keep(ctx, cut) })
-	if err := g.Wait(); err != nil && !errors.Is(err, context.Canceled) && !errors.Is(err, context.DeadlineExceeded) {
 		return err
+	}
+	cut, own := make(chan struct{}, 1), make(chan struct{}, 1)
+	g, ctx := errgroup.WithContext(ctx)
+	stop := context.AfterFunc(ctx, func() { _ = events.Close() }) // makes Read return
+	defer stop()
+	g.Go(func() error { return d.read(ctx, events, fn, cut) })
+	g.Go(func() error { return d.keep(ctx, cut, own) })
+	g.Go(func() error { return d.watchOwn(ctx, own) })
+	err = g.Wait()
+	closed := d.endReading(me)
+	switch {
+	case !errors.Is(err, context.Canceled) && !errors.Is(err, context.DeadlineExceeded):
+		return err
+	case closed:
+		return fmt.Errorf("read events: %w", os.ErrClosed)
 	}
 	return nil
+}
+
+// beginReading makes the one reader of events, and a context that Close can end.
+func (d *Dataplane) beginReading(ctx *context.Context) (*ringbuf.Reader, *reading, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if err := d.usable(*ctx); err != nil {
+		return nil, nil, err
+	}
+	if d.reading != nil {
+		return nil, nil, errors.New("events are being read already")
+	}
+	events, err := ringbuf.NewReader(d.maps.Events)
+	if err != nil {
+		return nil, nil, fmt.Errorf("read events: %w", err)
+	}
+	me := &reading{done: make(chan struct{})}
+	*ctx, me.cancel = context.WithCancel(*ctx)
+	d.reading = me
+	return events, me, nil
+}
+
+// endReading lets Close go on. It reports whether that is what ended the reading.
+func (d *Dataplane) endReading(me *reading) (closed bool) {
+	me.cancel()
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.reading = nil
+	close(me.done)
+	return d.closed
 }
 
 func (d *Dataplane) read(ctx context.Context, r *ringbuf.Reader, fn func(*dataplane.Event), cut chan<- struct{}) error {
 	var rec ringbuf.Record
 	var e dataplane.Event
 	clock := newClock()
+	busy := true // events have been read since the last time that none came
+	r.SetDeadline(time.Now().Add(lookEvery))
 	for {
-		r.SetDeadline(time.Now().Add(lookEvery))
 		err := r.ReadInto(&rec)
 		switch {
 		case errors.Is(err, os.ErrDeadlineExceeded):
-			clock.refresh()
+			wait := lookIdle
+			if busy {
+				wait = lookEvery
+			}
+			busy = false
+			r.SetDeadline(clock.refresh().Add(wait))
 			continue
 		case errors.Is(err, ringbuf.ErrClosed):
 			return ctx.Err()
 		case err != nil:
 			return fmt.Errorf("read events: %w", err)
 		}
+		if !busy {
+			busy = true
+			r.SetDeadline(time.Now().Add(lookEvery))
+		}
 		if len(rec.RawSample) < int(unsafe.Sizeof(event{})) {
 			return fmt.Errorf("read events: one has %d bytes", len(rec.RawSample))
 		}
 		raw := (*event)(unsafe.Pointer(&rec.RawSample[0]))
 		d.decode(raw, &e, clock)
-		if e.Kind == dataplane.EventDeny && e.Rejudged && e.Proto == model.ProtoTCP {
-			select {
-			case cut <- struct{}{}:
-			default:
-			}
+		if e.Kind == dataplane.EventDeny && (e.Rejudged || e.Existing) && e.Proto == model.ProtoTCP {
+			ask(cut)
 		}
 		fn(&e)
 	}
@@ -121,29 +167,20 @@ func (d *Dataplane) decode(raw *event, e *dataplane.Event, c *clock) {
 }
 
 // keep does what must be done from time to time. An error is logged and tried again: events must go on.
-func (d *Dataplane) keep(ctx context.Context, cut <-chan struct{}) error {
+func (d *Dataplane) keep(ctx context.Context, cut, own <-chan struct{}) error {
 	flush := time.NewTicker(flushEvery)
 	defer flush.Stop()
 	update := time.NewTicker(d.cfg.UpdateInterval)
 	defer update.Stop()
-	own := make(chan struct{}, 1)
-	if err := d.watchOwn(ctx.Done(), func() {
-		select {
-		case own <- struct{}{}:
-		default:
-		}
-	}); err != nil {
-		return err
-	}
 	for {
 		var err error
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-flush.C:
-			err = d.flush()
+			err = d.flush(false)
 		case <-update.C:
-			err = d.update()
+			err = errors.Join(d.flush(true), d.update())
 		case <-own:
 			err = d.refreshOwn()
 		case <-cut:
@@ -164,13 +201,28 @@ func newClock() *clock {
 	return c
 }
 
-// refresh follows what has been done to the wall clock.
-func (c *clock) refresh() {
-	var ts unix.Timespec
-	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &ts); err != nil {
-		return // keep what was right before
+// refresh follows what has been done to the wall clock, and returns the time. The two clocks are read one after the
+// other: what comes in between must be short, or they are read again.
+func (c *clock) refresh() time.Time {
+	const short, tries = 20 * time.Microsecond, 10
+	best := time.Duration(math.MaxInt64)
+	now := time.Now()
+	for range tries {
+		var ts unix.Timespec
+		if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &ts); err != nil {
+			break // what was right before is kept
+		}
+		before := now
+		now = time.Now()
+		if between := now.Sub(before); between < best {
+			best = between
+			c.boot = before.Round(0).Add(between / 2).Add(-time.Duration(ts.Nano()))
+		}
+		if best < short {
+			break
+		}
 	}
-	c.boot = time.Now().Round(0).Add(-time.Duration(ts.Nano()))
+	return now
 }
 
 func (c *clock) time(sinceBoot uint64) time.Time { return c.boot.Add(time.Duration(sinceBoot)) }

@@ -1,8 +1,10 @@
 package ebpf
 
 import (
+	"errors"
 	"fmt"
 	"maps"
+	"slices"
 
 	"github.com/cilium/ebpf"
 
@@ -23,11 +25,26 @@ type held struct {
 	sets     map[hostpolicy.PolicySetID]*heldSet
 	rows     int // over all sets
 	ranges   int
-	subjects []heldSubject // by number
-	next     int           // where to look for an unused number
+	subjects []heldSubject   // by number
+	next     int             // where to look for an unused number
+	spoiled  map[uint32]bool // numbers of sets of which rows may be left, because deleting them failed
 	rules    map[uint64]model.RuleID
+	retired  []map[uint64]model.RuleID // names that the last policies have left behind, the oldest first
 	levels   []uint8
 	policy   *hostpolicy.Policy // last applied by this process; nil before
+}
+
+// keepRetired is of how many policies the names of rules are kept: events that tell of them may lie in the buffer for
+// as long as it takes to read it.
+const keepRetired = 16
+
+// forget takes names off the list of those that are in use, but keeps them for a while.
+func (h *held) forget(names map[uint64]model.RuleID) {
+	if len(names) == 0 {
+		return
+	}
+	h.retired = append(slices.Clone(h.retired), names) // readers may have the old one
+	h.retired = h.retired[max(0, len(h.retired)-keepRetired):]
 }
 
 // heldSet is a policy set whose rows are all in the kernel.
@@ -56,11 +73,37 @@ func (s *heldSubject) state(gen uint32) uint64 {
 func (d *Dataplane) generation() uint32 { return uint32(d.active.Load()) }
 
 // nextGeneration is never 0, which is "never judged", and always of the other parity.
-func (d *Dataplane) nextGeneration() uint32 {
-	if next := d.generation() + 1; next != 0 {
-		return next
+func (d *Dataplane) nextGeneration() (uint32, error) {
+	gen := d.generation()
+	next := gen + 1
+	if next == 0 {
+		next = 2
 	}
-	return 2
+	if gen/maxAge != next/maxAge {
+		if err := d.held.renew(d, gen); err != nil {
+			return 0, err
+		}
+	}
+	return next, nil
+}
+
+// maxAge is how many generations an entry may be old before it is written again. Generations are compared by their
+// distance, which has a sign: an entry from too long ago would seem to be of one that is to come.
+const maxAge = 1 << 29
+
+// renew writes everything that knows its generation as if it held since the one in force.
+func (h *held) renew(d *Dataplane, gen uint32) error {
+	errs := []error{
+		h.addresses.renew(gen), h.prefixes.renew(gen), h.ports.renew(gen), h.controllers.renew(gen), h.localSets.renew(gen),
+		h.localIDs.renew(gen), h.cgroups.renew(gen),
+	}
+	for i := range h.subjects {
+		if s := &h.subjects[i]; s.used {
+			errs = append(errs, d.writeSubject(i, s.name, s.identity, s.identity, gen))
+		}
+	}
+	d.settings.UnitsSince.Store(gen)
+	return errors.Join(errs...)
 }
 
 // readHeld reads back what the kernel holds and cleans up after an agent that died while it was changing it.
@@ -75,6 +118,7 @@ func (d *Dataplane) readHeld() (*held, error) {
 		localIDs:    table[localKey]{name: "local identities", m: d.maps.LocalIdentities},
 		cgroups:     table[uint64]{name: "cgroups", m: d.maps.Cgroups},
 		sets:        map[hostpolicy.PolicySetID]*heldSet{},
+		spoiled:     map[uint32]bool{},
 		rules:       map[uint64]model.RuleID{},
 		next:        1,
 	}
@@ -86,15 +130,7 @@ func (d *Dataplane) readHeld() (*held, error) {
 			return nil, err
 		}
 	}
-	var s settings
-	if err := d.maps.Config.Lookup(uint32(0), &s); err != nil {
-		return nil, fmt.Errorf("read settings: %w", err)
-	}
-	for _, l := range s.Levels {
-		if l != 0 {
-			h.levels = append(h.levels, l)
-		}
-	}
+	h.levels = unpackLevels(d.settings.Levels.Load())
 	return h, nil
 }
 
@@ -261,6 +297,7 @@ func setText(c []int8, s string) bool {
 // names is what events are decoded with.
 type names struct {
 	rules    map[uint64]model.RuleID
+	retired  []map[uint64]model.RuleID
 	subjects []string
 }
 
@@ -270,6 +307,11 @@ func (n *names) rule(number uint64) model.RuleID {
 	}
 	if r, ok := n.rules[number]; ok {
 		return r
+	}
+	for _, rules := range slices.Backward(n.retired) {
+		if r, ok := rules[number]; ok {
+			return r
+		}
 	}
 	return model.RuleID(fmt.Sprintf("dataplane/rule-%016x", number)) // of a policy that is gone
 }
@@ -286,7 +328,7 @@ func (n *names) subject(number uint16) string {
 // again, for events may still speak of them.
 func (d *Dataplane) publishNames(next *transition) {
 	before := d.names.Load()
-	n := &names{rules: maps.Clone(d.held.rules)}
+	n := &names{rules: maps.Clone(d.held.rules), retired: d.held.retired}
 	subjects := d.held.subjects
 	if next != nil {
 		maps.Copy(n.rules, next.rules)

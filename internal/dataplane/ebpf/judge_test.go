@@ -121,6 +121,7 @@ func (p *prober) ask(pkt *hostpolicy.Packet) (model.EndVerdict, model.IdentityID
 // TestJudgesLikeTheReference applies compiled policies of random worlds, one after the other, isolates some workloads,
 // and asks the kernel and hostpolicy.Judge about the same packets.
 func TestJudgesLikeTheReference(t *testing.T) {
+	t.Parallel()
 	d, _ := openForTest(t, nil)
 	p := newProber(t, d)
 	worlds, perHost := 60, 250
@@ -265,6 +266,7 @@ func inside(r *rand.Rand, p netip.Prefix) netip.Addr {
 
 // TestFixedEssentials compares the programs' list of essentials with the one that everybody else uses.
 func TestFixedEssentials(t *testing.T) {
+	t.Parallel()
 	d, _ := openForTest(t, nil)
 	p := newProber(t, d)
 	deny := model.EndVerdict{Verdict: model.Deny, Rule: model.RuleDefaultDeny}
@@ -311,5 +313,5 @@ func TestFixedEssentials(t *testing.T) {
 func ExampleConfig() {
 	cfg := DefaultConfig()
 	fmt.Println(cfg.MaxRows, cfg.UDPTimeout)
-	// Output: 262144 30s
+	// Output: 524288 30s
 }

@@ -47,6 +47,7 @@ var testOnly = []string{programsProgBulkheadProbe}
 var optional = []struct{ program, without string }{
 	{programsProgBulkheadSetState, "The end of TCP connections and what they carried is not recorded."},
 	{programsProgBulkheadSweep, "Live TCP connections that are no longer allowed fall silent instead of being reset."},
+	{programsProgBulkheadFind, "Changes of policy take longer to reset connections on a host with many network namespaces."},
 	{programsProgBulkheadUpdate, "What a TCP connection has carried is recorded only when it ends."},
 	{programsProgBulkheadFlush, "Repeated denials and silent UDP flows are not recorded."},
 	{programsProgBulkheadSockRelease, "A UDP flow ends in the record only after its timeout."},
@@ -77,17 +78,15 @@ var attachments = []attachment{
 
 // load brings maps and programs into the kernel, taking over maps that are pinned.
 func (d *Dataplane) load() error {
-	if err := rlimit.RemoveMemlock(); err != nil {
-		return fmt.Errorf("%w: lift the limit on locked memory: %w; run as root", dataplane.ErrUnsupported, err)
-	}
+	limited := rlimit.RemoveMemlock() // which matters to kernels before 5.11 only
 	spec, err := loadPrograms()
 	if err != nil {
 		return err
 	}
 	d.resize(spec)
 	d.dir = filepath.Join(d.cfg.BPFFS, layoutOf(spec))
-	if err := os.MkdirAll(d.dir, 0o700); err != nil {
-		return fmt.Errorf("make %s: %w", d.dir, err)
+	if err := d.makeDir(d.dir); err != nil {
+		return err
 	}
 	for _, name := range testOnly { // the agent does not need it
 		delete(spec.Programs, name)
@@ -98,8 +97,9 @@ func (d *Dataplane) load() error {
 	}
 	c, err := d.loadAll(spec)
 	if err != nil {
-		return unsupported(err)
+		return unsupported(err, limited)
 	}
+	defer c.Close() // what is not taken over below
 	d.programs = maps.Clone(c.Programs)
 	c.Programs = nil
 	return c.Assign(&d.maps)
@@ -112,7 +112,6 @@ func (d *Dataplane) loadAll(spec *ebpf.CollectionSpec) (*ebpf.Collection, error)
 	if err == nil {
 		return c, nil
 	}
-	d.log.Warn("the kernel refuses a program; trying without those that it can do without", "error", err)
 	base := spec.Copy()
 	for _, o := range optional {
 		delete(base.Programs, o.program)
@@ -169,15 +168,17 @@ func loadOne(spec *ebpf.CollectionSpec, program string, maps map[string]*ebpf.Ma
 	return c.DetachProgram(program), nil
 }
 
-// unsupported turns the kernel's refusal into a sentence about what is missing.
-func unsupported(err error) error {
+// unsupported turns the kernel's refusal into a sentence about what is missing. Limited says why the limit on locked
+// memory is still there, if it is: for older kernels maps are such memory.
+func unsupported(err, limited error) error {
 	var refused *ebpf.VerifierError
 	switch {
-	case os.Geteuid() != 0 && errors.Is(err, unix.EPERM):
-		return fmt.Errorf("%w: loading eBPF programs needs root (or CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON)",
-			dataplane.ErrUnsupported)
+	case errors.Is(err, unix.EPERM) && limited != nil && kernelBefore(5, 11):
+		return fmt.Errorf("%w: the limit on locked memory is too low; run \"ulimit -l unlimited\" or give CAP_SYS_RESOURCE: %w",
+			dataplane.ErrUnsupported, limited)
 	case errors.Is(err, unix.EPERM):
-		return fmt.Errorf("%w: this kernel forbids loading eBPF programs, even to root: %w", dataplane.ErrUnsupported, err)
+		return fmt.Errorf("%w: the kernel forbids the bpf system call even with all the capabilities it needs; look at the "+
+			"seccomp profile (of a container or a service) and at /sys/kernel/security/lockdown: %w", dataplane.ErrUnsupported, err)
 	case errors.As(err, &refused):
 		return fmt.Errorf("%w: the kernel %s refuses a program; 5.15 or later is needed: %w",
 			dataplane.ErrUnsupported, kernelRelease(), err)
@@ -217,16 +218,32 @@ func (d *Dataplane) attach(a attachment) error {
 		}
 		return fmt.Errorf("%w: attach %s: %w", dataplane.ErrUnsupported, a.program, err)
 	}
-	// The new one is in force; only now may the old one go.
-	if old != nil {
-		if err := errors.Join(old.Unpin(), old.Close()); err != nil {
-			return errors.Join(fmt.Errorf("replace %s: %w", path, err), l.Close())
+	// The new one is in force. Its pin takes the place of the old one's in one step: at no time is there none.
+	if err := pinOver(l, path); err != nil {
+		if old != nil {
+			_ = old.Close()
 		}
-	}
-	if err := l.Pin(path); err != nil {
-		return errors.Join(fmt.Errorf("pin %s: %w", path, err), l.Close())
+		return errors.Join(err, l.Close())
 	}
 	d.links[a.program] = l
+	if old != nil {
+		return old.Close()
+	}
+	return nil
+}
+
+// pinOver pins the link at path, where another may be pinned.
+func pinOver(l link.Link, path string) error {
+	next := path + "_new" // a bpffs takes no dots
+	if err := os.Remove(next); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("pin %s: %w", path, err)
+	}
+	if err := l.Pin(next); err != nil {
+		return fmt.Errorf("pin %s: %w", path, err)
+	}
+	if err := os.Rename(next, path); err != nil {
+		return errors.Join(fmt.Errorf("pin %s: %w", path, err), os.Remove(next))
+	}
 	return nil
 }
 
@@ -245,10 +262,15 @@ func (d *Dataplane) mapMemory() error {
 	if err != nil {
 		return err
 	}
+	config, err := d.mapArray(d.maps.Config, int(unsafe.Sizeof(settings{})))
+	if err != nil {
+		return err
+	}
 	subjects, err := d.mapArray(d.maps.Subjects, int(unsafe.Sizeof(subjectState{})))
 	if err != nil {
 		return err
 	}
+	d.settings = (*settings)(unsafe.Pointer(&config[0]))
 	d.active = (*atomic.Uint64)(unsafe.Pointer(&active[0]))
 	d.subjects = unsafe.Slice((*subjectState)(unsafe.Pointer(&subjects[0])), d.cfg.MaxSubjects)
 	return nil

@@ -1,8 +1,10 @@
 package ebpf
 
 import (
+	"context"
 	"fmt"
 	"net/netip"
+	"time"
 
 	"github.com/vishvananda/netlink"
 )
@@ -27,11 +29,15 @@ func (d *Dataplane) refreshOwn() error {
 	var gone []address
 	var key address
 	var is uint8
-	for it := d.maps.Own.Iterate(); it.Next(&key, &is); {
+	it := d.maps.Own.Iterate()
+	for it.Next(&key, &is) {
 		if !now[key] {
 			gone = append(gone, key)
 		}
 		delete(now, key)
+	}
+	if err := it.Err(); err != nil {
+		return fmt.Errorf("read this host's addresses: %w", err)
 	}
 	for key := range now {
 		if err := d.maps.Own.Put(key, uint8(1)); err != nil {
@@ -46,27 +52,46 @@ func (d *Dataplane) refreshOwn() error {
 	return nil
 }
 
-// watchOwn calls refresh when an address of this host comes or goes, until done is closed.
-func (d *Dataplane) watchOwn(done <-chan struct{}, refresh func()) error {
+// watchOwn asks for a refresh, by own, when an address of this host comes or goes, until ctx ends. The kernel drops a
+// subscriber that does not keep up: then it subscribes again.
+func (d *Dataplane) watchOwn(ctx context.Context, own chan<- struct{}) error {
+	for {
+		updates, err := d.subscribeOwn(ctx)
+		if err != nil {
+			d.log.Warn("watching this host's addresses", "error", err)
+		}
+		ask(own)                        // for what was missed
+		for open := err == nil; open; { // until the subscription ends
+			if _, open = <-updates; open {
+				ask(own)
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(time.Second):
+		}
+	}
+}
+
+// ask asks for something that is done once for any number of requests.
+func ask(c chan<- struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+}
+
+func (d *Dataplane) subscribeOwn(ctx context.Context) (<-chan netlink.AddrUpdate, error) {
 	updates := make(chan netlink.AddrUpdate, 64)
 	err := d.netns.run(func() error {
-		return netlink.AddrSubscribeWithOptions(updates, done, netlink.AddrSubscribeOptions{
+		return netlink.AddrSubscribeWithOptions(updates, ctx.Done(), netlink.AddrSubscribeOptions{
 			ErrorCallback: func(err error) {
-				select {
-				case <-done: // the socket was closed under it
-				default:
+				if ctx.Err() == nil { // else the socket was closed under it
 					d.log.Warn("watching this host's addresses", "error", err)
 				}
 			},
 		})
 	})
-	if err != nil {
-		return fmt.Errorf("watch this host's addresses: %w", err)
-	}
-	go func() {
-		for range updates {
-			refresh()
-		}
-	}()
-	return nil
+	return updates, err
 }

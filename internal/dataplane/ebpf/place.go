@@ -22,6 +22,16 @@ func kernelRelease() string {
 	return unix.ByteSliceToString(u.Release[:])
 }
 
+// kernelBefore reports whether the running kernel is older than that release. It words an error; what a kernel can do is
+// found out by trying.
+func kernelBefore(major, minor int) bool {
+	var a, b int
+	if n, err := fmt.Sscanf(kernelRelease(), "%d.%d", &a, &b); n != 2 || err != nil {
+		return false
+	}
+	return a < major || a == major && b < minor
+}
+
 // mount is a line of /proc/self/mountinfo.
 type mount struct{ root, dir, fstype string }
 
@@ -98,11 +108,11 @@ func findCgroup(dir string) (id uint64, depth int, err error) {
 	return st.Ino, depth, nil
 }
 
-// makePinDir makes the directory for pins and tests that it is on a bpffs.
-func makePinDir(dir string) error {
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return fmt.Errorf("%w: make %s: %w; mount a bpffs with \"mount -t bpf bpf /sys/fs/bpf\"",
-			dataplane.ErrUnsupported, dir, err)
+// takePlace makes the directory for pins and locks it, so that no two agents change the same dataplane.
+func (d *Dataplane) takePlace() error {
+	dir := d.cfg.BPFFS
+	if err := d.makeDir(dir); err != nil {
+		return err
 	}
 	var fs unix.Statfs_t
 	if err := unix.Statfs(dir, &fs); err != nil {
@@ -112,12 +122,44 @@ func makePinDir(dir string) error {
 		return fmt.Errorf("%w: %s is not on a bpffs; mount one with \"mount -t bpf bpf /sys/fs/bpf\"",
 			dataplane.ErrUnsupported, dir)
 	}
+	var err error
+	if d.lock, err = os.Open(dir); err != nil {
+		return err
+	}
+	if err := unix.Flock(int(d.lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			return fmt.Errorf("another agent has the dataplane at %s open; stop it first", dir)
+		}
+		return fmt.Errorf("lock %s: %w", dir, err)
+	}
+	return nil
+}
+
+// makeDir makes the directory and its parents, and remembers those that it made.
+func (d *Dataplane) makeDir(dir string) error {
+	err := os.Mkdir(dir, 0o700)
+	if errors.Is(err, os.ErrNotExist) {
+		if err = d.makeDir(filepath.Dir(dir)); err != nil {
+			return err
+		}
+		err = os.Mkdir(dir, 0o700)
+	}
+	switch {
+	case err == nil:
+		d.made = append(d.made, dir)
+	case !errors.Is(err, os.ErrExist):
+		return fmt.Errorf("%w: make %s: %w; mount a bpffs with \"mount -t bpf bpf /sys/fs/bpf\"",
+			dataplane.ErrUnsupported, dir, err)
+	}
 	return nil
 }
 
 // MountBPFFS mounts a bpffs at dir, which is made if it is missing, unless dir is on one already. It reports whether
 // it did, so that who wants the mount gone again knows what is theirs.
 func MountBPFFS(dir string) (mounted bool, err error) {
+	if err := checkPrivileges(); err != nil {
+		return false, err
+	}
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return false, fmt.Errorf("mount a bpffs: %w", err)
 	}
@@ -129,7 +171,7 @@ func MountBPFFS(dir string) (mounted bool, err error) {
 		return false, nil
 	}
 	if err := unix.Mount("bpf", dir, "bpf", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "mode=0700"); err != nil {
-		return false, fmt.Errorf("%w: mount a bpffs at %s: %w", dataplane.ErrUnsupported, dir, err)
+		return false, fmt.Errorf("%w: mount a bpffs at %s: %w; as root: mount -t bpf bpf %s", dataplane.ErrUnsupported, dir, err, dir)
 	}
 	return true, nil
 }
@@ -138,7 +180,7 @@ func MountBPFFS(dir string) (mounted bool, err error) {
 type namespace struct {
 	file   *os.File
 	inode  uint64
-	cookie uint64 // 0 if the kernel does not tell
+	cookie uint64 // of the current one; 0 if the kernel does not tell
 }
 
 const threadNamespace = "/proc/thread-self/ns/net"
@@ -147,10 +189,13 @@ const threadNamespace = "/proc/thread-self/ns/net"
 func currentNamespace() (*namespace, error) {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
-	return openNamespace(threadNamespace)
+	n, err := openNamespace(threadNamespace)
+	if err == nil {
+		n.cookie = namespaceCookie()
+	}
+	return n, err
 }
 
-// openNamespace opens a network namespace; the calling goroutine must be locked to its thread.
 func openNamespace(path string) (*namespace, error) {
 	f, err := os.Open(path)
 	if err != nil {
@@ -160,11 +205,7 @@ func openNamespace(path string) (*namespace, error) {
 	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
 		return nil, errors.Join(fmt.Errorf("stat network namespace: %w", err), f.Close())
 	}
-	n := &namespace{file: f, inode: st.Ino}
-	if err := n.run(func() error { n.cookie = namespaceCookie(); return nil }); err != nil {
-		return nil, errors.Join(err, f.Close())
-	}
-	return n, nil
+	return &namespace{file: f, inode: st.Ino}, nil
 }
 
 // namespaceCookie returns the cookie of the thread's network namespace, or 0 where the kernel (before 5.14) does not
@@ -180,6 +221,80 @@ func namespaceCookie() uint64 {
 		return 0
 	}
 	return cookie
+}
+
+// eachNamespace calls do for each of the wanted network namespaces of this host, by inode number (nil: for all), but not
+// for own. Those that a process is in are found first, then those that only a mount keeps, then those that only a
+// thread is in.
+func eachNamespace(wanted map[uint64]bool, own uint64, do func(*namespace) error) error {
+	var errs []error
+	seen := map[uint64]bool{own: true}
+	found := func() bool { // all of them
+		for inode := range wanted {
+			if !seen[inode] {
+				return false
+			}
+		}
+		return wanted != nil
+	}
+	for _, find := range []func() ([]string, error){
+		func() ([]string, error) { return filepath.Glob("/proc/[0-9]*/ns/net") },
+		mountedNamespaces,
+		func() ([]string, error) { return filepath.Glob("/proc/[0-9]*/task/[0-9]*/ns/net") },
+	} {
+		if found() {
+			break
+		}
+		paths, err := find()
+		if err != nil {
+			return err
+		}
+		for _, path := range paths {
+			var st unix.Stat_t
+			if err := unix.Stat(path, &st); err != nil || seen[st.Ino] {
+				continue // the process has ended, or is in one we know
+			}
+			if wanted != nil && !wanted[st.Ino] {
+				continue
+			}
+			seen[st.Ino] = true
+			n, err := openNamespace(path)
+			switch {
+			case errors.Is(err, os.ErrNotExist), errors.Is(err, unix.ESRCH):
+				delete(seen, st.Ino) // the process has ended; another may be in there
+			case err != nil:
+				errs = append(errs, err)
+			default:
+				errs = append(errs, do(n), n.Close())
+			}
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// mountedNamespaces are the paths at which namespaces are mounted, as ip netns does; some are not of the network.
+func mountedNamespaces() ([]string, error) {
+	f, err := os.Open("/proc/self/mountinfo")
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	var paths []string
+	for s := bufio.NewScanner(f); s.Scan(); {
+		before, after, ok := strings.Cut(s.Text(), " - ")
+		fields := strings.Fields(before)
+		if ok && len(fields) >= 5 && strings.HasPrefix(after, "nsfs ") && strings.HasPrefix(fields[3], "net:") {
+			paths = append(paths, unescapeMount(fields[4]))
+		}
+	}
+	return paths, nil
+}
+
+// canEnter reports whether this process may enter network namespaces, by way of entering this one.
+func (n *namespace) canEnter() bool {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	return unix.Setns(int(n.file.Fd()), unix.CLONE_NEWNET) == nil
 }
 
 func (n *namespace) Close() error { return n.file.Close() }

@@ -26,6 +26,7 @@ type programsConnection struct {
 	_                   structs.HostLayout
 	Word                uint64
 	Last                uint64
+	Judged              uint64
 	Rule                uint64
 	Peer                uint64
 	Process             programsProcess
@@ -58,7 +59,6 @@ type programsDenial struct {
 	_       structs.HostLayout
 	Last    uint64
 	Pending uint64
-	Peer    uint64
 	Process programsProcess
 	Flow    struct {
 		_     structs.HostLayout
@@ -70,9 +70,15 @@ type programsDenial struct {
 		Proto uint8
 		Dir   uint8
 	}
-	Rsubject uint16
-	Filled   uint8
-	Pad      [5]uint8
+	Decision struct {
+		_        structs.HostLayout
+		Rule     uint64
+		Peer     uint64
+		Rsubject uint16
+		Verdict  uint8
+		Pad      [5]uint8
+	}
+	Filled uint64
 }
 
 type programsDenialKey struct {
@@ -226,13 +232,14 @@ type programsRowKey struct {
 type programsSettings struct {
 	_          structs.HostLayout
 	OwnNetns   uint64
+	OwnInode   uint64
 	RootCgroup uint64
 	Unreplied  uint64
 	Replied    uint64
 	Installed  uint64
+	Levels     uint64
 	UnitsSince uint32
 	RootLevel  uint32
-	Levels     [8]uint8
 }
 
 type programsSocketState struct {
@@ -298,7 +305,6 @@ const (
 	programsMapListening            = "listening"
 	programsMapLocalIdentities      = "local_identities"
 	programsMapLocalSets            = "local_sets"
-	programsMapNamespaces           = "namespaces"
 	programsMapOwn                  = "own"
 	programsMapPolicySets           = "policy_sets"
 	programsMapPorts                = "ports"
@@ -314,6 +320,7 @@ const (
 	programsProgBulkheadConnect4    = "bulkhead_connect4"
 	programsProgBulkheadConnect6    = "bulkhead_connect6"
 	programsProgBulkheadEgress      = "bulkhead_egress"
+	programsProgBulkheadFind        = "bulkhead_find"
 	programsProgBulkheadFlush       = "bulkhead_flush"
 	programsProgBulkheadIngress     = "bulkhead_ingress"
 	programsProgBulkheadListening   = "bulkhead_listening"
@@ -374,6 +381,7 @@ type programsProgramSpecs struct {
 	BulkheadConnect4    *ebpf.ProgramSpec `ebpf:"bulkhead_connect4"`
 	BulkheadConnect6    *ebpf.ProgramSpec `ebpf:"bulkhead_connect6"`
 	BulkheadEgress      *ebpf.ProgramSpec `ebpf:"bulkhead_egress"`
+	BulkheadFind        *ebpf.ProgramSpec `ebpf:"bulkhead_find"`
 	BulkheadFlush       *ebpf.ProgramSpec `ebpf:"bulkhead_flush"`
 	BulkheadIngress     *ebpf.ProgramSpec `ebpf:"bulkhead_ingress"`
 	BulkheadListening   *ebpf.ProgramSpec `ebpf:"bulkhead_listening"`
@@ -406,7 +414,6 @@ type programsMapSpecs struct {
 	Listening       *ebpf.MapSpec `ebpf:"listening"`
 	LocalIdentities *ebpf.MapSpec `ebpf:"local_identities"`
 	LocalSets       *ebpf.MapSpec `ebpf:"local_sets"`
-	Namespaces      *ebpf.MapSpec `ebpf:"namespaces"`
 	Own             *ebpf.MapSpec `ebpf:"own"`
 	PolicySets      *ebpf.MapSpec `ebpf:"policy_sets"`
 	Ports           *ebpf.MapSpec `ebpf:"ports"`
@@ -462,7 +469,6 @@ type programsMaps struct {
 	Listening       *ebpf.Map `ebpf:"listening"`
 	LocalIdentities *ebpf.Map `ebpf:"local_identities"`
 	LocalSets       *ebpf.Map `ebpf:"local_sets"`
-	Namespaces      *ebpf.Map `ebpf:"namespaces"`
 	Own             *ebpf.Map `ebpf:"own"`
 	PolicySets      *ebpf.Map `ebpf:"policy_sets"`
 	Ports           *ebpf.Map `ebpf:"ports"`
@@ -493,7 +499,6 @@ func (m *programsMaps) Close() error {
 		m.Listening,
 		m.LocalIdentities,
 		m.LocalSets,
-		m.Namespaces,
 		m.Own,
 		m.PolicySets,
 		m.Ports,
@@ -523,6 +528,7 @@ type programsPrograms struct {
 	BulkheadConnect4    *ebpf.Program `ebpf:"bulkhead_connect4"`
 	BulkheadConnect6    *ebpf.Program `ebpf:"bulkhead_connect6"`
 	BulkheadEgress      *ebpf.Program `ebpf:"bulkhead_egress"`
+	BulkheadFind        *ebpf.Program `ebpf:"bulkhead_find"`
 	BulkheadFlush       *ebpf.Program `ebpf:"bulkhead_flush"`
 	BulkheadIngress     *ebpf.Program `ebpf:"bulkhead_ingress"`
 	BulkheadListening   *ebpf.Program `ebpf:"bulkhead_listening"`
@@ -542,6 +548,7 @@ func (p *programsPrograms) Close() error {
 		p.BulkheadConnect4,
 		p.BulkheadConnect6,
 		p.BulkheadEgress,
+		p.BulkheadFind,
 		p.BulkheadFlush,
 		p.BulkheadIngress,
 		p.BulkheadListening,

@@ -1,12 +1,12 @@
 package ebpf
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
 	"net"
 	"os"
-	"path/filepath"
 	"slices"
 	"sync"
 	"unsafe"
@@ -28,6 +28,10 @@ type iterators struct {
 // wrote.
 func (it *iterators) run(p *ebpf.Program, name string, m *ebpf.Map) ([]byte, error) {
 	it.mu.Lock()
+	if it.links == nil {
+		it.mu.Unlock()
+		return nil, fmt.Errorf("%s: %w", name, os.ErrClosed)
+	}
 	l := it.links[name]
 	if l == nil {
 		var err error
@@ -69,15 +73,37 @@ func canReset() bool {
 
 // sweep judges every TCP connection of the host again and resets those that are denied. It returns how many.
 func (d *Dataplane) sweep() (int, error) {
-	p := d.programs[programsProgBulkheadSweep]
-	if p == nil {
+	find := d.programs[programsProgBulkheadFind]
+	if find == nil || d.programs[programsProgBulkheadSweep] == nil {
+		return d.sweepAll()
+	}
+	d.sweeping.Lock()
+	defer d.sweeping.Unlock()
+	out, err := d.sweepers.run(find, "find", d.maps.Sockets)
+	if err != nil {
+		return 0, fmt.Errorf("look for connections to reset: %w", err)
+	}
+	wanted := map[uint64]bool{}
+	for inode := range slices.Chunk(out, 4) {
+		wanted[uint64(binary.NativeEndian.Uint32(inode))] = true
+	}
+	return d.sweepNamespaces(wanted)
+}
+
+// sweepAll does the same without first looking where it is needed. It also meets sockets that no program has seen yet.
+func (d *Dataplane) sweepAll() (int, error) {
+	if d.programs[programsProgBulkheadSweep] == nil {
 		return 0, nil // Capabilities says so
 	}
 	d.sweeping.Lock()
 	defer d.sweeping.Unlock()
-	var total int
+	return d.sweepNamespaces(nil)
+}
+
+// sweepNamespaces sweeps the network namespaces that are wanted, by inode number; nil is all.
+func (d *Dataplane) sweepNamespaces(wanted map[uint64]bool) (total int, err error) {
 	here := func() error {
-		out, err := d.sweepers.run(p, "sweep", nil)
+		out, err := d.sweepers.run(d.programs[programsProgBulkheadSweep], "sweep", nil)
 		flows := slices.Collect(slices.Chunk(out, flowSize))
 		total += len(flows)
 		if err != nil || d.resets {
@@ -85,16 +111,12 @@ func (d *Dataplane) sweep() (int, error) {
 		}
 		return destroy(flows)
 	}
-	if err := d.netns.run(here); err != nil {
-		return total, fmt.Errorf("reset connections: %w", err)
-	}
-	others, err := d.otherNamespaces()
-	if err != nil {
-		return total, fmt.Errorf("reset connections: %w", err)
-	}
 	var errs []error
-	for _, n := range others {
-		errs = append(errs, n.run(here), n.Close())
+	if wanted == nil || wanted[d.netns.inode] {
+		errs = append(errs, d.netns.run(here))
+	}
+	if !d.confined {
+		errs = append(errs, eachNamespace(wanted, d.netns.inode, func(n *namespace) error { return n.run(here) }))
 	}
 	if err := errors.Join(errs...); err != nil {
 		return total, fmt.Errorf("reset connections: %w", err)
@@ -123,55 +145,6 @@ func destroy(flows [][]byte) error {
 	return errors.Join(errs...)
 }
 
-// otherNamespaces opens the network namespaces, besides the host's, in which sockets of the host have been made.
-func (d *Dataplane) otherNamespaces() ([]*namespace, error) {
-	wanted := map[uint64]bool{}
-	var cookie uint64
-	var is uint8
-	for it := d.maps.Namespaces.Iterate(); it.Next(&cookie, &is); {
-		if cookie != d.netns.cookie {
-			wanted[cookie] = true
-		}
-	}
-	if len(wanted) == 0 {
-		return nil, nil
-	}
-	paths, err := filepath.Glob("/proc/[0-9]*/ns/net")
-	if err != nil {
-		return nil, err
-	}
-	var found []*namespace
-	seen := map[uint64]bool{d.netns.inode: true}
-	for _, path := range paths {
-		var st unix.Stat_t
-		if err := unix.Stat(path, &st); err != nil || seen[st.Ino] {
-			continue // the process has ended, or is in one we know
-		}
-		seen[st.Ino] = true
-		n, err := openNamespace(path)
-		if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ESRCH) {
-			continue
-		}
-		if err != nil {
-			return found, err
-		}
-		if !wanted[n.cookie] {
-			if err := n.Close(); err != nil {
-				return found, err
-			}
-			continue
-		}
-		delete(wanted, n.cookie)
-		found = append(found, n)
-	}
-	for cookie := range wanted { // nobody is in it any more
-		if err := d.maps.Namespaces.Delete(cookie); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
-			return found, err
-		}
-	}
-	return found, nil
-}
-
 // seed remembers the sockets that were there before the dataplane.
 func (d *Dataplane) seed() error {
 	for _, name := range []string{programsProgBulkheadListening, programsProgBulkheadSeed} {
@@ -196,13 +169,17 @@ func (d *Dataplane) update() error {
 	return nil
 }
 
-// flush tells folded denials and what UDP flows have carried, and ends silent ones.
-func (d *Dataplane) flush() error {
+// flush tells folded denials and ends silent flows of UDP and ICMP, and also tells what live ones have carried (updates).
+func (d *Dataplane) flush(updates bool) error {
 	p := d.programs[programsProgBulkheadFlush]
 	if p == nil {
 		return nil
 	}
-	if _, err := p.Run(&ebpf.RunOptions{}); err != nil {
+	var arg uint64
+	if updates {
+		arg = 1
+	}
+	if _, err := p.Run(&ebpf.RunOptions{Context: arg}); err != nil {
 		return fmt.Errorf("tell of silent flows: %w", err)
 	}
 	return nil

@@ -100,24 +100,40 @@ func (t *table[K]) undo(changes []change[K], gen uint32) error {
 	return errors.Join(errs...)
 }
 
-// finish deletes what no longer holds, once the generation of the changes is in force.
+// finish deletes what no longer holds, once the generation of the changes is in force. What cannot be deleted is still
+// held: the next change finds it.
 func (t *table[K]) finish(changes []change[K]) error {
 	var gone []K
 	for _, c := range changes {
+		t.held[c.key] = c.after
 		if c.isGone {
 			gone = append(gone, c.key)
-			delete(t.held, c.key)
-		} else {
-			t.held[c.key] = c.after
 		}
 	}
 	if err := deleteAll(t.m, gone); err != nil {
 		return fmt.Errorf("clean %s: %w", t.name, err)
 	}
+	for _, k := range gone {
+		delete(t.held, k)
+	}
 	return nil
 }
 
-// read fills held from the kernel. An agent that died before storing generation gen+1 has left entries that are meant
+// renew writes every entry as if it held since gen, which is in force.
+func (t *table[K]) renew(gen uint32) error {
+	keys := make([]K, 0, len(t.held))
+	values := make([]versioned, 0, len(t.held))
+	for k, v := range t.held {
+		keys = append(keys, k)
+		values = append(values, version(v, v, gen))
+	}
+	if err := putAll(t.m, keys, values); err != nil {
+		return fmt.Errorf("renew %s: %w", t.name, err)
+	}
+	return nil
+}
+
+// read fills held from the kernel. An agent that died before storing the next generation has left entries that are meant
 // for it: they are made to say what they say now.
 func (t *table[K]) read(gen uint32) error {
 	t.held = map[K]value{}

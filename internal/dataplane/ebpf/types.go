@@ -12,7 +12,6 @@ type (
 	event       = programsEvent
 	versioned   = programsVersioned
 	subjectInfo = programsSubjectInfo
-	settings    = programsSettings
 	netKey      = programsNetKey
 	portKey     = programsPortKey
 	localKey    = programsLocalKey
@@ -81,6 +80,24 @@ func stateFlags(s uint64) uint8 { return uint8(s) }
 // noLevel says that the depth of the cgroup is not known.
 const noLevel = 0xffffffff
 
+// maxLevels is at how many depths the cgroups of units may be: as many as settings.Levels has bytes.
+const maxLevels = 8
+
+// packLevels packs depths, the deepest first, as settings.Levels holds them.
+func packLevels(levels []uint8) (word uint64) {
+	for i, l := range levels {
+		word |= uint64(l) << (8 * i)
+	}
+	return word
+}
+
+func unpackLevels(word uint64) (levels []uint8) {
+	for ; word != 0; word >>= 8 {
+		levels = append(levels, uint8(word))
+	}
+	return levels
+}
+
 // maxSets is how many policy sets a state can number.
 const maxSets = 1<<24 - 1
 
@@ -106,6 +123,7 @@ var fixedRules = []model.RuleID{
 	5: model.RuleND,
 	6: model.RuleICMPError,
 	7: ruleMissing,
+	8: model.RuleOpen, // before any policy; no event names it
 }
 
 // Flags of events. Their kinds are those of dataplane.EventKind.

@@ -13,10 +13,10 @@ import (
 )
 
 func TestPort(t *testing.T) {
-	var last *fake.Dataplane
-	dataplanetest.RunPort(t,
-		func(testing.TB) dataplane.Dataplane { last = fake.New(); return last },
-		func(testing.TB) dataplane.Dataplane { last = last.Reopen(); return last })
+	dataplanetest.RunPort(t, func(testing.TB) (dataplane.Dataplane, func() dataplane.Dataplane) {
+		d := fake.New()
+		return d, func() dataplane.Dataplane { return d.Reopen() }
+	})
 }
 
 func set(v model.Verdict, rule model.RuleID) hostpolicy.PolicySet {

@@ -7,7 +7,7 @@
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
-static __always_inline int on_packet(struct __sk_buff *skb, bool egress)
+static __noinline int on_other_packet(struct __sk_buff *skb, bool egress)
 {
 	struct bpf_sock *sk = skb->sk;
 
@@ -16,12 +16,30 @@ static __always_inline int on_packet(struct __sk_buff *skb, bool egress)
 	sk = bpf_sk_fullsock(sk);
 	if (!sk)
 		return 1;
-	if (sk->protocol == IPPROTO_TCP && sk->type != SOCK_RAW) {
-		if (sk->state == TCP_LISTEN)
-			return on_listener(skb, sk, egress) ? 1 : 0;
-		return on_connection(skb, sk, egress) ? 1 : 0;
+	if (sk->protocol != IPPROTO_TCP || sk->type == SOCK_RAW)
+		return on_datagram(skb, sk, egress) ? 1 : 0;
+	if (sk->state == TCP_LISTEN)
+		return on_listener(skb, sk, egress) ? 1 : 0;
+	return on_connection(skb, sk, egress) ? 1 : 0;
+}
+
+/* on_packet lets packets of connections that are judged and allowed pass: most of all packets there are. */
+static __always_inline int on_packet(struct __sk_buff *skb, bool egress)
+{
+	struct bpf_sock *sk = skb->sk;
+	struct socket_state *s;
+	__u64 word;
+
+	if (!sk)
+		return 1;
+	s = bpf_sk_storage_get(&sockets, sk, 0, 0);
+	if (s) {
+		word = READ_ONCE(s->word);
+		/* Only words of connections are judged; that of a listener may still be of one. */
+		if ((word & FLOW_JUDGED) && (word & FLOW_VERDICT) != DENY && resolved(word) && sk->state != TCP_LISTEN)
+			return 1;
 	}
-	return on_datagram(skb, sk, egress) ? 1 : 0;
+	return on_other_packet(skb, egress) ? 1 : 0;
 }
 
 SEC("cgroup_skb/ingress")
@@ -40,21 +58,10 @@ int bulkhead_egress(struct __sk_buff *skb)
 SEC("cgroup/sock_create")
 int bulkhead_sock_create(struct bpf_sock *sk)
 {
-	struct settings *c = get_config();
-	struct socket_state *s;
-	__u64 netns = bpf_get_netns_cookie(sk);
-	__u32 subject;
-	__u8 one = 1;
+	struct socket_state *s = bpf_sk_storage_get(&sockets, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
 
-	s = bpf_sk_storage_get(&sockets, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
-	if (!s)
-		return 1;
-	s->cgroup = bpf_get_current_cgroup_id();
-	current_process(&s->process);
-	subject = subject_of_task();
-	WRITE_ONCE(s->word, make_word(state_gen(state_of(subject)), subject, 0));
-	if (c && netns != c->own_netns && !bpf_map_lookup_elem(&namespaces, &netns))
-		bpf_map_update_elem(&namespaces, &netns, &one, BPF_ANY);
+	if (s)
+		begin_socket(s);
 	return 1;
 }
 
@@ -103,7 +110,7 @@ static __noinline int on_connect(struct bpf_sock_addr *ctx, struct flow *f)
 	struct decision d = {};
 	struct socket_state *s;
 	struct bpf_sock *peer;
-	__u32 subject, size;
+	__u32 subject, size, gen = generation();
 	__u64 old, state;
 	bool known, loopback;
 
@@ -124,7 +131,7 @@ static __noinline int on_connect(struct bpf_sock_addr *ctx, struct flow *f)
 		return 1;
 	s->sent = 0;
 	s->received = 0;
-	state = state_of(subject);
+	state = as_of(state_of(subject), gen);
 	WRITE_ONCE(s->word, make_word(state_gen(state), subject, FLOW_DIR | FLOW_OUT));
 	if ((__u32)state & SUBJECT_LOCAL_SETS)
 		return 1;
@@ -171,7 +178,7 @@ static __noinline int on_connect(struct bpf_sock_addr *ctx, struct flow *f)
 			d.rsubject = word_subject(word) + 1;
 		}
 	}
-	state = judge(f, subject, &d);
+	state = as_of(judge(f, subject, &d), gen);
 	if (d.verdict == DENY) {
 		deny_attempt(f, &d, &s->process, subject);
 		return 0;
@@ -234,10 +241,13 @@ int bulkhead_sendmsg6(struct bpf_sock_addr *ctx)
  * about once a second.
  */
 SEC("syscall")
-int bulkhead_flush(void *ctx)
+int bulkhead_flush(struct flush *ctx)
 {
+	struct visit v = {.settings = get_config(), .now = bpf_ktime_get_ns(), .updates = ctx->updates};
+
 	bpf_for_each_map_elem(&denials, flush_denial, NULL, 0);
-	bpf_for_each_map_elem(&connections, visit_connection, NULL, 0);
+	if (v.settings)
+		bpf_for_each_map_elem(&connections, visit_connection, &v, 0);
 	return 0;
 }
 

@@ -80,24 +80,34 @@ static __always_inline bool expired(const struct connection *c, __u64 now, const
 	return now > last && now - last > (c->replied ? cfg->replied : cfg->unreplied);
 }
 
-/* visit_connection ends flows that have been silent for too long and tells what has passed in the others. */
-static long visit_connection(struct bpf_map *map, struct connection_key *key, struct connection *c, void *unused)
+/* What a visit to all connections needs. */
+struct visit {
+	struct settings *settings;
+	__u64 now;
+	bool updates;
+};
+
+/*
+ * visit_connection ends a flow that has been silent for too long, or tells what has passed in it. Neither is urgent: if
+ * there is no room to tell it, the next visit does.
+ */
+static long visit_connection(struct bpf_map *map, struct connection_key *key, struct connection *c, struct visit *v)
 {
-	struct settings *cfg = get_config();
+	__u64 word = READ_ONCE(c->word);
 	struct event *e;
 
-	if (!cfg || !READ_ONCE(c->word))
+	if (!word)
 		return 0;
-	if (expired(c, bpf_ktime_get_ns(), cfg)) {
-		end_connection(key, c);
+	if (expired(c, v->now, v->settings)) {
+		if (has_room())
+			end_connection(key, c);
 		return 0;
 	}
-	if (!(READ_ONCE(c->word) & FLOW_OPENED))
+	if (!v->updates || !(word & FLOW_OPENED) ||
+	    (READ_ONCE(c->packets_sent) == READ_ONCE(c->told_packets_sent) &&
+	     READ_ONCE(c->packets_received) == READ_ONCE(c->told_packets_received)))
 		return 0;
-	if (READ_ONCE(c->packets_sent) == READ_ONCE(c->told_packets_sent) &&
-	    READ_ONCE(c->packets_received) == READ_ONCE(c->told_packets_received))
-		return 0;
-	e = new_event(EVENT_UPDATE, READ_ONCE(c->word));
+	e = new_update(word);
 	if (!e)
 		return 0;
 	describe_connection(e, key, c);
@@ -147,14 +157,20 @@ static __noinline __u64 settle_connection(struct connection *c, __u64 old, __u64
 	__u32 flags = 0;
 	__u64 seen;
 
-	new = (new & ~(__u64)FLOW_VERDICT) | d->verdict | FLOW_JUDGED | FLOW_DIR;
-	new |= before_policy(d) ? FLOW_EXISTING : FLOW_SEEN | FLOW_OPENED;
+	new = (new & ~(__u64)(FLOW_VERDICT | FLOW_LOOP)) | d->verdict | FLOW_JUDGED | FLOW_DIR;
+	if (d->rsubject)
+		new |= FLOW_LOOP;
+	if (before_policy(d))
+		new |= FLOW_EXISTING;
+	else
+		new |= d->verdict != DENY ? FLOW_SEEN | FLOW_OPENED : FLOW_SEEN;
 	seen = __sync_val_compare_and_swap(&c->word, old, new);
 	if (seen != old)
 		return seen;
 	c->rule = d->rule;
 	c->peer = d->peer;
 	c->rsubject = d->rsubject;
+	c->judged = bpf_ktime_get_coarse_ns();
 	if (!changed || before_policy(d))
 		return new;
 	if (old & FLOW_OPENED)
@@ -187,8 +203,10 @@ static __noinline struct connection *new_connection(struct datagram *p, struct s
 	copy_addr(c->laddr, p->flow.laddr);
 	c->port = p->flow.port;
 	c->last = bpf_ktime_get_coarse_ns();
-	c->process = s->process;
-	s->flow = p->flow;
+	if (s) {
+		c->process = s->process;
+		s->flow = p->flow;
+	}
 	return c;
 }
 
@@ -199,22 +217,24 @@ static __noinline struct connection *new_connection(struct datagram *p, struct s
 static __noinline bool judge_datagram(struct __sk_buff *skb, struct bpf_sock *sk, struct socket_state *s,
 				      struct datagram *p, struct connection *c)
 {
-	__u64 old = c ? READ_ONCE(c->word) : 0, socket_word = READ_ONCE(s->word), state, new;
+	__u64 old = c ? READ_ONCE(c->word) : 0, socket_word = s ? READ_ONCE(s->word) : 0, state, new;
+	__u32 subject, flags, gen = generation();
 	struct decision d = {};
-	__u32 subject, flags;
 
 	subject = resolved(socket_word) ? word_subject(socket_word) : subject_of_socket(sk);
 	if (skb->ifindex == LOOPBACK_IFINDEX)
-		d.rsubject = peer_on_host(skb, &p->flow, skb->protocol == bpf_htons(ETH_P_IPV6));
-	state = judge(&p->flow, subject, &d);
-	if (!resolved(socket_word))
+		d.rsubject = peer_on_host(skb, &p->flow);
+	if (c && !d.rsubject && resolved(old)) /* the peer has closed its socket meanwhile */
+		d.rsubject = c->rsubject;
+	state = as_of(judge(&p->flow, subject, &d), gen);
+	if (s && !resolved(socket_word))
 		set_word(&s->word, socket_word, make_word(state_gen(state), subject, socket_word & 0xffff));
 	if (!c) {
 		/* A raw socket's copy of a packet is not a flow of its own. */
 		bool copy = sk->type == SOCK_RAW && !p->egress;
 
 		if (d.verdict == DENY && !copy)
-			deny_attempt(&p->flow, &d, &s->process, subject);
+			deny_attempt(&p->flow, &d, s ? &s->process : NULL, subject);
 		if (d.verdict == DENY || copy)
 			return d.verdict != DENY;
 		c = new_connection(p, s);
@@ -244,13 +264,11 @@ static __noinline bool on_new_datagram(struct __sk_buff *skb, struct bpf_sock *s
 		if (sk->type == SOCK_RAW && bpf_sk_cgroup_id(sk) == KERNEL_CGROUP)
 			return true;
 		s = bpf_sk_storage_get(&sockets, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
-		if (!s) {
+		if (!s) /* no memory: it is judged all the same */
 			count(COUNT_ERRORS);
-			return true;
-		}
 	}
 	if (!c) {
-		p->guessed = p->egress && seems_served(s->word, &p->flow, now);
+		p->guessed = p->egress && s && seems_served(s->word, &p->flow, now);
 		p->flow.dir = p->egress && !p->guessed ? OUT : IN;
 		if (p->flow.proto == IPPROTO_UDP || p->flow.proto == IPPROTO_UDPLITE || p->flow.proto == IPPROTO_SCTP)
 			p->flow.port = p->flow.dir == OUT ? p->flow.rport : p->flow.lport;
@@ -263,12 +281,40 @@ static __noinline bool on_new_datagram(struct __sk_buff *skb, struct bpf_sock *s
 	return c ? pass(skb, c, &p->details, p->egress, now) : true;
 }
 
+/*
+ * on_other_address judges a packet of a flow that came to another address of this host than the flow's first packet
+ * did, where policy tells those addresses apart.
+ */
+static __noinline bool on_other_address(struct __sk_buff *skb, struct datagram *p, struct connection *c, __u64 now)
+{
+	__u32 subject = word_subject(READ_ONCE(c->word));
+	struct decision d = {.rsubject = c->rsubject};
+
+	p->flow.dir = IN;
+	p->flow.port = c->port;
+	judge(&p->flow, subject, &d);
+	if (d.verdict != DENY)
+		return pass(skb, c, &p->details, false, now);
+	deny_attempt(&p->flow, &d, &c->process, subject);
+	count(COUNT_DROPPED);
+	return false;
+}
+
+/*
+ * settled reports whether the verdict on the flow still holds. A socket at the other end that is on this host too may
+ * have given way to somebody else's, which nobody tells: so that is looked up again each second.
+ */
+static __always_inline bool settled(const struct connection *c, __u64 word, __u64 state, __u64 now)
+{
+	return word_gen(word) && word_gen(word) == state_gen(state) && (!(word & FLOW_LOOP) || now - c->judged < SECOND);
+}
+
 /* on_datagram judges a packet of a socket that has no connection of its own. */
 static __noinline bool on_datagram(struct __sk_buff *skb, struct bpf_sock *sk, bool egress)
 {
 	struct datagram p = {.egress = egress};
 	struct settings *cfg = get_config();
-	__u64 word, now;
+	__u64 word, state, now;
 	struct connection *c;
 
 	if (!read_packet(skb, &p.flow, egress, &p.details)) {
@@ -294,12 +340,17 @@ static __noinline bool on_datagram(struct __sk_buff *skb, struct bpf_sock *sk, b
 		end_connection(&p.key, c);
 		return on_new_datagram(skb, sk, &p, NULL, now);
 	}
-	if (resolved(word) && (word & FLOW_VERDICT) != DENY)
+	state = state_of(word_subject(word));
+	if (settled(c, word, state, now) && (word & FLOW_VERDICT) != DENY) {
+		if (((__u32)state & SUBJECT_LOCAL_SETS) && !egress && !(word & FLOW_OUT) &&
+		    !same_addr(c->laddr, p.flow.laddr))
+			return on_other_address(skb, &p, c, now);
 		return pass(skb, c, &p.details, egress, now);
+	}
 	p.flow.dir = word & FLOW_OUT ? OUT : IN;
 	p.flow.port = c->port;
 	copy_addr(p.flow.laddr, c->laddr);
-	if (!resolved(word))
+	if (!settled(c, word, state, now))
 		return on_new_datagram(skb, sk, &p, c, now);
 
 	struct decision d = {.rule = c->rule, .peer = c->peer, .rsubject = c->rsubject};

@@ -8,6 +8,15 @@
 #define SECOND 1000000000ull
 #define WAKE_EVERY 5000000ull /* nanoseconds between wake-ups of the reader while events stream */
 
+static __always_inline void begin_event(struct event *e, __u8 kind, __u64 word)
+{
+	__builtin_memset(e, 0, sizeof(*e));
+	e->time = bpf_ktime_get_boot_ns();
+	e->kind = kind;
+	e->subject = word_subject(word);
+	e->verdict = word & FLOW_VERDICT;
+}
+
 /* new_event reserves an event. The caller fills in what it knows, and must submit or discard it. */
 static __always_inline struct event *new_event(__u8 kind, __u64 word)
 {
@@ -17,11 +26,23 @@ static __always_inline struct event *new_event(__u8 kind, __u64 word)
 		count(COUNT_LOST);
 		return NULL;
 	}
-	__builtin_memset(e, 0, sizeof(*e));
-	e->time = bpf_ktime_get_boot_ns();
-	e->kind = kind;
-	e->subject = word_subject(word);
-	e->verdict = word & FLOW_VERDICT;
+	begin_event(e, kind, word);
+	return e;
+}
+
+/* has_room reports whether half of the buffer is free: the other half is for what cannot be told later. */
+static __always_inline bool has_room(void)
+{
+	return bpf_ringbuf_query(&events, BPF_RB_AVAIL_DATA) < bpf_ringbuf_query(&events, BPF_RB_RING_SIZE) / 2;
+}
+
+/* new_update reserves an event about what a flow has carried so far. Where there is no room the next one says it. */
+static __always_inline struct event *new_update(__u64 word)
+{
+	struct event *e = has_room() ? bpf_ringbuf_reserve(&events, sizeof(*e), 0) : NULL;
+
+	if (e)
+		begin_event(e, EVENT_UPDATE, word);
 	return e;
 }
 
@@ -68,38 +89,36 @@ GLOBAL int tell_verdict(const struct flow *f, const struct decision *d, const st
 	return 0;
 }
 
-static const struct denial no_denial;
-
-/* tell_denial emits n folded attempts; if the ring buffer is full they stay pending. */
-static __noinline void tell_denial(const struct denial_key *key, struct denial *v, __u64 n)
+/* tell_denial reports n denied attempts to begin a flow; it reports whether there was room. */
+static __noinline bool tell_denial(const struct flow *f, const struct decision *d, const struct process *p, __u32 subject,
+				   __u64 n)
 {
 	struct event *e = bpf_ringbuf_reserve(&events, sizeof(*e), 0);
 
-	if (!e) {
-		__sync_fetch_and_add(&v->pending, n);
-		return;
-	}
-	__builtin_memset(e, 0, sizeof(*e));
-	e->time = bpf_ktime_get_boot_ns();
-	e->kind = EVENT_DENY;
-	e->verdict = DENY;
-	e->subject = key->subject;
-	e->rule = key->rule;
+	if (!e)
+		return false;
+	begin_event(e, EVENT_DENY, make_word(0, subject, DENY));
+	e->rule = d->rule;
 	e->count = n;
-	e->peer = v->peer;
-	e->rsubject = v->rsubject;
-	e->process = v->process;
-	e->flow = v->flow;
+	e->peer = d->peer;
+	e->rsubject = d->rsubject;
+	if (p)
+		e->process = *p;
+	e->flow = *f;
 	submit(e);
+	return true;
 }
+
+static const struct denial no_denial;
 
 /*
  * deny_attempt records one denied attempt to begin a flow. The first of its kind is told at once, those that follow
- * within a second together. Every attempt is told exactly once: it is either pending or in an event.
+ * within a second together. Every attempt is told exactly once, or counted as lost: it is either pending or in an
+ * event, and what is pending is never forgotten.
  */
 GLOBAL int deny_attempt(const struct flow *f, const struct decision *d, const struct process *p, __u32 subject)
 {
-	__u64 now = bpf_ktime_get_boot_ns(), last, n;
+	__u64 now = bpf_ktime_get_boot_ns(), last, seen, n;
 	struct denial_key key = {.subject = subject};
 	struct denial *v;
 
@@ -118,40 +137,54 @@ GLOBAL int deny_attempt(const struct flow *f, const struct decision *d, const st
 	if (!v) {
 		bpf_map_update_elem(&denials, &key, &no_denial, BPF_NOEXIST);
 		v = bpf_map_lookup_elem(&denials, &key);
-		if (!v) {
-			count(COUNT_LOST);
-			return 0;
-		}
+		if (!v) /* too many kinds at once to fold them all */
+			goto alone;
 	}
 	if (!v->filled) { /* two processors may both write the same here */
-		v->peer = d->peer;
-		v->rsubject = d->rsubject;
 		v->flow = *f;
+		v->decision = *d;
 		if (p)
 			v->process = *p;
 		v->filled = 1;
 	}
 	last = READ_ONCE(v->last);
-	if (now - last < SECOND || __sync_val_compare_and_swap(&v->last, last, now) != last) {
+	if (last != DENIAL_GONE && now - last >= SECOND) {
+		seen = __sync_val_compare_and_swap(&v->last, last, now);
+		if (seen == last) {
+			n = __sync_lock_test_and_set(&v->pending, 0) + 1;
+			if (!tell_denial(f, d, p, subject, n))
+				__sync_fetch_and_add(&v->pending, n);
+			return 0;
+		}
+		last = seen;
+	}
+	if (last != DENIAL_GONE) {
 		__sync_fetch_and_add(&v->pending, 1);
 		return 0;
 	}
-	n = __sync_lock_test_and_set(&v->pending, 0);
-	tell_denial(&key, v, n + 1);
+alone:
+	if (!tell_denial(f, d, p, subject, 1))
+		count(COUNT_LOST);
 	return 0;
 }
 
-/* flush_denial tells what has been pending for a second. */
+/* flush_denial tells what has been pending for a second, and forgets what has not happened for one. */
 static long flush_denial(struct bpf_map *map, struct denial_key *key, struct denial *v, void *unused)
 {
 	__u64 now = bpf_ktime_get_boot_ns(), last = READ_ONCE(v->last), n;
+	bool idle = !READ_ONCE(v->pending);
 
-	if (!READ_ONCE(v->pending) || now - last < SECOND ||
-	    __sync_val_compare_and_swap(&v->last, last, now) != last)
+	if (now - last < SECOND || __sync_val_compare_and_swap(&v->last, last, idle ? DENIAL_GONE : now) != last)
 		return 0;
 	n = __sync_lock_test_and_set(&v->pending, 0);
-	if (n)
-		tell_denial(key, v, n);
+	if (n && !tell_denial(&v->flow, &v->decision, &v->process, key->subject, n)) {
+		if (idle)
+			count(COUNT_LOST);
+		else
+			__sync_fetch_and_add(&v->pending, n);
+	}
+	if (idle)
+		bpf_map_delete_elem(&denials, key);
 	return 0;
 }
 

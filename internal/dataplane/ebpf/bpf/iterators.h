@@ -76,24 +76,16 @@ static __always_inline void bytes_of(struct tcp_sock *tp, struct sock *sk, __u64
 		*received -= 1;
 }
 
-static __always_inline void tell_bytes(struct socket_state *s, __u64 word, __u8 kind, __u64 sent, __u64 received)
+/* tell_bytes fills in and submits the event of a connection that has carried so much in all. */
+static __always_inline void tell_bytes(struct event *e, struct socket_state *s, __u64 sent, __u64 received)
 {
-	struct event *e;
-
-	sent = take(&s->sent, sent);
-	received = take(&s->received, received);
-	if (kind == EVENT_UPDATE && !sent && !received)
-		return;
-	e = new_event(kind, word);
-	if (!e)
-		return;
 	e->rule = s->rule;
 	e->peer = s->peer;
 	e->rsubject = s->rsubject;
 	e->process = s->process;
 	e->flow = s->flow;
-	e->sent = sent;
-	e->received = received;
+	e->sent = take(&s->sent, sent);
+	e->received = take(&s->received, received);
 	submit(e);
 }
 
@@ -128,7 +120,6 @@ static __always_inline void adopt(struct sock *sk)
 	struct task_struct *task = bpf_get_current_task_btf();
 	struct settings *c = get_config();
 	struct socket_state *s;
-	__u32 subject;
 
 	if (!c || c->root_level == NO_LEVEL || task->flags & PF_KTHREAD ||
 	    bpf_get_current_ancestor_cgroup_id(c->root_level) != c->root_cgroup)
@@ -136,10 +127,7 @@ static __always_inline void adopt(struct sock *sk)
 	s = bpf_sk_storage_get(&sockets, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
 	if (!s)
 		return;
-	s->cgroup = bpf_get_current_cgroup_id();
-	current_process(&s->process);
-	subject = subject_of_task();
-	WRITE_ONCE(s->word, make_word(state_gen(state_of(subject)), subject, 0));
+	begin_socket(s);
 }
 
 SEC("tp_btf/inet_sock_set_state")
@@ -147,6 +135,7 @@ int BPF_PROG(bulkhead_set_state, struct sock *sk, int from, int to)
 {
 	struct socket_state *s;
 	struct tcp_sock *tp;
+	struct event *e;
 	__u64 word, sent = 0, received = 0;
 
 	/* Of the many changes in the life of a connection, only these say something. */
@@ -167,10 +156,13 @@ int BPF_PROG(bulkhead_set_state, struct sock *sk, int from, int to)
 	word = READ_ONCE(s->word);
 	if (!(word & FLOW_OPENED) || !set_word(&s->word, word, word & ~(__u64)FLOW_OPENED))
 		return 0;
+	e = new_event(EVENT_CLOSE, word);
+	if (!e)
+		return 0;
 	tp = bpf_skc_to_tcp_sock(sk);
 	if (tp)
 		bytes_of(tp, sk, &sent, &received);
-	tell_bytes(s, word, EVENT_CLOSE, sent, received);
+	tell_bytes(e, s, sent, received);
 	return 0;
 }
 
@@ -180,6 +172,7 @@ int bulkhead_update(struct bpf_iter__bpf_sk_storage_map *ctx)
 	struct sock *sk = ctx->sk;
 	struct socket_state *s;
 	struct tcp_sock *tp;
+	struct event *e;
 	__u64 word, sent, received;
 
 	if (!sk || sk->sk_protocol != IPPROTO_TCP)
@@ -194,14 +187,22 @@ int bulkhead_update(struct bpf_iter__bpf_sk_storage_map *ctx)
 	if (!tp)
 		return 0;
 	bytes_of(tp, sk, &sent, &received);
-	tell_bytes(s, word, EVENT_UPDATE, sent, received);
+	if (sent <= READ_ONCE(s->sent) && received <= READ_ONCE(s->received))
+		return 0;
+	e = new_update(word);
+	if (e)
+		tell_bytes(e, s, sent, received);
 	return 0;
 }
 
-/* stays_here reports whether both ends of the flow are on this host. */
-static __always_inline bool stays_here(const struct flow *f)
+/*
+ * stays_here reports whether both ends of the connection are in one network namespace, so that its packets find the
+ * socket at the other end.
+ */
+static __always_inline bool stays_here(struct sock_common *sk, const struct flow *f, const struct settings *c)
 {
-	return same_addr(f->laddr, f->raddr) || is_loopback(f->raddr) || bpf_map_lookup_elem(&own, f->raddr) != NULL;
+	return same_addr(f->laddr, f->raddr) || is_loopback(f->raddr) ||
+	       (sk->skc_net.net->ns.inum == c->own_inode && bpf_map_lookup_elem(&own, f->raddr));
 }
 
 static __always_inline __u64 listening_key(struct sock_common *skc)
@@ -233,75 +234,112 @@ static __always_inline struct socket_state *seed_listener(struct sock_common *sk
 	return s;
 }
 
+/* What review says of a TCP socket. */
+enum review {
+	FINE,
+	DENIED,
+	UNKNOWN, /* who is at its other end must be asked of the socket itself, by bulkhead_sweep */
+};
+
+/*
+ * review judges a connection that has not been judged since policy changed for its subject. A listener is told whose it
+ * is, so that connect, which cannot find out, knows who listens. Unless the socket is locked its addresses may change
+ * under the program: then only those that have been recorded count.
+ */
+static __always_inline enum review review(struct sock *sk, struct socket_state *s, bool locked)
+{
+	struct sock_common *skc = &sk->__sk_common;
+	struct settings *c = get_config();
+	__u32 subject, flags, gen = generation();
+	__u64 word = READ_ONCE(s->word), state;
+	struct decision d = {};
+	struct flow f = {};
+
+	if (!c || skc->skc_state == TCP_CLOSE)
+		return FINE;
+	if (skc->skc_state == TCP_LISTEN) {
+		subject = resolved(word) ? word_subject(word) : subject_by_cgroup(sk);
+		begin_listening(s, word, as_of(state_of(subject), gen), subject);
+		return FINE;
+	}
+	if ((word & FLOW_JUDGED) && resolved(word))
+		return (word & FLOW_VERDICT) == DENY ? DENIED : FINE;
+	subject = subject_by_cgroup(sk);
+	state = state_of(subject);
+	if (word & FLOW_TUPLE) {
+		f = s->flow;
+	} else {
+		/* A connection that is only being made is judged by its first packet. */
+		if (!(word & FLOW_DIR) || skc->skc_state == TCP_SYN_SENT || skc->skc_state == TCP_SYN_RECV)
+			return FINE;
+		if (!locked)
+			return UNKNOWN;
+		connection_tuple(skc, &f);
+		f.dir = word & FLOW_OUT ? OUT : IN;
+		f.port = f.dir == OUT ? f.rport : f.lport;
+	}
+	flags = word & 0xffff;
+	if (!(word & FLOW_TUPLE) && stays_here(skc, &f, c))
+		flags |= FLOW_LOOP;
+	if (flags & FLOW_LOOP) {
+		/* Who is at the other end is not known, or may have changed with the units: its next packet tells. */
+		if (state_pset(state) && (!s->rsubject || !reached(word_gen(word), c->units_since)))
+			return FINE;
+		d.rsubject = s->rsubject;
+	}
+	state = as_of(judge(&f, subject, &d), gen);
+	word = settle(s, word, make_word(state_gen(state), subject, flags), &f, &d);
+	return (word & FLOW_JUDGED) && (word & FLOW_VERDICT) == DENY ? DENIED : FINE;
+}
+
+/*
+ * bulkhead_find reviews the connections of all network namespaces, and writes the inode number of the namespace of each
+ * one that bulkhead_sweep must look at. It is quick: it visits nothing but sockets that are ours.
+ */
+SEC("iter/bpf_sk_storage_map")
+int bulkhead_find(struct bpf_iter__bpf_sk_storage_map *ctx)
+{
+	struct sock *sk = ctx->sk;
+	struct socket_state *s;
+	__u32 inode;
+
+	if (!sk || sk->sk_protocol != IPPROTO_TCP)
+		return 0;
+	s = bpf_sk_storage_get(&sockets, sk, 0, 0);
+	if (!s || review(sk, s, false) == FINE)
+		return 0;
+	inode = sk->__sk_common.skc_net.net->ns.inum;
+	bpf_seq_write(ctx->meta->seq, &inode, sizeof(inode));
+	return 0;
+}
+
 /* Whether iterators may reset; else the agent does it, by way of the kernel's socket diagnosis. */
 volatile const bool resets = true;
 
 /*
- * bulkhead_sweep judges every connection of the network namespace that has not been judged since policy changed for its
- * subject, and resets those that are denied. It writes the flow of each of those.
+ * bulkhead_sweep reviews the connections of the network namespace that it runs in and resets those that are denied. It
+ * writes the flow of each of those.
  */
 SEC("iter/tcp")
 int bulkhead_sweep(struct bpf_iter__tcp *ctx)
 {
 	struct sock_common *skc = ctx->sk_common;
-	struct settings *c = get_config();
 	struct socket_state *s;
-	struct decision d = {};
 	struct tcp_sock *tp;
-	struct flow f = {};
-	__u32 subject, flags;
-	__u64 word, state;
+	struct flow f;
 
-	if (!skc || !c)
+	if (!skc)
 		return 0;
 	s = bpf_sk_storage_get(&sockets, skc, 0, 0);
 	if (!s && skc->skc_state == TCP_LISTEN)
 		s = seed_listener(skc);
-	if (!s || skc->skc_state == TCP_CLOSE)
-		return 0;
 	tp = bpf_skc_to_tcp_sock(skc);
-	if (!tp)
-		return 0;
-	word = READ_ONCE(s->word);
-	if (skc->skc_state == TCP_LISTEN) {
-		/* So that connect, which cannot find out, knows who listens. */
-		if (!resolved(word)) {
-			subject = subject_by_cgroup((struct sock *)tp);
-			set_word(&s->word, word, make_word(state_gen(state_of(subject)), subject, FLOW_DIR));
-		}
-		return 0;
-	}
-	if (!(word & FLOW_JUDGED) || !resolved(word)) {
-		subject = subject_by_cgroup((struct sock *)tp);
-		state = state_of(subject);
-		if (word & FLOW_TUPLE) {
-			f = s->flow;
-		} else {
-			/* A connection that is only being made is judged by its first packet. */
-			if (!(word & FLOW_DIR) || skc->skc_state == TCP_SYN_SENT || skc->skc_state == TCP_SYN_RECV)
-				return 0;
-			connection_tuple(skc, &f);
-			f.dir = word & FLOW_OUT ? OUT : IN;
-			f.port = f.dir == OUT ? f.rport : f.lport;
-		}
-		flags = word & 0xffff;
-		if (!(word & FLOW_TUPLE) && stays_here(&f))
-			flags |= FLOW_LOOP;
-		if (flags & FLOW_LOOP) {
-			/* Who is at the other end is not known, or may have changed with the units: its next packet tells. */
-			if (state_pset(state) && (!s->rsubject || !reached(word_gen(word), c->units_since)))
-				return 0;
-			d.rsubject = s->rsubject;
-		}
-		state = judge(&f, subject, &d);
-		word = settle(s, word, make_word(state_gen(state), subject, flags), &f, &d);
-	}
-	if ((word & FLOW_VERDICT) != DENY || !(word & FLOW_JUDGED))
+	if (!s || !tp || review((struct sock *)tp, s, true) != DENIED)
 		return 0;
 	f = s->flow;
-	if (resets && bpf_ksym_exists(bpf_sock_destroy) && bpf_sock_destroy(skc) != 0)
-		return 0;
-	bpf_seq_write(ctx->meta->seq, &f, sizeof(f));
+	/* What does not fit any more is written when the iterator comes to this socket again. */
+	if (bpf_seq_write(ctx->meta->seq, &f, sizeof(f)) == 0 && resets && bpf_ksym_exists(bpf_sock_destroy))
+		bpf_sock_destroy(skc);
 	return 0;
 }
 

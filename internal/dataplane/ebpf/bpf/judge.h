@@ -185,7 +185,7 @@ static __always_inline void judge_once(const struct flow *f, __u32 subject, __u6
 	if (!d->rule && is_controller(f, subject, gen))
 		d->rule = RULE_CONTROLLER;
 	if (pset == 0)
-		d->rule = RULE_OPEN;
+		d->rule = RULE_BEFORE;
 	if (d->rule)
 		return;
 	if ((__u32)state & SUBJECT_LOCAL_SETS) {
@@ -217,18 +217,19 @@ static __always_inline void read_barrier(void)
 }
 
 /*
- * Before the first policy everything passes by RULE_OPEN, and flows are remembered without a word: nobody could say
+ * Before the first policy everything passes by RULE_BEFORE, and flows are remembered without a word: nobody could say
  * whose they are. The first policy judges them like any other, in the direction in which they were opened.
  */
 static __always_inline bool before_policy(const struct decision *d)
 {
-	return d->rule == RULE_OPEN;
+	return d->rule == RULE_BEFORE;
 }
 
 /*
  * judge decides the flow for the subject; d->rsubject says who is at the other end, where that is known. It returns
  * the state of the subject under which the verdict holds. What a generation needs is deleted only when the next one is
- * in force, so a generation that is still in force afterwards proves that all that was read belonged to it.
+ * in force, so a generation that is still in force afterwards proves that all that was read belonged to it. A subject
+ * that has gone meanwhile is the host's again, and has no state that a verdict could hold under.
  */
 GLOBAL __u64 judge(const struct flow *f, __u32 subject, struct decision *d)
 {
@@ -241,7 +242,10 @@ GLOBAL __u64 judge(const struct flow *f, __u32 subject, struct decision *d)
 		__u32 gen = generation();
 
 		state = state_at(subject, gen);
-		judge_once(f, subject, state, gen, d);
+		if (state)
+			judge_once(f, subject, state, gen, d);
+		else
+			judge_once(f, HOST, state_at(HOST, gen), gen, d);
 		read_barrier();
 		if (generation() == gen)
 			break;
@@ -250,6 +254,16 @@ GLOBAL __u64 judge(const struct flow *f, __u32 subject, struct decision *d)
 	if (d->rule == RULE_MISSING)
 		count(COUNT_ERRORS);
 	return state;
+}
+
+/*
+ * as_of returns the state if gen, the generation in which its subject was found, is still in force, and none if it is
+ * not: a verdict must not be kept for a subject that the flow no longer belongs to.
+ */
+static __always_inline __u64 as_of(__u64 state, __u32 gen)
+{
+	read_barrier();
+	return generation() == gen ? state : 0;
 }
 
 #endif

@@ -14,6 +14,7 @@
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, 1);
+	__uint(map_flags, BPF_F_MMAPABLE);
 	__type(key, __u32);
 	__type(value, struct settings);
 	PINNED;
@@ -29,7 +30,6 @@ struct {
 	PINNED;
 } active SEC(".maps");
 
-/* Subject 0 is the host: whatever no unit owns. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, 4096);
@@ -181,8 +181,9 @@ struct {
 } connections SEC(".maps");
 
 struct {
-	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 16384);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__type(key, struct denial_key);
 	__type(value, struct denial);
 	PINNED;
@@ -195,15 +196,6 @@ struct {
 	__type(value, __u32);
 	PINNED;
 } attempts SEC(".maps");
-
-/* Cookies of the network namespaces in which sockets have been made: where a sweep must look. */
-struct {
-	__uint(type, BPF_MAP_TYPE_LRU_HASH);
-	__uint(max_entries, 4096);
-	__type(key, __u64);
-	__type(value, __u8);
-	PINNED;
-} namespaces SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);

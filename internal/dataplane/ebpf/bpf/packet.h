@@ -47,6 +47,49 @@ static __always_inline bool is_echo(__u8 proto, __u8 type)
 /* How much of a packet is read at once: an IPv6 header, or an IPv4 header without options and what ports are in. */
 #define HEAD 40
 
+#define MAX_EXTENSIONS 8
+
+/* is_extension reports whether the number is of a header of IPv6 that another one follows. */
+static __always_inline bool is_extension(__u8 proto)
+{
+	return proto == IPPROTO_HOPOPTS || proto == IPPROTO_ROUTING || proto == IPPROTO_FRAGMENT || proto == IPPROTO_AH ||
+	       proto == IPPROTO_DSTOPTS || proto == IPPROTO_MH;
+}
+
+static __always_inline __u32 extension_length(__u8 proto, __u8 length)
+{
+	switch (proto) {
+	case IPPROTO_FRAGMENT:
+		return 8;
+	case IPPROTO_AH:
+		return (length + 2) * 4;
+	}
+	return (length + 1) * 8;
+}
+
+/* Where the headers of a packet have been read up to. */
+struct cursor {
+	__u32 offset; /* of the header that comes next, */
+	__u8 proto;   /* and its protocol */
+	__u8 fragment; /* it is not there: this is a fragment other than the first */
+	__u8 pad[2];
+};
+
+/* skip_extension steps over an extension header. It returns whether there was one, or -1 if it cannot be read. */
+GLOBAL int skip_extension(struct __sk_buff *skb, struct cursor *c)
+{
+	__u8 e[4];
+
+	if (!c || !is_extension(c->proto))
+		return 0;
+	if (bpf_skb_load_bytes(skb, c->offset, e, 4) < 0)
+		return -1;
+	c->fragment |= c->proto == IPPROTO_FRAGMENT && ((e[2] << 8 | e[3]) & 0xfff8) != 0;
+	c->offset += extension_length(c->proto, e[1]);
+	c->proto = e[0];
+	return !c->fragment;
+}
+
 /*
  * network_header fills in addresses and protocol from the head of the packet and returns the offset of the transport
  * header, or -1 if the packet cannot be read. A fragment other than the first has none: *fragment is set.
@@ -55,7 +98,8 @@ static __always_inline int network_header(struct __sk_buff *skb, const __u32 *h,
 {
 	__u32 *src = egress ? f->laddr : f->raddr, *dst = egress ? f->raddr : f->laddr;
 	const __u8 *b = (const __u8 *)h;
-	int off, i;
+	struct cursor c = {};
+	int i, more = 1;
 
 	if (skb->protocol == bpf_htons(ETH_P_IP)) {
 		map_v4(src, h[3]);
@@ -66,41 +110,13 @@ static __always_inline int network_header(struct __sk_buff *skb, const __u32 *h,
 	}
 	copy_addr(src, h + 2);
 	copy_addr(dst, h + 6);
-	f->proto = b[6];
-	off = 40;
-	for (i = 0; i < 8; i++) {
-		__u8 e[4];
-
-		switch (f->proto) {
-		case 0:   /* hop-by-hop */
-		case 43:  /* routing */
-		case 60:  /* destination */
-		case 135: /* mobility */
-			if (bpf_skb_load_bytes(skb, off, e, 2) < 0)
-				return -1;
-			off += (e[1] + 1) * 8;
-			break;
-		case 51: /* authentication */
-			if (bpf_skb_load_bytes(skb, off, e, 2) < 0)
-				return -1;
-			off += (e[1] + 2) * 4;
-			break;
-		case 44: /* fragment */
-			if (bpf_skb_load_bytes(skb, off, e, 4) < 0)
-				return -1;
-			off += 8;
-			if (((e[2] << 8 | e[3]) & 0xfff8) != 0) {
-				f->proto = e[0];
-				*fragment = true;
-				return off;
-			}
-			break;
-		default:
-			return off;
-		}
-		f->proto = e[0];
-	}
-	return -1;
+	c.proto = b[6];
+	c.offset = HEAD;
+	for (i = 0; i < MAX_EXTENSIONS && more > 0; i++)
+		more = skip_extension(skb, &c);
+	f->proto = c.proto;
+	*fragment = c.fragment;
+	return more == 0 ? (int)c.offset : -1;
 }
 
 /*
@@ -117,8 +133,9 @@ GLOBAL int read_packet(struct __sk_buff *skb, struct flow *f, bool egress, struc
 
 	if (!f || !d || (!v4 && skb->protocol != bpf_htons(ETH_P_IPV6)))
 		return false;
-	/* The shortest packets of IPv4 with ports are shorter than an IPv6 header. */
-	if (bpf_skb_load_bytes(skb, 0, head, HEAD) < 0 && (!v4 || bpf_skb_load_bytes(skb, 0, head, 28) < 0))
+	/* A packet of IPv4 may be shorter than an IPv6 header. */
+	if (bpf_skb_load_bytes(skb, 0, head, HEAD) < 0 &&
+	    (!v4 || (bpf_skb_load_bytes(skb, 0, head, 28) < 0 && bpf_skb_load_bytes(skb, 0, head, 20) < 0)))
 		return false;
 	off = network_header(skb, head, f, egress, &fragment);
 	if (off < 0 || fragment)
@@ -137,7 +154,7 @@ GLOBAL int read_packet(struct __sk_buff *skb, struct flow *f, bool egress, struc
 	case IPPROTO_SCTP:
 	case IPPROTO_ICMP:
 	case IPPROTO_ICMPV6:
-		if (v4 && off == 20)
+		if (v4 && off == 20 && skb->len >= 28)
 			__builtin_memcpy(t, head + 5, 8);
 		else if (bpf_skb_load_bytes(skb, off, t, 8) < 0)
 			return false;

@@ -16,45 +16,49 @@ static __always_inline bool resolved(__u64 word)
 }
 
 /* subject_of_cgroup returns subject + 1 of the unit whose topmost cgroup this is, or 0. */
-static __always_inline __u32 subject_of_cgroup(__u64 id)
+GLOBAL __u32 subject_of_cgroup(__u64 id)
 {
 	struct versioned *v = id ? bpf_map_lookup_elem(&cgroups, &id) : NULL;
 
 	return v ? value_at(v, generation()) : 0;
 }
 
+/* unit_levels returns settings.levels, all of them as they were at one moment. */
+static __always_inline __u64 unit_levels(void)
+{
+	struct settings *c = get_config();
+
+	return c ? READ_ONCE(c->levels) : 0;
+}
+
 /* subject_of_socket finds the unit among the ancestors of the socket's cgroup. */
 static __noinline __u32 subject_of_socket(struct bpf_sock *sk)
 {
-	struct settings *c = get_config();
+	__u64 levels = unit_levels();
 	int i;
 
-	if (!c)
-		return 0;
-	for (i = 0; i < MAX_LEVELS && c->levels[i]; i++) {
-		__u32 subject = subject_of_cgroup(bpf_sk_ancestor_cgroup_id(sk, c->levels[i]));
+	for (i = 0; i < MAX_LEVELS && levels; i++, levels >>= 8) {
+		__u32 subject = subject_of_cgroup(bpf_sk_ancestor_cgroup_id(sk, levels & 0xff));
 
 		if (subject)
 			return subject - 1;
 	}
-	return 0;
+	return HOST;
 }
 
 /* subject_of_task does the same for the running task. */
 static __noinline __u32 subject_of_task(void)
 {
-	struct settings *c = get_config();
+	__u64 levels = unit_levels();
 	int i;
 
-	if (!c)
-		return 0;
-	for (i = 0; i < MAX_LEVELS && c->levels[i]; i++) {
-		__u32 subject = subject_of_cgroup(bpf_get_current_ancestor_cgroup_id(c->levels[i]));
+	for (i = 0; i < MAX_LEVELS && levels; i++, levels >>= 8) {
+		__u32 subject = subject_of_cgroup(bpf_get_current_ancestor_cgroup_id(levels & 0xff));
 
 		if (subject)
 			return subject - 1;
 	}
-	return 0;
+	return HOST;
 }
 
 /* current_process describes the running process. Only for hooks in process context. */
@@ -73,14 +77,17 @@ static __noinline void current_process(struct process *p)
  * peer_on_host returns subject + 1 of the socket at the other end of a flow that does not leave this host, or 0 if
  * there is none (a closed port).
  */
-static __noinline __u16 peer_on_host(struct __sk_buff *skb, const struct flow *f, bool v6)
+GLOBAL __u32 peer_on_host(struct __sk_buff *skb, const struct flow *f)
 {
+	bool v6 = skb->protocol == bpf_htons(ETH_P_IPV6);
 	struct bpf_sock_tuple t = {};
 	struct socket_state *s;
 	struct bpf_sock *sk;
 	__u32 subject;
 	__u32 size;
 
+	if (!f)
+		return 0;
 	if (v6) {
 		copy_addr(t.ipv6.saddr, f->laddr);
 		copy_addr(t.ipv6.daddr, f->raddr);
@@ -109,6 +116,16 @@ static __noinline __u16 peer_on_host(struct __sk_buff *skb, const struct flow *f
 		subject = subject_of_socket(sk);
 	bpf_sk_release(sk);
 	return subject + 1;
+}
+
+/* begin_socket notes whose the new socket is. Only for hooks in process context. */
+static __always_inline void begin_socket(struct socket_state *s)
+{
+	__u32 gen = generation(), subject = subject_of_task();
+
+	s->cgroup = bpf_get_current_cgroup_id();
+	current_process(&s->process);
+	WRITE_ONCE(s->word, make_word(state_gen(as_of(state_of(subject), gen)), subject, 0));
 }
 
 /* set_word changes the word if nobody else did; it reports whether it did. */

@@ -87,19 +87,18 @@ static __noinline bool judge_connection(struct __sk_buff *skb, struct bpf_sock *
 	struct decision d = {};
 	struct flow f = {};
 	__u64 old, state, new;
-	__u32 subject, flags;
+	__u32 subject, flags, gen = generation();
 
 	if (!s) {
 		s = bpf_sk_storage_get(&sockets, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
-		if (!s) {
+		if (s)
+			s->cgroup = bpf_sk_cgroup_id(sk);
+		else /* no memory: it is judged all the same, and not remembered */
 			count(COUNT_ERRORS);
-			return true;
-		}
-		s->cgroup = bpf_sk_cgroup_id(sk);
 	}
-	old = READ_ONCE(s->word);
+	old = s ? READ_ONCE(s->word) : 0;
 	subject = resolved(old) ? word_subject(old) : subject_of_socket(sk);
-	if (old & FLOW_TUPLE) {
+	if (s && (old & FLOW_TUPLE)) {
 		/* What a packet says may have been translated on its way; the first one of this host was not. */
 		f = s->flow;
 	} else {
@@ -115,8 +114,8 @@ static __noinline bool judge_connection(struct __sk_buff *skb, struct bpf_sock *
 			f.dir = has_listener(skb, &f, v6) ? IN : OUT;
 		f.port = f.dir == OUT ? f.rport : f.lport;
 	}
-	state = state_of(subject);
-	if ((old & FLOW_CONNECT) && word_gen(old) == state_gen(state) && word_subject(old) == subject &&
+	state = as_of(state_of(subject), gen);
+	if (s && (old & FLOW_CONNECT) && word_gen(old) == state_gen(state) && word_subject(old) == subject &&
 	    !((__u32)state & SUBJECT_LOCAL_SETS) && same_addr(s->flow.raddr, f.raddr) && s->flow.rport == f.rport) {
 		d.rule = s->rule;
 		d.peer = s->peer;
@@ -124,9 +123,11 @@ static __noinline bool judge_connection(struct __sk_buff *skb, struct bpf_sock *
 		d.verdict = old & FLOW_VERDICT;
 	} else {
 		if (skb->ifindex == LOOPBACK_IFINDEX)
-			d.rsubject = peer_on_host(skb, &f, v6);
-		state = judge(&f, subject, &d);
+			d.rsubject = peer_on_host(skb, &f);
+		state = as_of(judge(&f, subject, &d), gen);
 	}
+	if (!s)
+		return d.verdict != DENY;
 	flags = (old & 0xffff) | (f.dir == OUT ? FLOW_OUT : 0);
 	new = settle(s, old, make_word(state_gen(state), subject, flags), &f, &d);
 	return (new & FLOW_VERDICT) != DENY;
@@ -148,22 +149,29 @@ static __noinline bool denied(struct __sk_buff *skb, __u64 word, bool egress)
 	return false;
 }
 
+/* on_connection handles a packet of a connection unless it is known to be allowed. */
 static __always_inline bool on_connection(struct __sk_buff *skb, struct bpf_sock *sk, bool egress)
 {
 	struct socket_state *s = bpf_sk_storage_get(&sockets, sk, 0, 0);
-	__u64 word;
+	__u64 word = s ? READ_ONCE(s->word) : 0;
 
-	if (s) {
-		word = READ_ONCE(s->word);
-		if ((word & FLOW_JUDGED) && resolved(word)) {
-			if ((word & FLOW_VERDICT) != DENY)
-				return true;
-			return denied(skb, word, egress);
-		}
-	}
-	if (judge_connection(skb, sk, s, egress))
+	if (!((word & FLOW_JUDGED) && resolved(word)) && judge_connection(skb, sk, s, egress))
 		return true;
 	return denied(skb, s ? READ_ONCE(s->word) : 0, egress);
+}
+
+/*
+ * begin_listening makes the listener's word what its connections are to inherit: whose they are, and that they come
+ * from outside. The socket may have been a connection itself before, of which nothing must be left.
+ */
+static __always_inline void begin_listening(struct socket_state *s, __u64 old, __u64 state, __u32 subject)
+{
+	__u64 word = make_word(state_gen(state), subject, FLOW_DIR);
+
+	if (old == word || !set_word(&s->word, old, word))
+		return;
+	s->sent = 0;
+	s->received = 0;
 }
 
 /*
@@ -175,36 +183,35 @@ static __noinline bool on_listener(struct __sk_buff *skb, struct bpf_sock *sk, b
 {
 	struct socket_state *s = bpf_sk_storage_get(&sockets, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
 	struct details details = {};
+	struct decision d = {};
 	struct handshake *h;
 	struct flow f = {};
-	__u32 zero = 0, subject;
+	__u32 zero = 0, subject, gen = generation();
 	__u64 old, state;
+	bool syn;
 
-	if (!s || !read_packet(skb, &f, egress, &details)) {
+	h = bpf_map_lookup_elem(&handshakes, &zero);
+	if (!h || !read_packet(skb, &f, egress, &details)) {
 		count(COUNT_ERRORS);
 		return false;
 	}
 	f.dir = IN;
 	f.port = f.lport;
-	old = READ_ONCE(s->word);
-	if (resolved(old)) {
-		subject = word_subject(old);
-		state = state_of(subject);
-	} else {
-		subject = subject_of_socket(sk);
-		state = state_of(subject);
+	syn = !egress && (details.tcp_flags & (TCP_SYN | TCP_ACK | TCP_RST)) == TCP_SYN;
+	old = s ? READ_ONCE(s->word) : 0;
+	subject = resolved(old) ? word_subject(old) : subject_of_socket(sk);
+	state = as_of(state_of(subject), gen);
+	if (s) {
 		s->cgroup = bpf_sk_cgroup_id(sk);
-		set_word(&s->word, old, make_word(state_gen(state), subject, FLOW_DIR));
+		begin_listening(s, old, state, subject);
 	}
-	h = bpf_map_lookup_elem(&handshakes, &zero);
-	if (!h)
-		return false;
-	if (h->state != state || h->subject != subject || !same_flow(&h->flow, &f)) {
-		struct decision d = {};
-
+	/* A SYN may come from another workload of this host than the last one with its ports did. */
+	if (!syn && state && h->state == state && h->subject == subject && same_flow(&h->flow, &f)) {
+		d = h->decision;
+	} else {
 		if (skb->ifindex == LOOPBACK_IFINDEX)
-			d.rsubject = peer_on_host(skb, &f, skb->protocol == bpf_htons(ETH_P_IPV6));
-		state = judge(&f, subject, &d);
+			d.rsubject = peer_on_host(skb, &f);
+		state = as_of(judge(&f, subject, &d), gen);
 		WRITE_ONCE(h->state, 0);
 		barrier();
 		h->subject = subject;
@@ -213,9 +220,9 @@ static __noinline bool on_listener(struct __sk_buff *skb, struct bpf_sock *sk, b
 		barrier();
 		WRITE_ONCE(h->state, state);
 	}
-	if (h->decision.verdict != DENY)
+	if (d.verdict != DENY)
 		return true;
-	if (!egress && (details.tcp_flags & (TCP_SYN | TCP_ACK | TCP_RST)) == TCP_SYN) {
+	if (syn) {
 		struct attempt_key key = {.cookie = bpf_get_socket_cookie(skb), .rport = f.rport};
 		__u32 *seq;
 
@@ -224,7 +231,7 @@ static __noinline bool on_listener(struct __sk_buff *skb, struct bpf_sock *sk, b
 		seq = bpf_map_lookup_elem(&attempts, &key);
 		if (!seq || *seq != details.seq) {
 			bpf_map_update_elem(&attempts, &key, &details.seq, BPF_ANY);
-			deny_attempt(&f, &h->decision, &s->process, subject);
+			deny_attempt(&f, &d, s ? &s->process : NULL, subject);
 		}
 	}
 	count(COUNT_DROPPED);

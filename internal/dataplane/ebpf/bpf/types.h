@@ -30,7 +30,11 @@ enum fixed_rule {
 	RULE_ND,
 	RULE_ICMP_ERROR,
 	RULE_MISSING, /* no row judged the packet: the policy in the kernel is damaged */
+	RULE_BEFORE,  /* there is no policy yet */
 };
+
+/* The subject that is whatever no unit owns. */
+#define HOST 0u
 
 /*
  * Policy as a whole has a generation, in the map active. Everything that may change with it is kept twice, for the
@@ -202,7 +206,8 @@ struct connection_key {
 
 struct connection {
 	__u64 word;
-	__u64 last; /* time of the last packet */
+	__u64 last;   /* time of the last packet */
+	__u64 judged; /* time of the last judgement */
 	__u64 rule;
 	__u64 peer;
 	struct process process;
@@ -215,7 +220,7 @@ struct connection {
 	__u64 told_sent, told_received, told_packets_sent, told_packets_received;
 };
 
-/* Denials of one kind, folded: at most one event a second. */
+/* Denials of one kind, folded: at most one event a second. One that is silent for a second is forgotten. */
 struct denial_key {
 	__u64 rule;
 	__u32 raddr[4];
@@ -228,15 +233,15 @@ struct denial_key {
 };
 
 struct denial {
-	__u64 last;    /* time of the last event */
+	__u64 last;    /* time of the last event, or DENIAL_GONE */
 	__u64 pending; /* attempts since */
-	__u64 peer;
 	struct process process;
 	struct flow flow;
-	__u16 rsubject;
-	__u8 filled;
-	__u8 pad[5];
+	struct decision decision;
+	__u64 filled;
 };
+
+#define DENIAL_GONE ~0ull
 
 /* A connection attempt that was denied here; a retransmission has the same sequence number. */
 struct attempt_key {
@@ -289,14 +294,20 @@ enum counter {
 #define NO_LEVEL 0xffffffffu
 
 struct settings {
-	__u64 own_netns;   /* cookie of the namespace whose addresses the map own lists */
+	__u64 own_netns;   /* cookie of the namespace whose addresses the map own lists, */
+	__u64 own_inode;   /* and its inode number */
 	__u64 root_cgroup; /* id of the cgroup that the programs are attached to */
 	__u64 unreplied;   /* nanoseconds of silence that end a flow of connections */
 	__u64 replied;
-	__u64 installed;         /* when the dataplane was set up; 0 while it is not */
-	__u32 units_since;       /* generation at which the map cgroups last changed */
-	__u32 root_level;        /* of root_cgroup, or NO_LEVEL */
-	__u8 levels[MAX_LEVELS]; /* of cgroups in the map cgroups, deepest first, 0 ends */
+	__u64 installed;   /* when the dataplane was set up; 0 while it is not */
+	__u64 levels;      /* of cgroups in the map cgroups, a byte each, the deepest in the lowest, 0 ends */
+	__u32 units_since; /* generation at which the map cgroups last changed */
+	__u32 root_level;  /* of root_cgroup, or NO_LEVEL */
+};
+
+/* What bulkhead_flush is told. */
+struct flush {
+	__u64 updates; /* whether to tell what live flows have carried */
 };
 
 /* Argument and answer of the probe program. */
