@@ -9,6 +9,8 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+
+	"bulkhead/internal/config"
 )
 
 var update = flag.Bool("update", false, "write what configurations give into testdata")
@@ -107,7 +109,8 @@ func FuzzParseConfig(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, data []byte) {
 		cfg, err := ParseConfig("f", data)
-		if err == nil && len(cfg.check()) != 0 {
+		var p config.Problems
+		if cfg.check(&p); err == nil && p.Any() {
 			t.Fatalf("%+v was taken", cfg)
 		}
 	})

@@ -1,20 +1,18 @@
 package controller
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
-	"maps"
 	"net"
 	"net/netip"
 	"path/filepath"
-	"slices"
 	"strings"
 	"time"
 
 	"go.yaml.in/yaml/v3"
+
+	"bulkhead/internal/config"
 )
 
 // Config is the controller's configuration: one YAML file, in which a key that is not known is an error.
@@ -51,10 +49,10 @@ const (
 )
 
 // keys says how each key of the file is read.
-var keys = map[string]func(*Config, *yaml.Node) error{
-	"data":    text(func(c *Config) *string { return &c.Data }),
-	"socket":  text(func(c *Config) *string { return &c.Socket }),
-	"metrics": text(func(c *Config) *string { return &c.Metrics }),
+var keys = config.Keys[Config]{
+	"data":    config.Text(func(c *Config) *string { return &c.Data }),
+	"socket":  config.Text(func(c *Config) *string { return &c.Socket }),
+	"metrics": config.Text(func(c *Config) *string { return &c.Metrics }),
 	"listen": func(c *Config, n *yaml.Node) (err error) {
 		c.Listen, err = addrPort(n)
 		return err
@@ -75,22 +73,7 @@ var keys = map[string]func(*Config, *yaml.Node) error{
 	},
 	"certificateTTL":   duration(func(c *Config) *time.Duration { return &c.CertificateTTL }, "1h"),
 	"certificateGrace": duration(func(c *Config) *time.Duration { return &c.CertificateGrace }, "720h"),
-	"logLevel": func(c *Config, n *yaml.Node) error {
-		if n.Kind != yaml.ScalarNode || c.LogLevel.UnmarshalText([]byte(n.Value)) != nil {
-			return errors.New("must be debug, info, warn or error")
-		}
-		return nil
-	},
-}
-
-func text(field func(*Config) *string) func(*Config, *yaml.Node) error {
-	return func(c *Config, n *yaml.Node) error {
-		if n.Kind != yaml.ScalarNode || n.Tag == "!!null" {
-			return errors.New("must be a text")
-		}
-		*field(c) = n.Value
-		return nil
-	}
+	"logLevel":         config.Level(func(c *Config) *slog.Level { return &c.LogLevel }),
 }
 
 func duration(field func(*Config) *time.Duration, example string) func(*Config, *yaml.Node) error {
@@ -114,83 +97,18 @@ func addrPort(n *yaml.Node) (netip.AddrPort, error) {
 // name is what the places are in.
 func ParseConfig(name string, data []byte) (Config, error) {
 	c := DefaultConfig()
-	var root yaml.Node
-	decoder := yaml.NewDecoder(bytes.NewReader(data))
-	if err := decoder.Decode(&root); err != nil && !errors.Is(err, io.EOF) {
-		return c, fmt.Errorf("%s: %s", name, strings.TrimPrefix(err.Error(), "yaml: "))
-	}
-	if err := decoder.Decode(&yaml.Node{}); err == nil {
-		return c, fmt.Errorf("%s: there must be one document, not several", name)
-	}
-	places := map[string]*yaml.Node{}
-	problems := c.read(&root, places)
-	if len(problems) == 0 {
-		problems = c.check()
-	}
-	lines := make([]error, len(problems))
-	for i, p := range problems {
-		lines[i] = p.in(name, places)
-	}
-	return c, errors.Join(lines...)
-}
-
-// problem is what is wrong with a key.
-type problem struct {
-	key  string
-	at   *yaml.Node // nil: where the key is
-	text string
-}
-
-func (p problem) in(name string, places map[string]*yaml.Node) error {
-	at := p.at
-	if at == nil {
-		at = places[p.key]
-	}
-	if at == nil {
-		return fmt.Errorf("%s: %s: %s", name, p.key, p.text)
-	}
-	return fmt.Errorf("%s:%d:%d: %s: %s", name, at.Line, at.Column, p.key, p.text)
-}
-
-func (c *Config) read(root *yaml.Node, places map[string]*yaml.Node) (problems []problem) {
-	if root.Kind == 0 {
-		return nil // an empty file
-	}
-	top := root.Content[0]
-	if top.Kind != yaml.MappingNode {
-		return []problem{{key: "file", at: top, text: "must be a mapping of keys to values"}}
-	}
-	for i := 0; i+1 < len(top.Content); i += 2 {
-		key, value := top.Content[i], top.Content[i+1]
-		set := keys[key.Value]
-		switch {
-		case set == nil:
-			known := strings.Join(slices.Sorted(maps.Keys(keys)), ", ")
-			problems = append(problems, problem{key.Value, key, "unknown key; known are " + known})
-			continue
-		case places[key.Value] != nil:
-			problems = append(problems, problem{key.Value, key, "is there twice"})
-			continue
-		}
-		places[key.Value] = value
-		if err := set(c, value); err != nil {
-			problems = append(problems, problem{key.Value, value, err.Error()})
-		}
-	}
-	return problems
+	err := config.Parse(name, data, &c, keys, (*Config).check)
+	return c, err
 }
 
 // check reports what cannot work, whatever the machine.
-func (c *Config) check() (problems []problem) {
-	complain := func(key, format string, args ...any) {
-		problems = append(problems, problem{key: key, text: fmt.Sprintf(format, args...)})
-	}
+func (c *Config) check(p *config.Problems) {
 	path := func(key, path string) {
 		switch {
 		case !filepath.IsAbs(path):
-			complain(key, "%q is not an absolute path", path)
+			p.Add(key, "%q is not an absolute path", path)
 		case key != "data" && len(path) > maxSocketPath:
-			complain(key, "the path is longer than the %d bytes that a socket may have", maxSocketPath)
+			p.Add(key, "the path is longer than the %d bytes that a socket may have", maxSocketPath)
 		}
 	}
 	path("data", c.Data)
@@ -200,18 +118,17 @@ func (c *Config) check() (problems []problem) {
 	if socket, ok := strings.CutPrefix(c.Metrics, "unix:"); ok {
 		path("metrics", socket)
 	} else if _, _, err := net.SplitHostPort(c.Metrics); c.Metrics != "" && err != nil {
-		complain("metrics", "%q is not address:port or unix:PATH", c.Metrics)
+		p.Add("metrics", "%q is not address:port or unix:PATH", c.Metrics)
 	}
 	for _, a := range c.Advertise {
 		if a.Addr().IsUnspecified() || a.Port() == 0 {
-			complain("advertise", "%s is not an address that agents can connect to", a)
+			p.Add("advertise", "%s is not an address that agents can connect to", a)
 		}
 	}
 	if c.CertificateTTL < minCertificateTTL || c.CertificateTTL > maxCertificateTTL {
-		complain("certificateTTL", "%v is not between %v and %v", c.CertificateTTL, minCertificateTTL, maxCertificateTTL)
+		p.Add("certificateTTL", "%v is not between %v and %v", c.CertificateTTL, minCertificateTTL, maxCertificateTTL)
 	}
 	if c.CertificateGrace < 0 || c.CertificateGrace > maxCertificateGrace {
-		complain("certificateGrace", "%v is not between 0s and %v", c.CertificateGrace, maxCertificateGrace)
+		p.Add("certificateGrace", "%v is not between 0s and %v", c.CertificateGrace, maxCertificateGrace)
 	}
-	return problems
 }
