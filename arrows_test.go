@@ -26,6 +26,7 @@ var testSupport = []string{
 	"bulkhead/internal/dataplane/dataplanetest",
 	"bulkhead/internal/store/storetest",
 	"bulkhead/internal/flowstore/flowstoretest",
+	"bulkhead/internal/tinydisk",
 }
 
 // TestArrows holds the direction of imports (docs/architecture.md).

@@ -18,7 +18,7 @@ type Dataplane struct {
 	events chan *dataplane.Event
 
 	mu       sync.Mutex
-	refuse   error
+	refuse   func(*hostpolicy.Policy) error
 	isolate  func() error
 	slow     time.Duration
 	state    *dataplane.State
@@ -38,9 +38,14 @@ func NewDataplane() *Dataplane {
 
 // Refuse makes Apply fail with the error, which nil ends.
 func (d *Dataplane) Refuse(err error) {
+	d.RefuseIf(func(*hostpolicy.Policy) error { return err })
+}
+
+// RefuseIf makes Apply fail with what the function says of a policy.
+func (d *Dataplane) RefuseIf(refuse func(*hostpolicy.Policy) error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.refuse = err
+	d.refuse = refuse
 }
 
 // OnIsolate is called by Isolate before it does anything; an error of it is that of Isolate.
@@ -140,7 +145,9 @@ func (d *Dataplane) Apply(_ context.Context, state *dataplane.State) (dataplane.
 	defer d.mu.Unlock()
 	d.applies++
 	if d.refuse != nil {
-		return dataplane.ApplyStats{}, d.refuse
+		if err := d.refuse(state.Policy); err != nil {
+			return dataplane.ApplyStats{}, err
+		}
 	}
 	d.state = state
 	return dataplane.ApplyStats{Changed: true, Rows: 7, Addresses: len(state.Policy.Addresses), Took: time.Millisecond}, nil

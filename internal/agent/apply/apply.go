@@ -17,7 +17,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"bulkhead/internal/agent/durable"
 	"bulkhead/internal/agent/inventory"
 	"bulkhead/internal/core/hostpolicy"
 	"bulkhead/internal/core/model"
@@ -49,19 +48,17 @@ type Applier struct {
 	current  atomic.Pointer[Applied]
 	isolated isolated
 
+	disk disk
+
 	mu     sync.Mutex // orders the calls to dp
 	units  map[string][]inventory.Cgroup
-	loaded *hostpolicy.Policy // read from disk and not yet in force
-
-	disk sync.Mutex // orders writing; taken before mu is let go of, so that the newest is written last
-	// What is in force and could not be kept on disk. Guarded by disk.
-	policyStale, isolatedStale bool
+	loaded []stored // read from disk and not yet in force, the one to try first first
 }
 
 // New returns an applier that has applied nothing.
 func New(cfg Config, dp dataplane.Dataplane, log *slog.Logger, report func(key, text string)) *Applier {
 	cfg.Keep = cmp.Or(cfg.Keep, 5*time.Second)
-	return &Applier{cfg: cfg, dp: dp, log: log, report: report}
+	return &Applier{cfg: cfg, dp: dp, log: log, report: report, disk: disk{dir: cfg.Dir}}
 }
 
 // Keys under which the applier reports.
@@ -77,80 +74,105 @@ func (a *Applier) Load() ([]string, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.loadIsolated()
-	p, err := load(a.cfg.Dir)
-	if errors.Is(err, errNoState) {
-		return nil, nil
-	}
-	if err == nil && p.Host != a.cfg.Host {
-		err = fmt.Errorf("it is for host %q, this is %q", p.Host, a.cfg.Host)
-	}
-	if err != nil {
+	found, err := a.disk.load(a.cfg.Host)
+	if err != nil && len(found) > 0 {
+		a.log.Warn("one of the policies on disk cannot be used; there is another", "error", err)
+	} else if err != nil {
 		err = fmt.Errorf("the policy on disk cannot be used: %w; what the kernel enforces goes on", err)
 		a.report(problemState, err.Error())
 		return nil, err
 	}
-	a.loaded = p
-	return UnitsOf(p), nil
+	a.loaded = found
+	var units []string
+	for _, p := range found {
+		units = append(units, UnitsOf(p.Policy)...)
+	}
+	slices.Sort(units)
+	return slices.Compact(units), nil
 }
 
-// Restore enforces what Load has read, with the units that run now.
+// Restore enforces what Load has read, with the units that run now. An agent that died while it applied a policy has left
+// two: the kernel enforces one of them, and the newer is to be enforced unless it is refused.
 func (a *Applier) Restore(ctx context.Context, units map[string][]inventory.Cgroup) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.units = units
-	p := a.loaded
-	if a.loaded = nil; p == nil {
+	loaded := a.loaded
+	a.loaded = nil
+	var refused error
+	for _, p := range loaded {
+		if _, err := a.apply(ctx, p.Policy, p.Hash()); err != nil {
+			a.log.Error("a policy on disk cannot be enforced", "revision", p.Revision, "error", err)
+			refused = errors.Join(refused, err)
+			continue
+		}
+		a.log.Info("policy restored from disk", "revision", p.Revision, "hash", a.current.Load().Hash.Short())
+		a.tellKept(p.Policy, a.disk.settle(p))
 		return nil
 	}
-	if _, err := a.apply(ctx, p); err != nil {
-		err = fmt.Errorf("the policy on disk cannot be enforced: %w; what the kernel enforces goes on", err)
-		a.report(problemState, err.Error())
-		return err
+	if refused == nil {
+		return nil
 	}
-	a.log.Info("policy restored from disk", "revision", p.Revision, "hash", a.current.Load().Hash.Short())
-	return nil
+	err := fmt.Errorf("the policy on disk cannot be enforced: %w; what the kernel enforces goes on", refused)
+	a.report(problemState, err.Error())
+	return err
 }
 
 // Current returns what is in force, or nil if this agent has applied nothing yet.
 func (a *Applier) Current() *Applied { return a.current.Load() }
 
-// Set puts the policy in force, then on disk. On an error that wraps dataplane.ErrRefused what was in force before
-// still is.
+// Set puts the policy in force and on disk. On an error that wraps dataplane.ErrRefused what was in force before still
+// is.
 func (a *Applier) Set(ctx context.Context, p *hostpolicy.Policy) (dataplane.ApplyStats, error) {
 	if p.Host != a.cfg.Host {
 		return dataplane.ApplyStats{}, fmt.Errorf("%w: it is for host %q, this is %q", dataplane.ErrRefused, p.Host, a.cfg.Host)
 	}
-	a.mu.Lock()
-	before := a.current.Load()
-	stats, err := a.apply(ctx, p)
+	stats, w, err := a.set(ctx, p)
+	if w != nil { // nobody who isolates waits for the disk
+		a.keep(w)
+	}
 	if err != nil {
-		a.mu.Unlock()
 		a.report(problemApply, fmt.Sprintf("revision %d is not enforced: %v", p.Revision, err))
 		return stats, err
 	}
-	now := a.current.Load()
-	a.disk.Lock()
-	defer a.disk.Unlock()
-	a.mu.Unlock() // nobody who isolates waits for the disk
 	a.report(problemApply, "")
 	a.report(problemState, "")
-	if before != nil && before.Hash == now.Hash && before.Policy.Revision == p.Revision && !a.policyStale {
-		return stats, nil // it is on disk already
-	}
-	a.savePolicy(p)
 	return stats, nil
 }
 
-// savePolicy puts the policy on disk. It is in force also where that fails; only a restart would miss it. The caller
-// holds disk.
-func (a *Applier) savePolicy(p *hostpolicy.Policy) {
-	if err := save(a.cfg.Dir, p); err != nil {
-		a.policyStale = true
+// set writes the policy ahead and puts it in force. It returns what is to be kept on disk; nil: nothing.
+func (a *Applier) set(ctx context.Context, p *hostpolicy.Policy) (dataplane.ApplyStats, *draft, error) {
+	hash := p.Hash()
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	before := a.current.Load()
+	var w *draft
+	if stale, _ := a.disk.stale(); stale || before == nil || before.Hash != hash || before.Policy.Revision != p.Revision {
+		w = a.disk.ahead(p)
+	}
+	stats, err := a.apply(ctx, p, hash)
+	switch {
+	case err == nil || w == nil:
+		return stats, w, err
+	case !errors.Is(err, dataplane.ErrRefused):
+		return stats, nil, err // it may be in force: the next agent tries it, and then the one before
+	case before != nil:
+		return stats, a.disk.ahead(before.Policy), err // the turn of p has perhaps overtaken one that was not kept yet
+	}
+	return stats, nil, errors.Join(err, a.disk.drop(w))
+}
+
+// keep waits until a policy in force is on disk. Where that fails only a restart would miss it.
+func (a *Applier) keep(w *draft) {
+	a.tellKept(w.policy, a.disk.keep(w))
+}
+
+func (a *Applier) tellKept(p *hostpolicy.Policy, err error) {
+	if err != nil {
 		a.log.Error("policy is in force but not on disk", "revision", p.Revision, "error", err)
 		a.report(problemStore, fmt.Sprintf("revision %d is in force but could not be kept on disk: %v", p.Revision, err))
 		return
 	}
-	a.policyStale = false
 	a.report(problemStore, "")
 }
 
@@ -170,16 +192,24 @@ func (a *Applier) Run(ctx context.Context) error {
 }
 
 func (a *Applier) catchUp() {
-	a.mu.Lock()
-	now := a.current.Load()
-	a.disk.Lock()
-	defer a.disk.Unlock()
-	a.mu.Unlock()
-	if a.policyStale && now != nil {
-		a.savePolicy(now.Policy)
+	policy, isolated := a.disk.stale()
+	if !policy && !isolated {
+		return
 	}
-	if a.isolatedStale {
-		a.saveIsolated(durable.WriteFile)
+	var w *draft
+	a.mu.Lock()
+	if now := a.current.Load(); policy && now != nil {
+		w = a.disk.ahead(now.Policy)
+	}
+	if isolated {
+		a.writeWishes()
+	}
+	a.mu.Unlock()
+	if w != nil {
+		a.keep(w)
+	}
+	if isolated {
+		a.keepWishes()
 	}
 }
 
@@ -193,7 +223,7 @@ func (a *Applier) SetUnits(ctx context.Context, units map[string][]inventory.Cgr
 	if now == nil || !matters(now.Policy, before, units) {
 		return nil
 	}
-	if _, err := a.apply(ctx, now.Policy); err != nil {
+	if _, err := a.apply(ctx, now.Policy, now.Hash); err != nil {
 		a.units = before // so that the next report of the same units tries again
 		a.report(problemApply, fmt.Sprintf("units that came or went are not judged as such yet: %v", err))
 		return err
@@ -212,14 +242,14 @@ func matters(p *hostpolicy.Policy, before, now map[string][]inventory.Cgroup) bo
 	return false
 }
 
-// apply hands the policy to the dataplane. The caller holds mu.
-func (a *Applier) apply(ctx context.Context, p *hostpolicy.Policy) (dataplane.ApplyStats, error) {
+// apply hands the policy of that hash to the dataplane. The caller holds mu.
+func (a *Applier) apply(ctx context.Context, p *hostpolicy.Policy, hash hostpolicy.Hash) (dataplane.ApplyStats, error) {
 	stats, err := a.dp.Apply(ctx, &dataplane.State{Policy: p, Units: a.paths(p)})
 	if err != nil {
 		return stats, err
 	}
 	before := a.current.Load()
-	next := &Applied{Policy: p, Hash: p.Hash(), Stats: stats}
+	next := &Applied{Policy: p, Hash: hash, Stats: stats}
 	if before != nil && before.Hash == next.Hash {
 		next.Stats = before.Stats
 	}

@@ -133,6 +133,110 @@ func TestCorruptStateOpensNothing(t *testing.T) {
 	}
 }
 
+// dying is a dataplane that lets a test look on at the moment in which the kernel has the policy and the agent dies.
+type dying struct {
+	*agenttest.Dataplane
+	then func()
+}
+
+func (d *dying) Apply(ctx context.Context, s *dataplane.State) (dataplane.ApplyStats, error) {
+	stats, err := d.Dataplane.Apply(ctx, s)
+	d.then()
+	return stats, err
+}
+
+// TestDeathRightAfterApplying is about an agent that dies when the kernel has a policy and the disk has not: the next one
+// must not go back to the policy before.
+func TestDeathRightAfterApplying(t *testing.T) {
+	dir, copied := t.TempDir(), t.TempDir()
+	h := &host{}
+	kernel := &dying{Dataplane: agenttest.NewDataplane(), then: func() {}}
+	h.Applier = apply.New(apply.Config{Host: "node-1", Dir: dir}, kernel, slog.New(slog.DiscardHandler), h.problems.Report)
+	h.set(t, agenttest.Policy(1))
+	kernel.then = func() {
+		if err := os.CopyFS(copied, os.DirFS(dir)); err != nil { // what the next agent would find
+			t.Error(err)
+		}
+	}
+	newest := agenttest.Policy(2)
+	h.set(t, newest)
+	again, err := start(t, copied, kernel.Dataplane, nil)
+	if err != nil || again.Current() == nil || again.Current().Hash != newest.Hash() || len(again.problems.List()) > 0 {
+		t.Fatalf("restored %+v, %v, problems %v; want revision 2", again.Current(), err, again.problems.List())
+	}
+	for _, d := range []string{dir, copied} { // now it is kept, and the only one
+		if _, err := os.Stat(filepath.Join(d, "policy.next")); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("what was written ahead is still there: %v", err)
+		}
+		if again, err := start(t, d, agenttest.NewDataplane(), nil); err != nil || again.Current().Policy.Revision != 2 {
+			t.Errorf("restored %+v, %v; want revision 2", again.Current(), err)
+		}
+	}
+}
+
+// TestPolicyWrittenAheadThatIsOfNoUse is about what a loss of power, or a policy that the kernel refuses, leaves.
+func TestPolicyWrittenAheadThatIsOfNoUse(t *testing.T) {
+	for name, x := range map[string]struct {
+		data    []byte
+		refused bool
+	}{
+		"in pieces":       {data: stateWith(t, agenttest.Policy(4), nil)[:50]},
+		"empty":           {data: []byte{}},
+		"of another host": {data: stateWith(t, func() *hostpolicy.Policy { p := agenttest.Policy(4); p.Host = "node-2"; return p }(), nil)},
+		"refused":         {data: stateWith(t, agenttest.Policy(4, "too-much.service"), nil), refused: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			begin(t, dir).set(t, agenttest.Policy(3))
+			if err := os.WriteFile(filepath.Join(dir, "policy.next"), x.data, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			dp := agenttest.NewDataplane()
+			if x.refused {
+				dp.RefuseIf(func(p *hostpolicy.Policy) error {
+					if p.Revision == 4 {
+						return fmt.Errorf("%w: too much", dataplane.ErrRefused)
+					}
+					return nil
+				})
+			}
+			again, err := start(t, dir, dp, nil)
+			if err != nil || again.Current() == nil || again.Current().Policy.Revision != 3 || len(again.problems.List()) > 0 {
+				t.Fatalf("restored %+v, %v, problems %v; want revision 3", again.Current(), err, again.problems.List())
+			}
+			if _, err := os.Stat(filepath.Join(dir, "policy.next")); !errors.Is(err, os.ErrNotExist) {
+				t.Errorf("it is still there: %v", err)
+			}
+		})
+	}
+}
+
+// TestRefusalDoesNotCostWhatWasNotKeptYet is about a policy that is refused while the one before waits for the disk.
+func TestRefusalDoesNotCostWhatWasNotKeptYet(t *testing.T) {
+	dir := t.TempDir()
+	h := begin(t, dir)
+	for i := range uint64(20) {
+		var group sync.WaitGroup
+		group.Go(func() { h.set(t, agenttest.Policy(2*i+1)) })
+		group.Go(func() {
+			h.dp.RefuseIf(func(p *hostpolicy.Policy) error {
+				if p.Revision%2 == 0 {
+					return fmt.Errorf("%w: too much", dataplane.ErrRefused)
+				}
+				return nil
+			})
+			if _, err := h.Set(t.Context(), agenttest.Policy(2*i+2)); !errors.Is(err, dataplane.ErrRefused) {
+				t.Errorf("error %v", err)
+			}
+		})
+		group.Wait()
+		again, err := start(t, dir, agenttest.NewDataplane(), nil)
+		if err != nil || again.Current() == nil || again.Current().Policy.Revision != 2*i+1 {
+			t.Fatalf("restored %+v, %v; want revision %d", again.Current(), err, 2*i+1)
+		}
+	}
+}
+
 // TestStateOfAnotherVersion is about a policy that a newer agent has written: what an older one understands of it is
 // not what was meant.
 func TestStateOfAnotherVersion(t *testing.T) {
@@ -316,6 +420,19 @@ func TestIsolationIsWrittenDownBeforeTheKernelHearsOfIt(t *testing.T) {
 		}
 		return nil
 	})
+	if err := h.Isolate(t.Context(), "node-1", true, apply.ByHost, nothing); err != nil {
+		t.Fatal(err)
+	}
+	// What is lifted is lifted also for the agent that comes after one that dies now.
+	h.dp.OnIsolate(nil)
+	lifted := func() {
+		if got := onDisk(); got != "" {
+			t.Errorf("on disk %q after the isolation was lifted", got)
+		}
+	}
+	if err := h.Isolate(t.Context(), "node-1", false, apply.ByHost, lifted); err != nil {
+		t.Fatal(err)
+	}
 	if err := h.Isolate(t.Context(), "node-1", true, apply.ByHost, nothing); err != nil {
 		t.Fatal(err)
 	}

@@ -2,16 +2,11 @@ package apply
 
 import (
 	"context"
-	"encoding/json"
-	"errors"
 	"fmt"
 	"maps"
-	"os"
-	"path/filepath"
 	"slices"
 	"sync"
 
-	"bulkhead/internal/agent/durable"
 	"bulkhead/internal/core/hostpolicy"
 )
 
@@ -67,16 +62,14 @@ func (i *isolated) remove(workload string) {
 // and before it is on disk for good, done is called.
 func (a *Applier) Isolate(ctx context.Context, workload string, on bool, by Origin, done func()) error {
 	a.mu.Lock()
-	if err := a.isolate(ctx, workload, on, by); err != nil {
-		a.mu.Unlock()
+	err := a.isolate(ctx, workload, on, by)
+	a.mu.Unlock()
+	if err != nil {
 		return err
 	}
-	a.disk.Lock()
-	defer a.disk.Unlock()
-	a.mu.Unlock() // nobody who isolates waits for the disk
 	done()
 	a.log.Warn("isolation", "workload", workload, "on", on, "by", by)
-	a.saveIsolated(durable.WriteFile)
+	a.keepWishes()
 	return nil
 }
 
@@ -91,7 +84,7 @@ func (a *Applier) isolate(ctx context.Context, workload string, on bool, by Orig
 	before := a.isolated.all()
 	if on {
 		a.isolated.add(workload, by)
-		a.writeAhead()
+		a.writeWishes()
 	}
 	if here {
 		err := a.dp.Isolate(ctx, workload, on)
@@ -102,12 +95,13 @@ func (a *Applier) isolate(ctx context.Context, workload string, on bool, by Orig
 		}
 		if err != nil {
 			a.isolated.set(before)
-			a.writeAhead()
+			a.writeWishes()
 			return fmt.Errorf("isolate %s: %w", workload, err)
 		}
 	}
 	if !on {
 		a.isolated.remove(workload)
+		a.writeWishes()
 	}
 	return nil
 }
@@ -157,52 +151,15 @@ func (a *Applier) settleIsolation(ctx context.Context, before *Applied, p *hostp
 		a.report(key, "")
 	}
 	if changed {
-		a.disk.Lock()
-		defer a.disk.Unlock()
-		a.saveIsolated(durable.WriteFile)
+		a.writeWishes()
 	}
 }
 
 const isolatedFile = "isolated.json"
 
-func (a *Applier) writeAhead() {
-	a.disk.Lock()
-	defer a.disk.Unlock()
-	a.saveIsolated(durable.WriteAhead)
-}
-
-// saveIsolated keeps the wishes on disk. The caller holds disk.
-func (a *Applier) saveIsolated(write func(path string, data []byte, mode os.FileMode) error) {
-	path := filepath.Join(a.cfg.Dir, isolatedFile)
-	wishes := a.isolated.all()
-	var err error
-	if len(wishes) == 0 {
-		err = durable.Remove(path)
-	} else {
-		var data []byte
-		if data, err = json.Marshal(wishes); err == nil {
-			err = write(path, data, 0o600)
-		}
-	}
-	a.isolatedStale = err != nil
-	if err != nil {
-		a.log.Error("isolation is in force but not on disk", "error", err)
-		a.report(isolatedFile, fmt.Sprintf("isolation is in force but could not be kept on disk: %v", err))
-		return
-	}
-	a.report(isolatedFile, "")
-}
-
 // loadIsolated takes the wishes from disk. A file that cannot be read is reported; the kernel holds what it holds.
 func (a *Applier) loadIsolated() {
-	data, err := os.ReadFile(filepath.Join(a.cfg.Dir, isolatedFile))
-	if errors.Is(err, os.ErrNotExist) {
-		return
-	}
-	var wishes map[string]Origin
-	if err == nil {
-		err = json.Unmarshal(data, &wishes)
-	}
+	wishes, err := a.disk.wishes()
 	if err != nil {
 		a.log.Error("the list of isolated workloads cannot be read", "error", err)
 		a.report(isolatedFile, fmt.Sprintf("the list of isolated workloads cannot be read: %v; isolate them again", err))

@@ -11,17 +11,17 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	pb "bulkhead/api/bulkhead/v1"
-	"bulkhead/internal/agent/durable"
 	"bulkhead/internal/core/hostpolicy"
 	"bulkhead/internal/wire"
 )
 
 // The policy on disk is a magic line, the SHA-256 of the rest, and the policy as the protocol encodes it.
 const (
-	stateFile   = "policy.state"
-	corruptFile = "policy.state.corrupt"
-	stateMagic  = "bulkhead policy 1\n"
-	anyMagic    = "bulkhead policy "
+	stateFile     = "policy.state"
+	nextFile      = "policy.next" // written ahead; see disk
+	corruptSuffix = ".corrupt"
+	stateMagic    = "bulkhead policy 1\n"
+	anyMagic      = "bulkhead policy "
 )
 
 var (
@@ -29,22 +29,21 @@ var (
 	errOtherVersion = errors.New("another version of the agent wrote it, and this one does not know all that it holds")
 )
 
-func save(dir string, p *hostpolicy.Policy) error {
+func encode(p *hostpolicy.Policy) ([]byte, error) {
 	body, err := proto.Marshal(wire.PolicyToProto(p))
 	if err != nil {
-		return err
+		return nil, err
 	}
 	sum := sha256.Sum256(body)
 	data := make([]byte, 0, len(stateMagic)+len(sum)+len(body))
 	data = append(data, stateMagic...)
 	data = append(data, sum[:]...)
-	data = append(data, body...)
-	return durable.WriteFile(filepath.Join(dir, stateFile), data, 0o600)
+	return append(data, body...), nil
 }
 
-// load returns the policy on disk, or errNoState. What cannot be used is moved aside, where it can be looked at.
-func load(dir string) (*hostpolicy.Policy, error) {
-	path := filepath.Join(dir, stateFile)
+// load returns the policy in the file, or errNoState. What cannot be used is moved aside, where it can be looked at.
+func load(dir, file string) (*hostpolicy.Policy, error) {
+	path := filepath.Join(dir, file)
 	data, err := os.ReadFile(path)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil, errNoState
@@ -56,7 +55,7 @@ func load(dir string) (*hostpolicy.Policy, error) {
 	if err == nil {
 		return p, nil
 	}
-	aside := filepath.Join(dir, corruptFile)
+	aside := path + corruptSuffix
 	if moveErr := os.Rename(path, aside); moveErr != nil {
 		return nil, fmt.Errorf("%s: %w", path, errors.Join(err, moveErr))
 	}

@@ -74,7 +74,7 @@ func TestBudget(t *testing.T) {
 		return b.start(home, "web.service", []string{"BULKHEAD_SMOKE_ROLE=" + role, "BULKHEAD_SMOKE_ADDR=127.0.0.1:45321"}, self)
 	}
 	server := speaker("server")
-	b.waitLine(server, "listening")
+	b.heard(server, "listening") // it says so once
 	client := speaker("client")
 	b.waitLine(client, "up")
 	client.kill()

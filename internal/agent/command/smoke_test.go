@@ -299,6 +299,12 @@ func (b *bench) waitLine(p *process, prefix string) {
 	for len(p.lines) > 0 {
 		<-p.lines
 	}
+	b.heard(p, prefix)
+}
+
+// heard returns when the process says, or has said, a line that begins so.
+func (b *bench) heard(p *process, prefix string) {
+	b.t.Helper()
 	deadline, last := time.After(10*time.Second), "nothing"
 	for {
 		select {
@@ -512,7 +518,7 @@ func TestSmoke(t *testing.T) {
 
 	// See: without any document the units are found and their flows recorded.
 	server := workload(b.node, "db.service", "server")
-	b.waitLine(server, "listening")
+	b.heard(server, "listening") // it says so once
 	web := workload(b.node, "web.service", "client")
 	stranger := workload(b.ctl, "", "client")
 	b.waitLine(web, "up")

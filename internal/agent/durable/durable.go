@@ -16,7 +16,20 @@ func WriteFile(path string, data []byte, mode os.FileMode) error {
 	if err := replace(path, data, mode, (*os.File).Sync); err != nil {
 		return err
 	}
-	return syncDir(filepath.Dir(path))
+	return SyncDir(filepath.Dir(path))
+}
+
+// Sync waits until the disk has what is in the file.
+func Sync(path string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if err := f.Sync(); err != nil {
+		return fmt.Errorf("sync %s: %w", path, err)
+	}
+	return nil
 }
 
 // WriteAhead replaces the file atomically and does not wait for the disk: it survives the end of this process, not a
@@ -47,26 +60,8 @@ func replace(path string, data []byte, mode os.FileMode, sync func(*os.File) err
 	return os.Rename(f.Name(), path)
 }
 
-// Remove removes the file for good; that there is none is no error.
-func Remove(path string) error {
-	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return err
-	}
-	return syncDir(filepath.Dir(path))
-}
-
-// syncDir makes a rename or a removal in the directory survive a power cut.
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	if err := d.Sync(); err != nil {
-		return fmt.Errorf("sync %s: %w", dir, err)
-	}
-	return nil
-}
+// SyncDir makes a rename or a removal in the directory survive a power cut.
+func SyncDir(dir string) error { return Sync(dir) }
 
 // ErrLocked says that another process holds the lock.
 var ErrLocked = errors.New("another agent is using this directory")

@@ -46,19 +46,17 @@ func TestWriteFileThatCannotLeavesTheOldOne(t *testing.T) {
 	}
 }
 
-func TestRemove(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "state")
-	if err := Remove(path); err != nil {
-		t.Errorf("removing what is not there: %v", err)
+func TestSync(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "state")
+	if err := Sync(path); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("a file that is not there: %v", err)
 	}
-	if err := WriteFile(path, nil, 0o600); err != nil {
+	if err := WriteAhead(path, []byte("x"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if err := Remove(path); err != nil {
+	if err := errors.Join(Sync(path), SyncDir(dir)); err != nil {
 		t.Error(err)
-	}
-	if _, err := os.Stat(path); !errors.Is(err, os.ErrNotExist) {
-		t.Errorf("the file is still there: %v", err)
 	}
 }
 

@@ -2,6 +2,9 @@ package dataplanetest
 
 import (
 	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -22,6 +25,7 @@ func testSockets(t *testing.T, open Open) {
 	t.Run("a packet of a protocol without ports", func(t *testing.T) { whole.with(t).raw() })
 	t.Run("a connection that becomes a listener", func(t *testing.T) { whole.with(t).relisten() })
 	t.Run("a port that changes hands", func(t *testing.T) { whole.with(t).samePort() })
+	t.Run("a socket of a process that moves on", func(t *testing.T) { whole.with(t).moved() })
 }
 
 // closedPort checks that an attempt is seen where it is made, and only there.
@@ -283,5 +287,47 @@ func (h *host) samePort() {
 			}
 			s.Abort()
 		}
+	}
+}
+
+// moved has a process go to another cgroup with a socket that it has used before: the socket stays what it was, and what
+// it is connected to next is judged, not what it was connected to last.
+func (h *host) moved() {
+	h.apply(policy{})
+	allowed, denied := h.farP.Listen("tcp4", at(Far4, 0)), h.farP.Listen("tcp4", at(Far4, 0))
+	defer allowed.Close()
+	defer denied.Close()
+	rules := []Rule{rule(model.Egress, farID, fmt.Sprintf("tcp/%d", allowed.Port()), model.Allow)}
+	h.apply(policy{one: rules, two: everything(model.Allow)})
+	p := h.Start("one")
+	connect := func(to, want string) {
+		h.t.Helper()
+		if a := p.ask(request{Do: "connect", ID: "socket", To: to, Wait: wait(want)}); a.Err != want && (want != "timeout" || a.Err == "") {
+			h.t.Errorf("to %s: %q instead of %q", to, a.Err, want)
+		}
+	}
+	connect(allowed.Addr, "")
+	connect(denied.Addr, "EPERM")
+	connect(allowed.Addr, "")
+	connect("", "")
+	if err := os.WriteFile(filepath.Join(h.Unit("two/inner"), "cgroup.procs"), []byte(strconv.Itoa(p.PID())), 0); err != nil {
+		h.t.Fatal(err)
+	}
+	h.apply(policy{one: append(rules, rule(model.Egress, netID, "udp", model.Allow)), two: everything(model.Allow)})
+	h.events.clear()
+	connect(denied.Addr, "timeout") // connect cannot tell whose it is, its first packet can
+	e := h.events.one("the denial", all(kind(dataplane.EventDeny), port(denied.Port())))
+	if e.Workload != "near/one" {
+		h.t.Errorf("denial: %s", describe(&e))
+	}
+	connect(allowed.Addr, "")
+	// A new socket of its is the other unit's.
+	if s, err := p.Dial("tcp4", denied.Addr); err != "" {
+		h.t.Errorf("a new socket: %s", err)
+	} else {
+		s.Close()
+	}
+	if _, accepted := denied.Seen(); accepted != 1 {
+		h.t.Errorf("%d connections were accepted instead of one", accepted)
 	}
 }

@@ -78,6 +78,7 @@ type opened struct {
 	conn     net.Conn
 	packet   net.PacketConn
 	listener net.Listener
+	fd       int          // of a plain socket
 	got      atomic.Int64 // messages that an echo has answered
 	last     atomic.Int64 // time of the last of them, in Unix nanoseconds
 	accepted atomic.Int64
@@ -149,6 +150,8 @@ func (w *sockets) do(r request) (answer, error) {
 		return measure(r)
 	case "relisten":
 		return w.relisten(r)
+	case "connect":
+		return answer{}, w.connect(r)
 	case "raw":
 		return answer{}, raw(r)
 	}
@@ -226,10 +229,8 @@ func (w *sockets) relisten(r request) (answer, error) {
 	if err := trip(fd); err != nil {
 		return answer{}, err
 	}
-	// An address of no family ends the connection, and the socket is as good as new.
-	none := make([]byte, unix.SizeofSockaddrInet4)
-	if _, _, no := unix.Syscall(unix.SYS_CONNECT, uintptr(fd), uintptr(unsafe.Pointer(&none[0])), uintptr(len(none))); no != 0 {
-		return answer{}, no
+	if err := disconnect(fd); err != nil {
+		return answer{}, err
 	}
 	if err := unix.Bind(fd, local); err != nil {
 		return answer{}, err
@@ -245,6 +246,43 @@ func (w *sockets) relisten(r request) (answer, error) {
 	go o.accept()
 	w.put(r.ID, o)
 	return answer{Addr: l.Addr().String()}, nil
+}
+
+// disconnect ends a connection by an address of no family: then the socket is as good as new.
+func disconnect(fd int) error {
+	none := make([]byte, unix.SizeofSockaddrInet4)
+	if _, _, no := unix.Syscall(unix.SYS_CONNECT, uintptr(fd), uintptr(unsafe.Pointer(&none[0])), uintptr(len(none))); no != 0 {
+		return no
+	}
+	return nil
+}
+
+// connect ends the connection of the socket ID, which is the same one each time, connects it to somebody else, unless To
+// is nobody, and makes one exchange.
+func (w *sockets) connect(r request) error {
+	o, err := w.get(r.ID)
+	if err != nil {
+		o = &opened{}
+		if o.fd, err = socket(unix.SOCK_STREAM); err != nil {
+			return err
+		}
+		w.put(r.ID, o)
+	} else if err := disconnect(o.fd); err != nil || r.To == "" {
+		return err
+	}
+	to, err := sockaddr(r.To)
+	if err != nil {
+		return err
+	}
+	for _, opt := range []int{unix.SO_RCVTIMEO, unix.SO_SNDTIMEO} { // the latter bounds connect
+		if err := unix.SetsockoptTimeval(o.fd, unix.SOL_SOCKET, opt, &unix.Timeval{Usec: r.Wait.Microseconds() % 1e6, Sec: int64(r.Wait / time.Second)}); err != nil {
+			return err
+		}
+	}
+	if err := unix.Connect(o.fd, to); err != nil {
+		return err
+	}
+	return trip(o.fd)
 }
 
 // raw sends Data as an IPv4 packet of the protocol N.
@@ -336,6 +374,8 @@ func (o *opened) close() error {
 		errs = append(errs, o.packet.Close())
 	case o.listener != nil:
 		errs = append(errs, o.listener.Close())
+	case o.fd != 0:
+		errs = append(errs, unix.Close(o.fd))
 	}
 	return errors.Join(errs...)
 }

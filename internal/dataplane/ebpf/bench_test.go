@@ -6,8 +6,6 @@ import (
 	"fmt"
 	"maps"
 	"net/netip"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -24,7 +22,17 @@ import (
 	"bulkhead/internal/dataplane/dataplanetest"
 )
 
-var benchRounds = flag.Int("dataplane.rounds", 0, "rounds of TestOverhead; 0 skips it")
+var (
+	benchRounds = flag.Int("dataplane.rounds", 0, "rounds of TestOverhead and TestProgramTimes; 0 skips them")
+	benchOnly   = flag.String("dataplane.measure", "", "the one measure that they make, instead of all")
+)
+
+func measures() []dataplanetest.Measure {
+	if *benchOnly != "" {
+		return []dataplanetest.Measure{dataplanetest.Measure(*benchOnly)}
+	}
+	return dataplanetest.Measures
+}
 
 // withPeers is a policy in which everybody may talk to everybody, by a row of its own for each of n addresses.
 func withPeers(n int) *hostpolicy.Policy {
@@ -55,33 +63,11 @@ func withPeers(n int) *hostpolicy.Policy {
 	return p
 }
 
-// detachAll takes the programs out, attachAll puts them back.
-func (d *Dataplane) detachAll(t testing.TB) {
-	t.Helper()
-	for name, l := range d.links {
-		if err := os.Remove(filepath.Join(d.dir, "link_"+name)); err != nil {
-			t.Fatal(err)
-		}
-		if err := l.Close(); err != nil {
-			t.Fatal(err)
-		}
-		delete(d.links, name)
-	}
-}
-
-func (d *Dataplane) attachAll(t testing.TB) {
-	t.Helper()
-	for _, a := range attachments {
-		if err := d.attach(a); err != nil {
-			t.Fatal(err)
-		}
-	}
-}
-
-// TestOverhead times what policy costs, at the end that opens flows and at the other: without programs, with them,
-// without them again, round after round, because the machine is never quiet. A figure is the 20th percentile over the
-// rounds of each round's 20th percentile. The ratio of one round is with / mean of without; its median and quartiles
-// over the rounds follow, and those of without / without, which is what the machine adds to the truth.
+// TestOverhead times what policy costs, at the end that opens flows and at the other: in a lab without a dataplane, in
+// one with, and in the first again, round after round, because the machine is never quiet. A figure is the 20th
+// percentile over the rounds of each round's 20th percentile. The ratio of one round is with / mean of without; its
+// median and quartiles over the rounds follow, and those of without / without, which is what the machine adds to the
+// truth.
 func TestOverhead(t *testing.T) {
 	if *benchRounds == 0 {
 		t.Skip("run with -dataplane.rounds=15")
@@ -93,22 +79,21 @@ func TestOverhead(t *testing.T) {
 	}
 	var configs []config
 	times := map[config][3][]float64{}
-	labs := map[int]*overheadLab{}
+	bare, judged := newOverheadLab(t, 0), map[int]*overheadLab{}
 	for _, peers := range []int{10, 100_000} {
-		labs[peers] = newOverheadLab(t, peers)
+		judged[peers] = newOverheadLab(t, peers)
 		for _, client := range []bool{true, false} {
-			for _, m := range dataplanetest.Measures {
+			for _, m := range measures() {
 				configs = append(configs, config{peers, client, m})
 			}
 		}
 	}
 	for range *benchRounds {
 		for _, c := range configs {
-			l, sample := labs[c.peers], times[c]
-			for step := range sample {
-				l.attach(t, step == 1)
+			sample := times[c]
+			for i, l := range []*overheadLab{bare, judged[c.peers], bare} {
 				each, _ := l.measure(c.m, c.client)
-				sample[step] = append(sample[step], float64(each))
+				sample[i] = append(sample[i], float64(each))
 			}
 			times[c] = sample
 		}
@@ -129,21 +114,25 @@ func TestOverhead(t *testing.T) {
 			ratios = append(ratios, 2*with[i]/(without[i]+again[i]))
 			noise = append(noise, again[i]/without[i])
 		}
-		none, judged := at(append(without, again...), 0.2), at(with, 0.2)
+		none, some := at(append(without, again...), 0.2), at(with, 0.2)
 		end := map[bool]string{true: "client", false: "server"}[c.client]
-		fmt.Printf("%-17s %-6s %7d %9v %9v %6.3f  %-21s  %s\n", c.m, end, c.peers, time.Duration(none), time.Duration(judged),
-			judged/none, spread(ratios), spread(noise))
+		fmt.Printf("%-17s %-6s %7d %9v %9v %6.3f  %-21s  %s\n", c.m, end, c.peers, time.Duration(none), time.Duration(some),
+			some/none, spread(ratios), spread(noise))
 	}
 }
 
-// overheadLab is two hosts, one with a dataplane whose programs can be taken out and put back.
+// overheadLab is two hosts, one of which may have a dataplane.
 type overheadLab struct {
 	d         *Dataplane
 	near, far *dataplanetest.Process
-	attached  bool
 }
 
+// newOverheadLab makes a lab whose policy has so many peers; without any it has no dataplane.
 func newOverheadLab(t *testing.T, peers int) *overheadLab {
+	if peers == 0 {
+		bed := dataplanetest.NewBed(t)
+		return serveMeasures(&overheadLab{near: bed.Start("one"), far: bed.StartFar()})
+	}
 	d, bed := openForTest(t, nil)
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error)
@@ -154,24 +143,17 @@ func newOverheadLab(t *testing.T, peers int) *overheadLab {
 			t.Error(err)
 		}
 	})
-	l := &overheadLab{d: d, near: bed.Start("one"), far: bed.StartFar(), attached: true}
-	l.near.ServeMeasures(dataplanetest.Near4, 20000)
-	l.far.ServeMeasures(dataplanetest.Far4, 20000)
 	units := map[string][]string{"a": {bed.Unit("one")}}
 	if _, err := d.Apply(t.Context(), &dataplane.State{Policy: withPeers(peers), Units: units}); err != nil {
 		t.Fatal(err)
 	}
-	return l
+	return serveMeasures(&overheadLab{d: d, near: bed.Start("one"), far: bed.StartFar()})
 }
 
-func (l *overheadLab) attach(t *testing.T, on bool) {
-	switch {
-	case on && !l.attached:
-		l.d.attachAll(t)
-	case !on && l.attached:
-		l.d.detachAll(t)
-	}
-	l.attached = on
+func serveMeasures(l *overheadLab) *overheadLab {
+	l.near.ServeMeasures(dataplanetest.Near4, 20000)
+	l.far.ServeMeasures(dataplanetest.Far4, 20000)
+	return l
 }
 
 func (l *overheadLab) measure(m dataplanetest.Measure, client bool) (each time.Duration, n int) {
@@ -292,7 +274,7 @@ func TestProgramTimes(t *testing.T) {
 		}
 		return all
 	}
-	for _, m := range dataplanetest.Measures {
+	for _, m := range measures() {
 		for _, client := range []bool{true, false} {
 			best := map[string]cost{}
 			for range *benchRounds {

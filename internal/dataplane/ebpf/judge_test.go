@@ -124,7 +124,7 @@ func TestJudgesLikeTheReference(t *testing.T) {
 	t.Parallel()
 	d, _ := openForTest(t, nil)
 	p := newProber(t, d)
-	worlds, perHost := 60, 250
+	worlds, perHost := 40, 250
 	if testing.Short() {
 		worlds = 5
 	}

@@ -7,7 +7,7 @@
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
-static __noinline int on_other_packet(struct __sk_buff *skb, bool egress)
+static __always_inline int on_other_packet(struct __sk_buff *skb, bool egress)
 {
 	struct bpf_sock *sk = skb->sk;
 
@@ -123,14 +123,17 @@ static __noinline int on_connect(struct bpf_sock_addr *ctx, struct flow *f)
 	if (ctx->protocol != IPPROTO_TCP)
 		return 1;
 	old = READ_ONCE(s->word);
-	if (resolved(old))
-		subject = word_subject(old);
-	else if (s->cgroup == bpf_get_current_cgroup_id())
-		subject = subject_of_task();
-	else
-		return 1;
 	s->sent = 0;
 	s->received = 0;
+	if (resolved(old)) {
+		subject = word_subject(old);
+	} else if (s->cgroup == bpf_get_current_cgroup_id()) {
+		subject = subject_of_task();
+	} else {
+		/* Nothing may be left of what the socket was connected to before. */
+		WRITE_ONCE(s->word, make_word(0, 0, FLOW_DIR | FLOW_OUT));
+		return 1;
+	}
 	state = as_of(state_of(subject), gen);
 	WRITE_ONCE(s->word, make_word(state_gen(state), subject, FLOW_DIR | FLOW_OUT));
 	if ((__u32)state & SUBJECT_LOCAL_SETS)

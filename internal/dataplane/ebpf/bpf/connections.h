@@ -252,10 +252,10 @@ static __noinline bool judge_datagram(struct __sk_buff *skb, struct bpf_sock *sk
 }
 
 /*
- * on_new_datagram judges a packet that belongs to no flow, or to one that was judged under another generation (c).
+ * on_new_datagram judges a packet that belongs to no flow, or to one that must be judged again (c).
  */
-static __noinline bool on_new_datagram(struct __sk_buff *skb, struct bpf_sock *sk, struct datagram *p, struct connection *c,
-				       __u64 now)
+static __always_inline bool on_new_datagram(struct __sk_buff *skb, struct bpf_sock *sk, struct datagram *p,
+					    struct connection *c, __u64 now)
 {
 	struct socket_state *s = bpf_sk_storage_get(&sockets, sk, 0, 0);
 
@@ -316,6 +316,7 @@ static __noinline bool on_datagram(struct __sk_buff *skb, struct bpf_sock *sk, b
 	struct settings *cfg = get_config();
 	__u64 word, state, now;
 	struct connection *c;
+	bool known = false;
 
 	if (!read_packet(skb, &p.flow, egress, &p.details)) {
 		count(COUNT_ERRORS);
@@ -331,26 +332,27 @@ static __noinline bool on_datagram(struct __sk_buff *skb, struct bpf_sock *sk, b
 	p.key.proto = p.flow.proto;
 	c = bpf_map_lookup_elem(&connections, &p.key);
 	now = bpf_ktime_get_coarse_ns();
-	if (!c)
-		return on_new_datagram(skb, sk, &p, NULL, now);
-	word = READ_ONCE(c->word);
-	if (!word)
-		return on_new_datagram(skb, sk, &p, NULL, now);
-	if (cfg && expired(c, now, cfg)) {
+	word = c ? READ_ONCE(c->word) : 0;
+	if (!word) {
+		c = NULL;
+	} else if (cfg && expired(c, now, cfg)) {
 		end_connection(&p.key, c);
-		return on_new_datagram(skb, sk, &p, NULL, now);
+		c = NULL;
 	}
-	state = state_of(word_subject(word));
-	if (settled(c, word, state, now) && (word & FLOW_VERDICT) != DENY) {
-		if (((__u32)state & SUBJECT_LOCAL_SETS) && !egress && !(word & FLOW_OUT) &&
-		    !same_addr(c->laddr, p.flow.laddr))
-			return on_other_address(skb, &p, c, now);
-		return pass(skb, c, &p.details, egress, now);
+	if (c) {
+		state = state_of(word_subject(word));
+		known = settled(c, word, state, now);
+		if (known && (word & FLOW_VERDICT) != DENY) {
+			if (((__u32)state & SUBJECT_LOCAL_SETS) && !egress && !(word & FLOW_OUT) &&
+			    !same_addr(c->laddr, p.flow.laddr))
+				return on_other_address(skb, &p, c, now);
+			return pass(skb, c, &p.details, egress, now);
+		}
+		p.flow.dir = word & FLOW_OUT ? OUT : IN;
+		p.flow.port = c->port;
+		copy_addr(p.flow.laddr, c->laddr);
 	}
-	p.flow.dir = word & FLOW_OUT ? OUT : IN;
-	p.flow.port = c->port;
-	copy_addr(p.flow.laddr, c->laddr);
-	if (!settled(c, word, state, now))
+	if (!c || !known)
 		return on_new_datagram(skb, sk, &p, c, now);
 
 	struct decision d = {.rule = c->rule, .peer = c->peer, .rsubject = c->rsubject};

@@ -15,8 +15,7 @@ struct details {
 	__u32 payload; /* offset of what follows the transport header */
 	__u32 seq;     /* TCP */
 	__u8 tcp_flags;
-	__u8 icmp_type;
-	__u8 pad[2];
+	__u8 pad[3];
 };
 
 static __always_inline void map_v4(__u32 *to, __u32 addr)
@@ -126,24 +125,30 @@ static __always_inline int network_header(struct __sk_buff *skb, const __u32 *h,
 GLOBAL int read_packet(struct __sk_buff *skb, struct flow *f, bool egress, struct details *d)
 {
 	bool v4 = skb->protocol == bpf_htons(ETH_P_IP), fragment = false;
-	__u32 head[HEAD / 4] = {};
+	const __u32 *head = (const __u32 *)(long)skb->data;
+	__u32 copy[HEAD / 4] = {}, got = HEAD;
 	__u16 src, dst;
 	__u8 t[14];
 	int off;
 
 	if (!f || !d || (!v4 && skb->protocol != bpf_htons(ETH_P_IPV6)))
 		return false;
-	/* A packet of IPv4 may be shorter than an IPv6 header. */
-	if (bpf_skb_load_bytes(skb, 0, head, HEAD) < 0 &&
-	    (!v4 || (bpf_skb_load_bytes(skb, 0, head, 28) < 0 && bpf_skb_load_bytes(skb, 0, head, 20) < 0)))
-		return false;
+	if ((const __u8 *)head + HEAD > (const __u8 *)(long)skb->data_end) {
+		/* Headers may be in fragments of the buffer, and a packet of IPv4 may be shorter than an IPv6 header. */
+		got = skb->len >= HEAD ? HEAD : v4 && skb->len >= 28 ? 28 : 20;
+		if ((got != HEAD && !v4) || bpf_skb_load_bytes(skb, 0, copy, got) < 0)
+			return false;
+		head = copy;
+	}
 	off = network_header(skb, head, f, egress, &fragment);
 	if (off < 0 || fragment)
 		return false;
 	d->payload = off;
 	switch (f->proto) {
 	case IPPROTO_TCP:
-		if (bpf_skb_load_bytes(skb, off, t, 14) < 0)
+		if (v4 && off == 20 && got == HEAD)
+			__builtin_memcpy(t, head + 5, 14);
+		else if (bpf_skb_load_bytes(skb, off, t, 14) < 0)
 			return false;
 		d->seq = (__u32)t[4] << 24 | t[5] << 16 | t[6] << 8 | t[7];
 		d->tcp_flags = t[13];
@@ -154,7 +159,7 @@ GLOBAL int read_packet(struct __sk_buff *skb, struct flow *f, bool egress, struc
 	case IPPROTO_SCTP:
 	case IPPROTO_ICMP:
 	case IPPROTO_ICMPV6:
-		if (v4 && off == 20 && skb->len >= 28)
+		if (v4 && off == 20 && got >= 28)
 			__builtin_memcpy(t, head + 5, 8);
 		else if (bpf_skb_load_bytes(skb, off, t, 8) < 0)
 			return false;
@@ -164,7 +169,6 @@ GLOBAL int read_packet(struct __sk_buff *skb, struct flow *f, bool egress, struc
 		return true; /* a protocol without ports */
 	}
 	if (f->proto == IPPROTO_ICMP || f->proto == IPPROTO_ICMPV6) {
-		d->icmp_type = t[0];
 		f->port = ICMP_PORT(t[0], t[1]);
 		if (is_echo(f->proto, t[0]))
 			f->lport = t[4] << 8 | t[5];

@@ -32,7 +32,7 @@ static __always_inline __u64 unit_levels(void)
 }
 
 /* subject_of_socket finds the unit among the ancestors of the socket's cgroup. */
-static __noinline __u32 subject_of_socket(struct bpf_sock *sk)
+static __always_inline __u32 subject_of_socket(struct bpf_sock *sk)
 {
 	__u64 levels = unit_levels();
 	int i;
@@ -123,8 +123,8 @@ static __always_inline void begin_socket(struct socket_state *s)
 {
 	__u32 gen = generation(), subject = subject_of_task();
 
-	s->cgroup = bpf_get_current_cgroup_id();
 	current_process(&s->process);
+	s->cgroup = s->process.cgroup;
 	WRITE_ONCE(s->word, make_word(state_gen(as_of(state_of(subject), gen)), subject, 0));
 }
 

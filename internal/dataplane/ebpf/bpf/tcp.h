@@ -155,8 +155,12 @@ static __always_inline bool on_connection(struct __sk_buff *skb, struct bpf_sock
 	struct socket_state *s = bpf_sk_storage_get(&sockets, sk, 0, 0);
 	__u64 word = s ? READ_ONCE(s->word) : 0;
 
-	if (!((word & FLOW_JUDGED) && resolved(word)) && judge_connection(skb, sk, s, egress))
+	if ((word & FLOW_JUDGED) && resolved(word)) {
+		if ((word & FLOW_VERDICT) != DENY) /* another processor has just judged it */
+			return true;
+	} else if (judge_connection(skb, sk, s, egress)) {
 		return true;
+	}
 	return denied(skb, s ? READ_ONCE(s->word) : 0, egress);
 }
 
