@@ -97,7 +97,7 @@ func (b *Bed) mount() {
 		Cannot(b.t, "bpf", fmt.Errorf("mount a bpffs: %w", err))
 	}
 	b.t.Cleanup(func() {
-		if err := unix.Unmount(b.dir, 0); err != nil {
+		if err := unix.Unmount(b.dir, unix.MNT_DETACH); err != nil {
 			b.t.Errorf("unmount the bpffs: %v", err)
 		}
 	})

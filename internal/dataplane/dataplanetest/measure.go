@@ -188,11 +188,12 @@ func measure(r request) (answer, error) {
 	if res.err != nil {
 		return answer{}, res.err
 	}
-	slices.Sort(res.times)
-	if len(res.times) == 0 {
+	warm := res.times[len(res.times)/3:] // caches, windows and buffers have found their size
+	if len(warm) == 0 {
 		return answer{}, nil
 	}
-	return answer{Good: len(res.times), Bad: int(res.times[len(res.times)/5])}, nil
+	slices.Sort(warm)
+	return answer{Good: len(res.times), Bad: int(warm[len(warm)/5])}, nil
 }
 
 func repeat(m Measure, to string, d time.Duration) ([]time.Duration, error) {
@@ -251,7 +252,7 @@ func repeat(m Measure, to string, d time.Duration) ([]time.Duration, error) {
 		}
 		times = append(times, time.Since(start))
 	}
-	return times[len(times)/3:], nil // when caches, windows and buffers have found their size
+	return times, nil
 }
 
 func connectTo(typ int, sa *unix.SockaddrInet4) (int, error) {

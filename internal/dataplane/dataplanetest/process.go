@@ -207,6 +207,14 @@ func wait(want string) time.Duration {
 	return patience
 }
 
+// DialMany makes n connections. The socket returned stands for all of them, and can only be closed.
+func (p *Process) DialMany(network, to string, n int) *Socket {
+	p.t.Helper()
+	s := &Socket{p: p, id: p.id(), Net: network}
+	p.must(request{Do: "dial many", ID: s.id, Net: network, To: to, N: n, Wait: patience})
+	return s
+}
+
 // MustDial makes a connection that must succeed.
 func (p *Process) MustDial(network, to string) *Socket {
 	p.t.Helper()

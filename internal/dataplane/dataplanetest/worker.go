@@ -148,6 +148,8 @@ func (w *sockets) do(r request) (answer, error) {
 		return answer{}, serveMeasures(r.To)
 	case "measure":
 		return measure(r)
+	case "dial many":
+		return answer{}, w.dialMany(r)
 	case "relisten":
 		return w.relisten(r)
 	case "connect":
@@ -399,6 +401,20 @@ func (w *sockets) dial(r request) (answer, error) {
 	return answer{Addr: c.LocalAddr().String()}, nil
 }
 
+// dialMany makes N connections.
+func (w *sockets) dialMany(r request) error {
+	o := &opened{}
+	w.put(r.ID, o)
+	for range r.N {
+		c, err := dial(r)
+		if err != nil {
+			return err
+		}
+		o.peers = append(o.peers, c)
+	}
+	return nil
+}
+
 func dial(r request) (net.Conn, error) {
 	d := net.Dialer{Timeout: r.Wait}
 	if r.Opts {
@@ -464,7 +480,7 @@ func stream(o *opened, r request) (answer, error) {
 	end := time.Now().Add(r.Wait)
 	a := answer{Errors: map[string]int{}}
 	each := r
-	each.Wait = time.Second
+	each.Wait = 3 * time.Second // a busy machine may take long to run both ends
 	for time.Now().Before(end) {
 		err := exchange(o, each)
 		if err == nil {

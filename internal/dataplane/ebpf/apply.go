@@ -276,8 +276,8 @@ func (t *transition) planSubjects(h *held, limit int) error {
 			t.changed[i] = true
 		}
 	}
-	t.localSets = h.localSets.diff(sets, nil, nil)
-	t.localIDs = h.localIDs.diff(identities, nil, nil)
+	t.localSets = h.localSets.diff(maps.All(sets), nil, nil)
+	t.localIDs = h.localIDs.diff(maps.All(identities), nil, nil)
 	return nil
 }
 
@@ -321,33 +321,39 @@ var mapped4 = netKeyOf(netip.MustParsePrefix("0.0.0.0/0"))
 
 // planAddresses compares addresses, port owners and controllers.
 func (t *transition) planAddresses(h *held) {
-	addresses := map[address]value{}
 	prefixes := map[netKey]value{mapped4: {}}
 	for _, a := range t.policy.Addresses {
-		v := value{id: uint64(a.Identity), shared: a.Shared}
-		if a.Prefix.IsSingleIP() {
-			addresses[addressOf(a.Prefix.Addr())] = v
-		} else {
-			prefixes[netKeyOf(a.Prefix)] = v
+		if !a.Prefix.IsSingleIP() {
+			prefixes[netKeyOf(a.Prefix)] = valueOf(&a)
+		}
+	}
+	addresses := func(yield func(address, value) bool) { // there may be very many
+		for i := range t.policy.Addresses {
+			a := &t.policy.Addresses[i]
+			if a.Prefix.IsSingleIP() && !yield(addressOf(a.Prefix.Addr()), valueOf(a)) {
+				return
+			}
 		}
 	}
 	before, after := newCover(h.prefixes.held), newCover(prefixes)
 	t.addresses = h.addresses.diff(addresses,
 		func(a address) value { return before.find(netKey{Bits: 129, Addr: a}) },
 		func(a address) value { return after.find(netKey{Bits: 129, Addr: a}) })
-	t.prefixes = h.prefixes.diff(prefixes, before.find, after.find)
+	t.prefixes = h.prefixes.diff(maps.All(prefixes), before.find, after.find)
 
 	ports := map[portKey]value{}
 	for _, o := range t.policy.Ports {
 		ports[portKey{Addr: addressOf(o.Addr), Port: o.Port, Proto: uint8(o.Proto)}] = value{id: uint64(o.Identity)}
 	}
-	t.ports = h.ports.diff(ports, nil, nil)
+	t.ports = h.ports.diff(maps.All(ports), nil, nil)
 	controllers := map[portKey]value{}
 	for _, c := range t.policy.Controllers {
 		controllers[portKey{Addr: addressOf(c.Addr()), Port: c.Port(), Proto: uint8(model.ProtoTCP)}] = value{id: 1}
 	}
-	t.controllers = h.controllers.diff(controllers, nil, nil)
+	t.controllers = h.controllers.diff(maps.All(controllers), nil, nil)
 }
+
+func valueOf(a *hostpolicy.Address) value { return value{id: uint64(a.Identity), shared: a.Shared} }
 
 // cover finds the longest prefix that covers a key and is shorter than it.
 type cover struct {
@@ -430,7 +436,7 @@ func (t *transition) planUnits(d *Dataplane, units map[string][]string) error {
 	if len(t.levels) > maxLevels {
 		return tooManyLevels(len(t.levels))
 	}
-	t.cgroups = d.held.cgroups.diff(cgroups, nil, nil)
+	t.cgroups = d.held.cgroups.diff(maps.All(cgroups), nil, nil)
 	return nil
 }
 

@@ -2,6 +2,7 @@ package ebpf
 
 import (
 	"fmt"
+	"maps"
 	"net/netip"
 	"strings"
 	"testing"
@@ -195,7 +196,7 @@ func TestCleaningFails(t *testing.T) {
 	d, _ := openForTest(t, nil)
 	tab := &d.held.addresses
 	key := addressOf(netip.MustParseAddr("192.0.2.1"))
-	add := tab.diff(map[address]value{key: {id: 7}}, nil, nil)
+	add := tab.diff(maps.All(map[address]value{key: {id: 7}}), nil, nil)
 	if err := tab.write(add, 2); err != nil {
 		t.Fatal(err)
 	}
@@ -205,14 +206,14 @@ func TestCleaningFails(t *testing.T) {
 	if err := d.maps.Addresses.Freeze(); err != nil { // the agent may not change it any more
 		t.Fatal(err)
 	}
-	gone := tab.diff(map[address]value{}, nil, nil)
+	gone := tab.diff(maps.All(map[address]value{}), nil, nil)
 	if err := tab.finish(gone); err == nil {
 		t.Fatal("a frozen map was changed")
 	}
 	if v, ok := tab.held[key]; !ok || v != (value{}) {
 		t.Errorf("what could not be deleted is held as %+v, %v", v, ok)
 	}
-	if again := tab.diff(map[address]value{}, nil, nil); len(again) != 1 || !again[0].isGone {
+	if again := tab.diff(maps.All(map[address]value{}), nil, nil); len(again) != 1 || !again[0].isGone {
 		t.Errorf("the next time: %+v", again)
 	}
 }

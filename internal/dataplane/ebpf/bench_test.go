@@ -212,6 +212,35 @@ func BenchmarkIsolate(b *testing.B) {
 	}
 }
 
+// BenchmarkCut times a policy that denies n live connections, which are reset when it returns.
+func BenchmarkCut(b *testing.B) {
+	for _, n := range []int{1, 1000, 10_000} {
+		d, bed := openForTest(b, nil)
+		lab := newLab(bed)
+		allow, deny := &dataplane.State{Policy: onePort(lab.allowed.Port())}, &dataplane.State{Policy: onePort(1)}
+		b.Run(fmt.Sprint(n), func(b *testing.B) {
+			for range b.N {
+				b.StopTimer()
+				if _, err := d.Apply(b.Context(), allow); err != nil {
+					b.Fatal(err)
+				}
+				many := lab.near.DialMany("tcp4", lab.allowed.Addr, n)
+				b.StartTimer()
+				st, err := d.Apply(b.Context(), deny)
+				if err != nil || st.Reset != n {
+					b.Fatalf("%+v, %v", st, err)
+				}
+				b.StopTimer()
+				many.Close()
+				b.StartTimer()
+			}
+		})
+		if err := d.Remove(); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
 // BenchmarkJudge times the slow path in the kernel: a verdict from identities and rows.
 func BenchmarkJudge(b *testing.B) {
 	for _, n := range []int{10, 100_000} {

@@ -10,14 +10,18 @@ import (
 // limits are what this implementation does not do on any kernel.
 var limits = []string{
 	"Traffic that this host forwards for others is not judged; only traffic of its own sockets is.",
-	"Frames sent through packet sockets (AF_PACKET) are not judged; sending them needs CAP_NET_RAW.",
+	"Frames sent through packet sockets (AF_PACKET) are not judged; sending them needs CAP_NET_RAW. Nor are sockets of other " +
+		"families than IPv4 and IPv6.",
+	"What a tunnel carries is judged as the tunnel only, unless a socket of this host is at its end.",
 	"Connections to a port on which nothing listens are answered by the kernel and are not recorded at this end.",
 	"Echo requests are answered by the kernel itself and are neither judged nor recorded at this end.",
 	"A socket belongs to the cgroup of the process that made it, also after it was handed to another process " +
 		"(socket activation, moved processes).",
+	"A cgroup that appears is judged as what it lies in, a unit or the host, until the agent has named it to the kernel.",
 	"A connection that this host itself redirects (DNAT) is judged at connect by the address the program asked for, " +
 		"and its replies over UDP are judged as traffic of their own.",
 	"An accepted connection names the process that listens, not the one that accepted it.",
+	"Programs that somebody detaches, or maps that somebody changes, are put right only when an agent starts.",
 }
 
 // confined is what an agent costs that may not enter network namespaces (it lacks CAP_SYS_ADMIN).

@@ -144,7 +144,7 @@ func TestEachNamespace(t *testing.T) {
 		want = append(want, m.inode)
 	}
 	defer func() {
-		if err := unix.Unmount(mounted, 0); err != nil {
+		if err := unix.Unmount(mounted, unix.MNT_DETACH); err != nil {
 			t.Error(err)
 		}
 	}()

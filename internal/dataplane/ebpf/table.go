@@ -3,6 +3,7 @@ package ebpf
 import (
 	"errors"
 	"fmt"
+	"iter"
 
 	"github.com/cilium/ebpf"
 )
@@ -27,22 +28,31 @@ type change[K comparable] struct {
 	isNew, isGone bool // the entry is not there yet; it must not stay
 }
 
-// diff returns what must change for the table to say desired. Where one of the two has no entry, the functions say
-// what holds for the key instead; nil is nothing.
-func (t *table[K]) diff(desired map[K]value, without, withoutNext func(K) value) []change[K] {
+// diff returns what must change for the table to say desired, which yields each key once. Where one of the two has no
+// entry, the functions say what holds for the key instead; nil is nothing.
+func (t *table[K]) diff(desired iter.Seq2[K, value], without, withoutNext func(K) value) []change[K] {
 	var changes []change[K]
+	known := 0
 	for k, after := range desired {
 		before, ok := t.held[k]
-		if ok && before == after {
-			continue
-		}
-		if !ok && without != nil {
+		if ok {
+			if known++; before == after {
+				continue
+			}
+		} else if without != nil {
 			before = without(k)
 		}
 		changes = append(changes, change[K]{key: k, before: before, after: after, isNew: !ok})
 	}
+	if known == len(t.held) {
+		return changes // as most times: nothing goes
+	}
+	stays := make(map[K]bool, known)
+	for k := range desired {
+		stays[k] = true
+	}
 	for k, before := range t.held {
-		if _, ok := desired[k]; ok {
+		if stays[k] {
 			continue
 		}
 		var after value

@@ -187,6 +187,35 @@ func TestDetachedLinks(t *testing.T) {
 	}
 }
 
+// TestRemovedByHand takes away the pins of a dataplane that nobody has open.
+func TestRemovedByHand(t *testing.T) {
+	t.Parallel()
+	d, bed := openForTest(t, nil)
+	l := newLab(bed)
+	if _, err := d.Apply(t.Context(), &dataplane.State{Policy: onePort(l.allowed.Port())}); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.Close(); err != nil {
+		t.Fatal(err)
+	}
+	l.mustEnforce(t, "without an agent")
+	if err := os.RemoveAll(bed.Place.BPFFS); err != nil {
+		t.Fatal(err)
+	}
+	for _, to := range []*dataplanetest.Socket{l.allowed, l.denied} {
+		if s, err := l.near.Dial("tcp4", to.Addr); err != "" {
+			t.Errorf("%s: %s", to.Addr, err)
+		} else {
+			s.Close()
+		}
+	}
+	d = bed.Open(func(t testing.TB, at dataplanetest.Place) dataplane.Dataplane { return openAt(t, at, nil) }).(*Dataplane)
+	if _, err := d.Apply(t.Context(), &dataplane.State{Policy: onePort(l.allowed.Port())}); err != nil {
+		t.Fatal(err)
+	}
+	l.mustEnforce(t, "installed again")
+}
+
 // TestKernelWithoutOptionalPrograms runs without a program that this kernel would load.
 func TestKernelWithoutOptionalPrograms(t *testing.T) {
 	t.Parallel()
