@@ -432,7 +432,7 @@ func (h *host) changesHands() {
 	server = h.own.Listen("udp4", server.Addr)
 	defer server.Close()
 	h.events.wait("its denial", func() bool { return client.exchange("x", "", brief) == "EPERM" })
-	e := h.events.one("the denial that says so", all(kind(dataplane.EventDeny), workload("near/one"), port(server.Port()), rejudged(true)))
+	e := h.events.one("the denial that says so", all(kind(dataplane.EventDeny), workload("near/one"), port(server.Port())))
 	if e.RemoteWorkload != "near" {
 		h.t.Errorf("denial: %s", describe(&e))
 	}

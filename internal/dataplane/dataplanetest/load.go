@@ -37,7 +37,7 @@ func testExact(t *testing.T, open Open) {
 			t.Fatal(err)
 		}
 	}
-	const n = 3000
+	const n = 2000
 	h.apply(policy{one: everything(model.Allow), two: everything(model.Allow)})
 	farRules(everything(model.Allow))
 	both := func(t *testing.T, network string, server, client *Process, addr string, at []*recorder, sides []string) {

@@ -251,7 +251,7 @@ func TestKilledAtAnyPoint(t *testing.T) {
 	d, bed := openForTest(t, nil)
 	policies := []*hostpolicy.Policy{bigPolicy(0, 2000), bigPolicy(1, 2000)}
 	r := rand.New(rand.NewPCG(uint64(time.Now().UnixNano()), 0))
-	rounds := 8
+	rounds := 6
 	if testing.Short() {
 		rounds = 3
 	}
