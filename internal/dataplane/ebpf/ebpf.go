@@ -315,7 +315,8 @@ func (d *Dataplane) release() error {
 		errs = append(errs, d.netns.Close())
 	}
 	if d.lock != nil {
-		errs = append(errs, d.lock.Close())
+		// Closing alone would not do: a process that is being started may have the file too, for a moment.
+		errs = append(errs, unix.Flock(int(d.lock.Fd()), unix.LOCK_UN), d.lock.Close())
 	}
 	return errors.Join(errs...)
 }
