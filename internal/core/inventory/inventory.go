@@ -101,6 +101,7 @@ func (b *builder) declare(workloads []model.Workload) error {
 			Labels:    w.Labels,
 			Addresses: distinct(w.Addresses),
 			Managed:   w.Managed,
+			Node:      w.Node,
 		}
 		switch {
 		case w.Unit != nil:

@@ -32,7 +32,7 @@ func ParseIdentityID(s string) (IdentityID, error) {
 type Identity struct {
 	Owned    bool     // some workload has the address; only then do workload selectors match
 	Labels   Labels   // empty unless Owned
-	Networks []string // sorted: names of networks, and canonical prefixes for literal CIDRs ("10.0.0.0/8")
+	Networks []string // sorted: names of networks, CIDRName of literal CIDRs, DomainNetwork of literal domains
 }
 
 // Key returns the canonical text of the identity; equal identities have equal keys.
@@ -71,5 +71,16 @@ func hashID(kind, key string) IdentityID {
 	return 1
 }
 
-// CIDRName returns the name by which Identity.Networks lists a literal CIDR.
-func CIDRName(p netip.Prefix) string { return p.Masked().String() }
+// CIDRName returns the name by which Identity.Networks lists a literal CIDR: "10.0.0.0/8", and with the parts of it that
+// do not count, "10.0.0.0/8!10.1.0.0/16!10.2.0.0/16".
+func CIDRName(p netip.Prefix, except ...netip.Prefix) string {
+	if len(except) == 0 {
+		return p.Masked().String()
+	}
+	parts := make([]string, len(except))
+	for i, x := range except {
+		parts[i] = x.Masked().String()
+	}
+	slices.Sort(parts)
+	return p.Masked().String() + "!" + strings.Join(slices.Compact(parts), "!")
+}

@@ -58,6 +58,7 @@ type Instance struct {
 	Managed    bool
 	Host       string // the host whose agent judges it; equal to Name for a host; "" if no agent is known
 	Unit       string // name of the unit on Host; "" for the host itself
+	Node       string // of a pod, the node it runs on; of a node, its own name; else ""
 	Quarantine Quarantine
 	Listening  []Listener // sockets known to belong to it
 }

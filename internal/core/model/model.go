@@ -72,6 +72,7 @@ type Documents struct {
 	Policies     []Policy
 	Guardrails   []Guardrail
 	Expectations []Expectation
+	OneSided     []OneSided // of Kubernetes manifests; no document of ours writes them
 }
 
 // Workload declares a workload, or adds labels to one that an agent reports under the same name.
@@ -80,6 +81,9 @@ type Workload struct {
 	Addresses []netip.Addr
 	Managed   bool  // false: nothing of ours can enforce on it
 	Unit      *Unit // nil: the workload is a host, a device or a machine of its own
+	// Node is the node that a pod runs on, or the name of the workload itself for the node; "" if it is neither. Traffic
+	// between a pod with an address of its own and its node is essential.
+	Node string
 }
 
 // Unit says that a workload is a part of a host: a systemd service, a container or any other cgroup.
@@ -110,7 +114,7 @@ type Network struct {
 	Meta
 	CIDRs   []netip.Prefix
 	Except  []netip.Prefix
-	Domains []string // parsed; refused by the compiler until domains are supported
+	Domains []string // host names, or "*." and a suffix: the addresses they resolve to, for as long as they do
 	Purpose Purpose
 }
 
@@ -224,15 +228,11 @@ type Action uint8
 const (
 	ActionDeny Action = iota
 	ActionAllow
+	ActionPass // leave the rest of the tier out; one-sided rules of TierAdmin only
 )
 
-// String returns allow or deny.
-func (a Action) String() string {
-	if a == ActionAllow {
-		return "allow"
-	}
-	return "deny"
-}
+// String returns allow, deny or pass.
+func (a Action) String() string { return [...]string{"deny", "allow", "pass"}[a] }
 
 // Policy is a list of rules.
 type Policy struct {
@@ -270,6 +270,7 @@ type Peer struct {
 	Process   *Process
 	Network   string
 	CIDR      netip.Prefix
+	Except    []netip.Prefix // of CIDR, in one-sided rules only
 	Domain    string
 	Pos       Position
 }

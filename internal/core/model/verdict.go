@@ -23,6 +23,7 @@ const (
 	RuleDHCP         RuleID = "essential/dhcp"
 	RuleND           RuleID = "essential/neighbor-discovery"
 	RuleICMPError    RuleID = "essential/icmp-error"
+	RuleOwnNode      RuleID = "essential/own-node"
 
 	RuleIsolate  RuleID = "quarantine/isolate"
 	RuleRestrict RuleID = "quarantine/restrict"
@@ -32,6 +33,9 @@ const (
 
 // MembersRule is the rule that members: allow stands for.
 func MembersRule(segment string) RuleID { return RuleID("segment/" + segment + "/members") }
+
+// OneSidedRuleID is the identity of a rule of a one-sided policy.
+func OneSidedRuleID(policy, rule string) RuleID { return RuleID(policy + "/" + rule) }
 
 // NamedRule is the identity of a rule of a policy.
 func NamedRule(policy, rule string) RuleID { return RuleID(policy + "/" + rule) }
@@ -93,6 +97,9 @@ type Flow struct {
 	Port        uint16 // destination port; of ICMP type<<8|code
 	FromProcess *Process
 	ToProcess   *Process
+	// ToDomain is the host name that the source resolved to reach To; "" if it is not known. It counts only where no
+	// workload owns To.
+	ToDomain string
 }
 
 // End is one end of a flow: Workload if set, else Addr.
