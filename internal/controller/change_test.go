@@ -132,7 +132,6 @@ func TestBadDocuments(t *testing.T) {
 		"twice":            {shop + "---\n" + shop, "declared already"},
 		"two problems":     {strings.NewReplacer("tcp/5432", "tcp/70000", "mode: enforce", "mode: harder").Replace(shop), "harder"},
 		"unknown service":  {strings.Replace(shop, "tcp/5432", "postgres", 1), "postgres"},
-		"not supported":    {strings.Replace(shop, `from: "app=shop,role=web"`, `from: {workloads: "app=shop", process: {unit: x.service}}`, 1), "not supported yet"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, err := c.API.Apply(t.Context(), &pb.ApplyRequest{Prune: true, Files: files(x.yaml)})

@@ -255,7 +255,7 @@ func assemble(base *model.Documents, e Edit) (*model.Documents, error) {
 			return nil, fail(Missing, "there is no %s named %q to remove", ref.Kind, ref.Name)
 		}
 	}
-	errs := append(policy.Validate(docs), policy.Unsupported(docs)...)
+	errs := policy.Validate(docs)
 	if len(errs) > 0 {
 		return nil, fail(Invalid, "%v", errs)
 	}

@@ -64,6 +64,17 @@ func CheckLabelKey(key string) error {
 	return nil
 }
 
+// CheckSelectorKey reports why key is not what a selector may ask for: a label key, or NamespaceLabelPrefix and the key of
+// a label of a pod's namespace, which no document can set.
+func CheckSelectorKey(key string) error {
+	own, found := strings.CutPrefix(key, NamespaceLabelPrefix)
+	err := CheckLabelKey(own)
+	if err != nil && found {
+		return fmt.Errorf("after %q: %w", NamespaceLabelPrefix, err)
+	}
+	return err
+}
+
 // CheckLabelValue reports why value is not a label value: empty, or like the name part of a key.
 func CheckLabelValue(value string) error {
 	if value != "" && !nameLike(value) {

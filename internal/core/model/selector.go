@@ -145,7 +145,7 @@ func contradiction(rs []Requirement) string {
 	return fmt.Sprintf("no workload can have %q meet %s at once", key, strings.Join(conflictDescribed, " and "))
 }
 
-// ParseSelector parses the Kubernetes label-selector grammar. The error names the offending part and its column
+// ParseSelector parses the Kubernetes label-selector grammar, with keys as CheckSelectorKey takes them. The error names the offending part and its column
 // (from 1) within s.
 func ParseSelector(s string) (Selector, error) {
 	p := selectorParser{in: s}
@@ -252,7 +252,7 @@ func (p *selectorParser) requirement() (Requirement, error) {
 	if r.Key == "" {
 		return r, p.fail(at, "a label key is missing")
 	}
-	if err := CheckLabelKey(r.Key); err != nil {
+	if err := CheckSelectorKey(r.Key); err != nil {
 		return r, p.fail(at, "%v", err)
 	}
 	if not {

@@ -143,7 +143,6 @@ func (r *reader) network(meta model.Meta, n *yaml.Node) model.Network {
 		field{"cidrs", "", func(v *yaml.Node) { cidrs = r.cidrs(v, "cidrs") }},
 		field{"except", "", func(v *yaml.Node) { except = r.cidrs(v, "except") }},
 		field{"domains", "", func(v *yaml.Node) {
-			r.remember(meta.Pos, "domains", v)
 			r.each(v, "domains", true, func(v *yaml.Node) {
 				domains = true
 				if s, ok := r.domain(v); ok {

@@ -40,7 +40,7 @@ func (r *reader) document(n *yaml.Node) {
 		meta = r.meta(metadata, kind)
 	}
 	if spec == nil { // reported already, but the document does declare its name
-		r = &reader{file: r.file, chunk: r.chunk, docs: r.docs, fields: r.fields}
+		r = &reader{file: r.file, chunk: r.chunk, docs: r.docs}
 		spec = &yaml.Node{Kind: yaml.MappingNode}
 	}
 	r.spec(kind, meta, spec)
@@ -122,6 +122,10 @@ func (r *reader) labels(n *yaml.Node) model.Labels {
 	r.pairs(n, func(key string, k, v *yaml.Node) {
 		if k.Tag != "!!str" {
 			r.fail(k, "a label key must be text, not %s; write %q in quotes", kindOf(k), key)
+			return
+		}
+		if strings.HasPrefix(key, model.NamespaceLabelPrefix) {
+			r.fail(k, "the label %q is a namespace's, and stands in selectors only; label the Namespace in its manifest", key)
 			return
 		}
 		if err := model.CheckLabelKey(key); err != nil {

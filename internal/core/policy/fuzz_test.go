@@ -2,14 +2,18 @@ package policy_test
 
 import (
 	"bytes"
+	"encoding/json"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/tools/txtar"
 
+	"bulkhead/internal/core/model"
 	"bulkhead/internal/core/policy"
 	"bulkhead/internal/core/policytest"
 )
@@ -67,4 +71,48 @@ func FuzzParse(f *testing.F) {
 			policy.Hygiene(docs, nil, policytest.Now)
 		}
 	})
+}
+
+// FuzzAddresses gives any text as an address, a CIDR, a domain and a port, the places where documents take text of their own
+// grammar: it is refused at its place, or comes back from the written form as what it was read as.
+func FuzzAddresses(f *testing.F) {
+	for _, s := range []string{
+		"10.0.3.7", "fd00::3:7", "::ffff:10.0.0.1", "fe80::1%eth0", "0.0.0.0", "255.255.255.255", "10.0.0.0/8", "fd00::/8", "0.0.0.0/0",
+		"10.0.0.1/8", "::ffff:10.0.0.0/104", "*.stripe.com", "api.example.org", "tcp/443", "udp/8000-8100", "icmp/8/0", "icmpv6", "any",
+		"", " ", "x", "443", "tcp/1-", "10.0.0.0/33",
+	} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, text string) {
+		fuzzField(t, model.KindWorkload, "addresses", text)
+		fuzzField(t, model.KindNetwork, "cidrs", text)
+		fuzzField(t, model.KindNetwork, "domains", text)
+		fuzzField(t, model.KindService, "ports", text)
+	})
+}
+
+// fuzzField reads a document of that kind in which the list has the text as its only element.
+func fuzzField(t *testing.T, kind model.Kind, field, text string) {
+	quoted, err := json.Marshal(text) // JSON is YAML
+	if err != nil {
+		t.Fatal(err)
+	}
+	data := fmt.Sprintf("apiVersion: bulkhead/v1\nkind: %s\nmetadata: {name: x}\nspec: {%s: [%s]}\n", kind, field, quoted)
+	docs, err := policy.Parse([]policy.File{{Name: "fuzz", Data: []byte(data)}})
+	if err != nil {
+		for _, m := range messages(t, err) {
+			if !strings.HasPrefix(m, "fuzz:4:") {
+				t.Fatalf("%s: refused elsewhere than where it stands: %s", data, m)
+			}
+		}
+		return
+	}
+	written := policy.Marshal(docs)
+	again, err := policy.Parse([]policy.File{{Name: "again", Data: written}})
+	if err != nil {
+		t.Fatalf("%s: the written form is refused: %v\n%s", data, err, written)
+	}
+	if diff := cmp.Diff(docs, again, equalDocuments...); diff != "" {
+		t.Fatalf("%s: the written form says something else:\n%s", data, diff)
+	}
 }

@@ -30,12 +30,11 @@ const (
 )
 
 // Parse reads the files and checks the documents against each other. The error is of type Errors, sorted by position,
-// and holds every problem there is: broken YAML, what the language does not know, names that nothing declares, and
-// what is not supported yet. The documents are nil if there is an error.
+// and holds every problem there is: broken YAML, what the language does not know, and names that nothing declares. The
+// documents are nil if there is an error.
 func Parse(files []File) (*model.Documents, error) {
 	r := read(files)
 	r.problems.add(Validate(r.docs)...)
-	r.problems.add(unsupported(r.docs, r.field)...)
 	if errs := r.problems.sorted(); len(errs) > 0 {
 		return nil, errs
 	}
@@ -43,7 +42,7 @@ func Parse(files []File) (*model.Documents, error) {
 }
 
 // Read reads the files without checking that what documents name exists, for callers that lay them over other
-// documents (Merge) before they call Validate and Unsupported. Two documents of one kind and name are an error here
+// documents (Merge) before they call Validate. Two documents of one kind and name are an error here
 // already. The error is as Parse returns it.
 func Read(files []File) (*model.Documents, error) {
 	r := read(files)
@@ -57,7 +56,7 @@ func Read(files []File) (*model.Documents, error) {
 // read reads what it can of the files: documents with a problem are kept as far as they could be read, so that a
 // problem in one does not make its name unknown to others.
 func read(files []File) *reader {
-	r := &reader{docs: &model.Documents{}, fields: map[fieldKey]model.Position{}}
+	r := &reader{docs: &model.Documents{}}
 	for _, f := range files {
 		r.readFile(f)
 	}

@@ -153,44 +153,6 @@ func TestLimits(t *testing.T) {
 	}
 }
 
-// TestUnsupported shows that what Parse refuses as not supported yet survives being written and read, and is refused
-// in documents that were not read from a file as well.
-func TestUnsupported(t *testing.T) {
-	refused := 0
-	for seed := range uint64(100) {
-		size := policytest.Small
-		size.NotYet = true
-		docs, _, _ := policytest.Generate(seed, size)
-		file := []policy.File{{Name: "generated.yaml", Data: policy.Marshal(docs)}}
-		again, err := policy.Read(file)
-		if err != nil {
-			t.Fatalf("seed %d: %v\n%s", seed, err, file[0].Data)
-		}
-		if diff := cmp.Diff(docs, again, equalDocuments...); diff != "" {
-			t.Fatalf("seed %d (-generated +read):\n%s", seed, diff)
-		}
-		bare, placed := policy.Unsupported(docs), policy.Unsupported(again)
-		if len(bare) > len(placed) || (len(bare) == 0) != (len(placed) == 0) {
-			t.Errorf("seed %d: %d problems without positions, %d with", seed, len(bare), len(placed))
-		}
-		_, err = policy.Parse(file)
-		if (err == nil) != (len(placed) == 0) {
-			t.Errorf("seed %d: Parse says %v, Unsupported %v", seed, err, placed)
-		}
-		if err != nil {
-			refused++
-			for _, m := range messages(t, err) {
-				if !strings.Contains(m, "not supported yet") {
-					t.Errorf("seed %d: %s", seed, m)
-				}
-			}
-		}
-	}
-	if refused < 50 {
-		t.Errorf("only %d of 100 worlds have something that is not supported yet", refused)
-	}
-}
-
 func TestMerge(t *testing.T) {
 	service := func(name, ports string) string {
 		return "---\napiVersion: bulkhead/v1\nkind: Service\nmetadata: {name: " + name + "}\nspec: {ports: [" + ports + "]}\n"

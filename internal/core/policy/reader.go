@@ -17,26 +17,6 @@ type reader struct {
 	chunk    chunk
 	docs     *model.Documents
 	problems problems
-	fields   map[fieldKey]model.Position
-}
-
-// fieldKey names a field of what begins at a position; reader.fields remembers where those fields stand that the
-// model keeps no position of and that later checks complain about.
-type fieldKey struct {
-	of   model.Position
-	name string
-}
-
-// field returns the position of a field of what begins at pos, or pos itself if it was not remembered.
-func (r *reader) field(of model.Position, name string) model.Position {
-	if at, ok := r.fields[fieldKey{of, name}]; ok {
-		return at
-	}
-	return of
-}
-
-func (r *reader) remember(of model.Position, name string, n *yaml.Node) {
-	r.fields[fieldKey{of, name}] = r.pos(n)
 }
 
 func (r *reader) pos(n *yaml.Node) model.Position {

@@ -93,7 +93,6 @@ func (r *reader) guardrail(meta model.Meta, n *yaml.Node) model.Guardrail {
 			g.From, g.To, g.On = r.traffic(v, "never")
 		}},
 		field{"via", "", func(v *yaml.Node) {
-			r.remember(meta.Pos, "via", v)
 			i, _ := r.choice(v, "via", viaNames)
 			g.Via = model.Via(i)
 		}},
@@ -201,7 +200,6 @@ func (r *reader) peer(n *yaml.Node, what string) (model.Peer, bool) {
 			return ok
 		}),
 		field{"process", "", func(v *yaml.Node) {
-			r.remember(p.Pos, "process", v)
 			p.Process = r.process(v)
 		}},
 		kind("network", model.PeerNetwork, func(v *yaml.Node) (ok bool) {

@@ -2,7 +2,6 @@ package policy
 
 import (
 	"net/netip"
-	"strings"
 
 	"bulkhead/internal/core/model"
 )
@@ -193,46 +192,4 @@ func hostOf(w *model.Workload) string {
 		return w.Unit.Host
 	}
 	return w.Name
-}
-
-// Unsupported reports what the language has but nothing enforces yet: process constraints, domains and guardrails
-// over many hops. They are refused rather than ignored, since a rule that is not enforced as it reads opens or closes
-// what nobody asked for.
-func Unsupported(docs *model.Documents) Errors {
-	return unsupported(docs, func(of model.Position, _ string) model.Position { return of })
-}
-
-// unsupported is Unsupported with a way to find the exact place of a field.
-func unsupported(docs *model.Documents, place func(of model.Position, field string) model.Position) Errors {
-	var p problems
-	peers := func(list []model.Peer) {
-		for _, x := range list {
-			if x.Process != nil {
-				p.add(errorf(place(x.Pos, "process"), "process constraints are not supported yet; give the process a workload of its own by spec.unit, and name that"))
-			}
-			if x.Kind == model.PeerDomain {
-				p.add(errorf(x.Pos, "domains are not supported yet; name the addresses of %s by cidr or network", x.Domain))
-			}
-		}
-	}
-	for i := range docs.Networks {
-		if n := &docs.Networks[i]; len(n.Domains) > 0 {
-			p.add(errorf(place(n.Pos, "domains"), "domains are not supported yet; list the addresses of %s under cidrs", strings.Join(n.Domains, ", ")))
-		}
-	}
-	for i := range docs.Policies {
-		for _, r := range docs.Policies[i].Rules {
-			peers(r.From)
-			peers(r.To)
-		}
-	}
-	for i := range docs.Guardrails {
-		g := &docs.Guardrails[i]
-		peers(g.From)
-		peers(g.To)
-		if g.Via == model.ViaAny {
-			p.add(errorf(place(g.Pos, "via"), "via: any (over many hops) is not supported yet; write via: direct, or leave it out"))
-		}
-	}
-	return p.sorted()
 }
