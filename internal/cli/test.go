@@ -14,20 +14,34 @@ type testView struct {
 }
 
 func (a *app) testCommand() *cobra.Command {
-	var f sceneFlags
+	var (
+		f      sceneFlags
+		update bool
+	)
 	cmd := &cobra.Command{
-		Use:   "test",
-		Short: "Run expectations and prove guardrails, with counterexamples",
+		Use:   "test [TEST...]",
+		Short: "Run expectations, guardrails and test files, with counterexamples",
 		Long: `Run every case of every Expectation, and prove every Guardrail over all workloads and
 addresses. A guardrail that fails shows a flow that should never be allowed, with the rules
 that allow it.
 
+With TEST, a file or a directory of files named *.txtar, run those instead: each holds
+documents and what is expected of them, as docs/policy.md describes. --update writes what is
+into what is expected; read the difference before you keep it.
+
 Exit status 1 if a case or a guardrail fails.`,
 		Example: `  bulkhead test -f policy/
   bulkhead test -f policy/ -o json
-  bulkhead test -f policy/ --quarantine pay-db-1=isolate`,
-		Args: takes(),
-		RunE: func(cmd *cobra.Command, _ []string) error {
+  bulkhead test -f policy/ --quarantine pay-db-1=isolate
+  bulkhead test tests/                               # every *.txtar below it
+  bulkhead test tests/payments.txtar --update`,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			switch {
+			case len(args) > 0:
+				return a.testFiles(cmd, args, update)
+			case update:
+				return usagef("--update goes with test files: bulkhead test FILE.txtar --update")
+			}
 			s, err := a.scene(cmd, &f, "nothing was tested")
 			if err != nil {
 				return err
@@ -47,6 +61,7 @@ Exit status 1 if a case or a guardrail fails.`,
 		},
 	}
 	f.register(cmd)
+	cmd.Flags().BoolVar(&update, "update", false, "write what is into what TEST expects")
 	return cmd
 }
 

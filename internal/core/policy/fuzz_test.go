@@ -21,7 +21,7 @@ import (
 // FuzzParse checks that any text is either refused with errors that have a place in it, or means documents that can
 // be written and read again, and that hygiene has no trouble with.
 func FuzzParse(f *testing.F) {
-	paths, err := filepath.Glob(filepath.Join("testdata", "*", "*.txtar"))
+	paths, err := filepath.Glob(filepath.Join("..", "..", "corpus", "testdata", "*", "*.txtar"))
 	if err != nil || len(paths) == 0 {
 		f.Fatalf("no seeds (%v)", err)
 	}

@@ -81,7 +81,7 @@ func (f Finding) String() string {
 }
 
 // Hygiene finds what is allowed but looks wrong in documents that passed Parse. With an inventory it also finds what
-// matches nobody; without one (nil) it leaves that out. Rules that have expired at now count as absent. The findings
+// matches nobody; without one, nil or empty, it leaves that out. Rules that have expired at now count as absent. The findings
 // are sorted by position.
 func Hygiene(docs *model.Documents, inv *model.Inventory, now time.Time) []Finding {
 	h := &hygiene{docs: docs, now: now, networks: map[string]*model.Network{}, services: map[string]*model.Service{}}
@@ -98,7 +98,7 @@ func Hygiene(docs *model.Documents, inv *model.Inventory, now time.Time) []Findi
 	h.unused()
 	h.ignored()
 	h.lookalikes(inv)
-	if inv != nil {
+	if inv != nil && len(inv.Instances) > 0 {
 		h.unmatched(inv)
 	}
 	slices.SortStableFunc(h.findings, func(a, b Finding) int { return comparePositions(a.Pos, b.Pos) })

@@ -2,7 +2,6 @@ package policy_test
 
 import (
 	"encoding/json"
-	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -12,33 +11,6 @@ import (
 	"bulkhead/internal/core/policy"
 	"bulkhead/internal/core/policytest"
 )
-
-// TestHygiene holds every finding. The inventory of a case is given as documents in inventory.yaml.
-func TestHygiene(t *testing.T) {
-	cases(t, "hygiene", "findings", func(t *testing.T, files []policy.File) string {
-		var inv *model.Inventory
-		if i := slices.IndexFunc(files, func(f policy.File) bool { return f.Name == "inventory.yaml" }); i >= 0 {
-			docs, err := policy.Parse(files[i : i+1])
-			if err != nil {
-				t.Fatal(err)
-			}
-			inv = &model.Inventory{}
-			for _, w := range docs.Workloads {
-				inv.Instances = append(inv.Instances, model.Instance{Name: w.Name, Labels: w.Labels, Addresses: w.Addresses})
-			}
-			files = slices.Delete(slices.Clone(files), i, i+1)
-		}
-		docs, err := policy.Parse(files)
-		if err != nil {
-			t.Fatal(err)
-		}
-		var b strings.Builder
-		for _, f := range policy.Hygiene(docs, inv, policytest.Now) {
-			fmt.Fprintln(&b, f)
-		}
-		return b.String()
-	})
-}
 
 func TestFindingJSON(t *testing.T) {
 	want := policy.Finding{
