@@ -68,3 +68,10 @@ const (
 // DomainNetwork is the name by which Identity.Networks lists a domain: a host name, or "*." and a suffix of one or more
 // labels.
 func DomainNetwork(pattern string) string { return "domain:" + pattern }
+
+// NodeLabel is the system label of the nodes of a cluster, with the value NodeValue. Pods that use their node's network
+// carry it too: whoever may reach the node reaches them.
+const (
+	NodeLabel = SystemLabelPrefix + "node"
+	NodeValue = "node"
+)

@@ -153,7 +153,13 @@ func ParseSelector(s string) (Selector, error) {
 	if err != nil {
 		return Selector{}, err
 	}
-	slices.SortFunc(sel.Requirements, func(a, b Requirement) int {
+	return NewSelector(sel.Requirements...), nil
+}
+
+// NewSelector returns the selector that all requirements make, in canonical order. It may reorder them; the values of
+// each are sorted and distinct already.
+func NewSelector(requirements ...Requirement) Selector {
+	slices.SortFunc(requirements, func(a, b Requirement) int {
 		if c := strings.Compare(a.Key, b.Key); c != 0 {
 			return c
 		}
@@ -162,10 +168,14 @@ func ParseSelector(s string) (Selector, error) {
 		}
 		return slices.Compare(a.Values, b.Values)
 	})
-	sel.Requirements = slices.CompactFunc(sel.Requirements, func(a, b Requirement) bool {
+	return Selector{slices.CompactFunc(requirements, func(a, b Requirement) bool {
 		return a.Key == b.Key && a.Op == b.Op && slices.Equal(a.Values, b.Values)
-	})
-	return sel, nil
+	})}
+}
+
+// With returns the selector of what meets the requirements too.
+func (s *Selector) With(more ...Requirement) Selector {
+	return NewSelector(slices.Concat(s.Requirements, more)...)
 }
 
 // MustParseSelector is ParseSelector for literals in tests and tables; it panics on an error.
