@@ -19,6 +19,7 @@ func Merge(base, over *model.Documents) *model.Documents {
 		Policies:     mergeLists(b.Policies, o.Policies, policyName),
 		Guardrails:   mergeLists(b.Guardrails, o.Guardrails, guardrailName),
 		Expectations: mergeLists(b.Expectations, o.Expectations, expectationName),
+		OneSided:     mergeLists(b.OneSided, o.OneSided, oneSidedName),
 	}
 }
 
@@ -85,6 +86,7 @@ func sortedCopy(docs *model.Documents) *model.Documents {
 		Policies:     slices.Clone(docs.Policies),
 		Guardrails:   slices.Clone(docs.Guardrails),
 		Expectations: slices.Clone(docs.Expectations),
+		OneSided:     slices.Clone(docs.OneSided),
 	}
 	sortDocuments(d)
 	return d

@@ -141,6 +141,7 @@ func sortDocuments(d *model.Documents) {
 	sortByName(d.Policies, policyName)
 	sortByName(d.Guardrails, guardrailName)
 	sortByName(d.Expectations, expectationName)
+	sortByName(d.OneSided, oneSidedName)
 }
 
 // sortByName is stable, so that of two documents of one name the first of the files stays first.
@@ -155,3 +156,4 @@ func segmentName(d *model.Segment) string         { return d.Name }
 func policyName(d *model.Policy) string           { return d.Name }
 func guardrailName(d *model.Guardrail) string     { return d.Name }
 func expectationName(d *model.Expectation) string { return d.Name }
+func oneSidedName(d *model.OneSided) string       { return d.Name }
