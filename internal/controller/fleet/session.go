@@ -317,7 +317,7 @@ func (s *session) policy() *pb.ControllerMessage {
 func (s *session) receive(ctx context.Context, hello chan<- *pb.Hello, joined <-chan struct{}) error {
 	m, err := s.stream.Receive()
 	if err != nil {
-		return s.broken(err)
+		return s.broken(ctx, err)
 	}
 	h := m.GetHello()
 	if h == nil {
@@ -337,7 +337,7 @@ func (s *session) receive(ctx context.Context, hello chan<- *pb.Hello, joined <-
 	for {
 		m, err := s.stream.Receive()
 		if err != nil {
-			return s.broken(err)
+			return s.broken(ctx, err)
 		}
 		if err := s.take(ctx, clip(instance), m); err != nil {
 			return err
@@ -346,7 +346,10 @@ func (s *session) receive(ctx context.Context, hello chan<- *pb.Hello, joined <-
 }
 
 // broken tells a message that cannot be read from a stream that has ended.
-func (s *session) broken(err error) error {
+func (s *session) broken(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return err // Serve has returned, and what looks like half a message is the end of the body on this side
+	}
 	code := connect.CodeOf(err)
 	if code == connect.CodeInternal { // the stream ended within a message
 		code = connect.CodeInvalidArgument
