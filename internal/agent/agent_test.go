@@ -102,7 +102,7 @@ func (n *node) end() error {
 	select {
 	case err := <-r.done:
 		return err
-	case <-time.After(10 * time.Second):
+	case <-time.After(time.Minute):
 		n.t.Fatal("the agent does not end")
 		return nil
 	}
@@ -112,7 +112,7 @@ func (n *node) end() error {
 func (n *node) status(what string, ok func(*status.Report) bool) *status.Report {
 	n.t.Helper()
 	var last *status.Report
-	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
 		r, err := status.NewClient(n.cfg.Socket).Status(n.t.Context())
 		if err != nil {
 			continue
@@ -121,7 +121,7 @@ func (n *node) status(what string, ok func(*status.Report) bool) *status.Report 
 			return r
 		}
 	}
-	n.t.Fatalf("waited ten seconds for %s; the agent says %+v", what, last)
+	n.t.Fatalf("waited a minute for %s; the agent says %+v", what, last)
 	return nil
 }
 
@@ -418,7 +418,7 @@ func TestServiceManagerHearsOfReadinessBeforeTheControllerAnswers(t *testing.T) 
 	n := newNode(t, c)
 	c.Stop()
 	n.start()
-	if err := manager.SetReadDeadline(time.Now().Add(10 * time.Second)); err != nil {
+	if err := manager.SetReadDeadline(time.Now().Add(time.Minute)); err != nil {
 		t.Fatal(err)
 	}
 	heard := map[string]bool{}

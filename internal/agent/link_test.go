@@ -74,11 +74,16 @@ func TestUnacknowledgedFlowsAreSentAgainAndNoMoreThanAFewAtOnce(t *testing.T) {
 	c.HoldAcks(true)
 	n.start()
 	connected(c, 1)
-	for i := range 50 {
-		n.dp.Emit(flow(uint16(i)))
+	flows := 0
+	emit := func() {
+		n.dp.Emit(flow(uint16(flows)))
+		flows++
 		time.Sleep(3 * time.Millisecond)
 	}
-	c.WaitFor("some batches", func() bool { return len(batches(c)) == 4 })
+	c.WaitFor("some batches", func() bool { emit(); return len(batches(c)) == 4 })
+	for range 50 { // of several windows more
+		emit()
+	}
 	time.Sleep(200 * time.Millisecond)
 	if got := batches(c); len(got) != 4 {
 		t.Errorf("batches %v without an acknowledgement, want 4", got)
@@ -86,7 +91,7 @@ func TestUnacknowledgedFlowsAreSentAgainAndNoMoreThanAFewAtOnce(t *testing.T) {
 	c.HoldAcks(false)
 	c.Stop()
 	c.Start()
-	c.WaitFor("all flows", func() bool { return ports(c) == 50 })
+	c.WaitFor("all flows", func() bool { return ports(c) == flows })
 }
 
 func batches(c *agenttest.Controller) []uint64 {
@@ -133,7 +138,7 @@ func TestFullSpoolIsCountedAndTold(t *testing.T) {
 	}
 	// A batch that is dropped on its way counts as lost even if it arrives: let all drops be over before.
 	var lost uint64
-	for settled := time.Now(); time.Since(settled) < 300*time.Millisecond; time.Sleep(10 * time.Millisecond) {
+	for settled := time.Now(); time.Since(settled) < 2*time.Second; time.Sleep(10 * time.Millisecond) {
 		if r := n.status("a report", func(*status.Report) bool { return true }); r.RecordsLost != lost {
 			lost, settled = r.RecordsLost, time.Now()
 		}
@@ -148,8 +153,9 @@ func TestFullSpoolIsCountedAndTold(t *testing.T) {
 }
 
 func TestCertificateIsRenewedWithoutLosingTheStream(t *testing.T) {
+	t.Parallel()
 	c := agenttest.New(t)
-	c.TTL = 4 * time.Second
+	c.TTL, c.Grace = 8*time.Second, time.Hour // a busy machine may be late
 	c.Start()
 	n := newNode(t, c)
 	n.start()
@@ -171,7 +177,6 @@ func TestCertificateIsRenewedWithoutLosingTheStream(t *testing.T) {
 // expired starts an agent and lets its certificate expire while the controller is away. When it returns, both are gone.
 func expired(t *testing.T, c *agenttest.Controller) *node {
 	t.Helper()
-	c.TTL = 2 * time.Second
 	c.Start()
 	n := newNode(t, c)
 	n.start()
@@ -180,7 +185,7 @@ func expired(t *testing.T, c *agenttest.Controller) *node {
 	acked(c)
 	c.Stop()
 	n.stop()
-	time.Sleep(3 * time.Second)
+	c.Expire(n.cfg.Data)
 	return n
 }
 
@@ -196,7 +201,6 @@ func TestCertificateThatExpiredWhileTheControllerWasAwayIsRenewed(t *testing.T) 
 	if text := strings.Join(r.Problems, " "); strings.Contains(text, "token") || !strings.Contains(text, "connection refused") || r.Revision != 1 {
 		t.Errorf("revision %d, problems %v; want the policy in force and why there is no connection", r.Revision, r.Problems)
 	}
-	c.TTL = time.Hour
 	c.Start()
 	connected(c, sessions+1)
 	n.status("no problem", func(r *status.Report) bool { return r.Connected && len(r.Problems) == 0 })
@@ -345,11 +349,11 @@ func TestSilentControllerIsNotWaitedForForever(t *testing.T) {
 	}
 	defer silent.Close()
 	began := time.Now()
-	for deadline := began.Add(30 * time.Second); time.Now().Before(deadline); time.Sleep(100 * time.Millisecond) {
+	for deadline := began.Add(2 * time.Minute); time.Now().Before(deadline); time.Sleep(100 * time.Millisecond) {
 		r, err := status.NewClient(n.cfg.Socket).Status(t.Context())
 		if err == nil && hasProblem("handshake timeout")(r) {
 			return
 		}
 	}
-	t.Error("half a minute and no word")
+	t.Error("two minutes and no word")
 }

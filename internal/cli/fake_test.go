@@ -54,7 +54,7 @@ func (f *fakeController) intercept(next http.Handler) http.Handler {
 		case "slow":
 			select {
 			case <-r.Context().Done():
-			case <-time.After(10 * time.Second):
+			case <-time.After(time.Minute):
 			}
 		case "web":
 			http.Error(w, "this is some other web server", http.StatusNotFound)

@@ -285,7 +285,7 @@ func TestFollow(t *testing.T) {
 	c, web, db := pair(t)
 	web.Flows(&pb.FlowBatch{Sequence: 1, Records: []*pb.FlowRecord{seen("web-1", egress, "10.0.0.1", "10.0.0.2", 22, deny, "default-deny", 2)}})
 	Eventually(t, "the batch is acknowledged", func() bool { return len(web.Acked()) == 1 })
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	stream, err := c.API.ListFlows(ctx, &pb.ListFlowsRequest{Follow: true, Port: "tcp", To: "db-1"})
 	if err != nil {

@@ -169,9 +169,9 @@ func TestFabricJoinsHostsAndLeavesNothing(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, addr := range []string{"10.99.0.1:8443", "[fd99::1]:8443"} {
-		err := WaitUntil(t.Context(), "an answer", 5*time.Second, 20*time.Millisecond, func() error {
+		err := WaitUntil(t.Context(), "an answer", time.Minute, 20*time.Millisecond, func() error {
 			return b.do(func() error {
-				c, err := net.DialTimeout("tcp", addr, time.Second)
+				c, err := net.DialTimeout("tcp", addr, 10*time.Second)
 				if err != nil {
 					return err
 				}
@@ -264,7 +264,7 @@ func TestKilledRunnerIsSweptAtTheNextStart(t *testing.T) {
 		t.Fatal(err)
 	}
 	_ = cmd.Wait() // "signal: killed"
-	err = WaitUntil(t.Context(), "the end of the process that does not stay", 5*time.Second, 10*time.Millisecond, func() error {
+	err = WaitUntil(t.Context(), "the end of the process that does not stay", time.Minute, 10*time.Millisecond, func() error {
 		pids, err := processesIn(unit)
 		if err == nil && len(pids) != 1 {
 			err = fmt.Errorf("%d processes left", len(pids))
@@ -316,7 +316,7 @@ func TestKillUnit(t *testing.T) {
 	}
 	select {
 	case <-dies.Done():
-	case <-time.After(time.Second):
+	case <-time.After(time.Minute):
 		t.Error("the process of the unit lives")
 	}
 	if err := unix.Kill(lives.PID(), 0); err != nil {

@@ -49,7 +49,7 @@ func TestFullDisk(t *testing.T) {
 			t.Errorf("problems %v", h.problems.List())
 		}
 		d.Free()
-		for deadline := time.Now().Add(10 * time.Second); len(h.problems.List()) > 0; time.Sleep(5 * time.Millisecond) {
+		for deadline := time.Now().Add(time.Minute); len(h.problems.List()) > 0; time.Sleep(5 * time.Millisecond) {
 			if time.Now().After(deadline) {
 				t.Fatalf("problems %v although there is room", h.problems.List())
 			}

@@ -63,7 +63,8 @@ func speak(addr string) {
 	for {
 		c, err := net.DialTimeout("tcp", addr, 300*time.Millisecond)
 		for err == nil {
-			if err = c.SetDeadline(time.Now().Add(300 * time.Millisecond)); err == nil {
+			// What is denied is reset. A machine that is busy may be silent for a while.
+			if err = c.SetDeadline(time.Now().Add(20 * time.Second)); err == nil {
 				if _, err = c.Write([]byte{1}); err == nil {
 					_, err = io.ReadFull(c, make([]byte, 1))
 				}
@@ -148,7 +149,7 @@ func newBench(t *testing.T) *bench {
 func (b *bench) removeCgroups() {
 	for _, d := range []string{"db.service", "web.service", "."} {
 		var err error
-		for range 100 { // processes that have ended leave their cgroup a moment later
+		for range 3000 { // processes that have ended leave their cgroup a moment later
 			if err = os.Remove(filepath.Join(b.cgroup, d)); err == nil || errors.Is(err, os.ErrNotExist) {
 				err = nil
 				break
@@ -305,7 +306,7 @@ func (b *bench) waitLine(p *process, prefix string) {
 // heard returns when the process says, or has said, a line that begins so.
 func (b *bench) heard(p *process, prefix string) {
 	b.t.Helper()
-	deadline, last := time.After(10*time.Second), "nothing"
+	deadline, last := time.After(time.Minute), "nothing"
 	for {
 		select {
 		case line := <-p.lines:
@@ -315,27 +316,28 @@ func (b *bench) heard(p *process, prefix string) {
 			last = line
 		case <-deadline:
 			r, err := status.NewClient(filepath.Join(b.dir, "agent.sock")).Status(context.Background())
-			b.t.Fatalf("waited ten seconds for %q; it says %q\nagent: %+v %v\n%s\ncontroller: %s", prefix, last, r, err, b.agent.log, b.controller.log)
+			b.t.Fatalf("waited a minute for %q; it says %q\nagent: %+v %v\n%s\ncontroller: %s", prefix, last, r, err, b.agent.log, b.controller.log)
 		}
 	}
 }
 
-// only fails the test unless the process says nothing but lines that begin so, for that long.
+// only fails the test unless the process says lines that begin so and no others, for that long or, on a busy machine,
+// until it has said one.
 func (b *bench) only(p *process, prefix string, during time.Duration) {
 	b.t.Helper()
 	b.waitLine(p, prefix)
-	deadline := time.After(during)
-	for n := 0; ; n++ {
+	end, limit := time.After(during), time.After(time.Minute)
+	over := false
+	for n := 0; !over || n == 0; {
 		select {
 		case line := <-p.lines:
-			if !strings.HasPrefix(line, prefix) {
+			if n++; !strings.HasPrefix(line, prefix) {
 				b.t.Fatalf("%q after %d lines of %q\nagent: %s", line, n, prefix, b.agent.log)
 			}
-		case <-deadline:
-			if n == 0 {
-				b.t.Fatalf("no %q for %v", prefix, during)
-			}
-			return
+		case <-end:
+			over = true
+		case <-limit:
+			b.t.Fatalf("no %q for a minute", prefix)
 		}
 	}
 }
@@ -444,12 +446,12 @@ func (b *bench) status(what string, ok func(*status.Report) bool) {
 func (b *bench) eventually(what string, try func() error) {
 	b.t.Helper()
 	var err error
-	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
 		if err = try(); err == nil {
 			return
 		}
 	}
-	b.t.Fatalf("waited ten seconds for %s: %v\nagent: %s\ncontroller: %s", what, err, b.agent.logText(), b.controller.logText())
+	b.t.Fatalf("waited a minute for %s: %v\nagent: %s\ncontroller: %s", what, err, b.agent.logText(), b.controller.logText())
 }
 
 // seen waits until the recorded flows have a line with all of the words.

@@ -224,15 +224,13 @@ func otherKey(t *testing.T) []byte {
 }
 
 func TestExpiredIdentityIsLoadedAndSaysSo(t *testing.T) {
-	c := agenttest.New(t)
-	c.TTL = 2 * time.Second // certificates count in whole seconds
-	c.Start()
+	c := agenttest.New(t).Start()
 	dir := t.TempDir()
 	k := keeper(t, c, dir)
 	if err := k.Enroll(t.Context(), c.Token("one", "", 1, time.Hour)); err != nil {
 		t.Fatal(err)
 	}
-	time.Sleep(time.Until(k.Current().NotAfter()) + time.Millisecond)
+	c.Expire(dir)
 	k = keeper(t, c, dir)
 	if err := k.Load(); !errors.Is(err, enroll.ErrExpired) {
 		t.Errorf("error %v, want ErrExpired", err)

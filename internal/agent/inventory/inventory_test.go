@@ -68,7 +68,7 @@ func running(t *testing.T, cfg Config) (w *Watcher, wait func(what string, ok fu
 	})
 	return w, func(what string, ok func(*Found) bool) {
 		t.Helper()
-		deadline := time.After(5 * time.Second)
+		deadline := time.After(time.Minute)
 		for {
 			select {
 			case f := <-news:
@@ -76,7 +76,7 @@ func running(t *testing.T, cfg Config) (w *Watcher, wait func(what string, ok fu
 					return
 				}
 			case <-deadline:
-				t.Fatalf("waited five seconds for %s; found %+v", what, w.Current())
+				t.Fatalf("waited a minute for %s; found %+v", what, w.Current())
 			}
 		}
 	}

@@ -97,7 +97,7 @@ func start(t *testing.T, config, socket string) *process {
 		return (&net.Dialer{}).DialContext(ctx, "unix", socket)
 	}}
 	p.api = bulkheadv1connect.NewControllerServiceClient(connect.NewClient(connecthttp.NewTransport(&http.Client{Transport: transport}, "http://x")))
-	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(10 * time.Millisecond) {
 		if _, err := p.api.GetStatus(t.Context(), &pb.GetStatusRequest{}); err == nil {
 			return p
 		} else if time.Now().After(deadline) {

@@ -315,7 +315,7 @@ func (s *Session) Err(t testing.TB) error {
 	select {
 	case <-s.ended:
 		return s.err
-	case <-time.After(20 * time.Second):
+	case <-time.After(time.Minute):
 		t.Fatal("the stream does not end")
 		return nil
 	}

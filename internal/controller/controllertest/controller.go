@@ -95,7 +95,7 @@ func (c *Controller) Restart() {
 	case err := <-done:
 		stop()
 		c.t.Fatalf("the controller ended: %v", err)
-	case <-time.After(30 * time.Second):
+	case <-time.After(time.Minute):
 		stop()
 		c.t.Fatal("the controller does not start")
 	}
@@ -115,7 +115,7 @@ func (c *Controller) Stop() {
 		if err != nil {
 			c.t.Errorf("the controller ended with %v", err)
 		}
-	case <-time.After(30 * time.Second):
+	case <-time.After(time.Minute):
 		c.t.Error("the controller does not end")
 	}
 }
@@ -207,7 +207,7 @@ func (c *Controller) AdminToken() string {
 // Eventually waits until the condition holds.
 func Eventually(t testing.TB, what string, condition func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
 		if condition() {
 			return
 		}

@@ -57,7 +57,7 @@ func (h *host) cut(f family, d model.Direction) {
 	h.apply(policy{one: everything(model.Allow)})
 	client, server := h.pair(f.tcp, f.far, f.near, d)
 	h.events.one("opening", all(kind(dataplane.EventOpen), port(server.Port()), workload("near/one")))
-	stream := client.Stream(3*time.Second, "")
+	stream := client.Stream(patience, "")
 	server.seenMore()
 	st := h.apply(policy{one: everything(model.Deny)})
 	if st.Reset != 1 {
@@ -72,8 +72,8 @@ func (h *host) cut(f family, d model.Direction) {
 	if err != want && !(d == model.Egress && err == "EPIPE") {
 		h.t.Errorf("the client sees %q instead of %q", err, want)
 	}
-	if res.Took > time.Second {
-		h.t.Errorf("it learns of it after %v", res.Took)
+	if res.Errors["timeout"] > 0 {
+		h.t.Errorf("it waited in vain before it learned of it: %v", res)
 	}
 	if after, _ := server.Seen(); after != before {
 		h.t.Errorf("%d messages came through after Apply had returned", after-before)
@@ -115,11 +115,11 @@ func (h *host) cutSameHost(f family) {
 	defer server.Close()
 	client := h.one.MustDial(f.tcp, server.Addr)
 	defer client.Close()
-	stream := client.Stream(3*time.Second, "")
+	stream := client.Stream(patience, "")
 	server.seenMore()
 	h.apply(policy{one: everything(model.Allow), two: []Rule{rule(model.Ingress, oneID, "any", model.Deny), rule(model.Egress, nobody, "any", model.Allow)}})
-	if res, err := stream(); err != "ECONNRESET" || res.Took > time.Second {
-		h.t.Errorf("the client sees %q after %v", err, res.Took)
+	if res, err := stream(); err != "ECONNRESET" || res.Errors["timeout"] > 0 {
+		h.t.Errorf("the client sees %q: %v", err, res)
 	}
 	e := h.events.one("the denial", all(kind(dataplane.EventDeny), workload("near/two"), port(server.Port())))
 	if e.RemoteWorkload != "near/one" || !e.Rejudged {
@@ -177,16 +177,14 @@ func (h *host) quarantine(f family) {
 	defer kept.Close()
 	bystander := h.two.MustDial(f.tcp, server.Addr)
 	defer bystander.Close()
-	out, in := client.Stream(3*time.Second, ""), inbound.Stream(3*time.Second, "")
+	out, in := client.Stream(patience, ""), inbound.Stream(patience, "")
 	server.seenMore()
 	inServer.seenMore()
 
 	ctx := context.Background()
-	start := time.Now()
 	if err := h.d.Isolate(ctx, "near/one", true); err != nil {
 		h.t.Fatal(err)
 	}
-	took := time.Since(start)
 	seen, _ := server.Seen()
 	if res, err := out(); err != "ECONNABORTED" && err != "EPIPE" {
 		h.t.Errorf("outbound: %v, %s", res, err)
@@ -196,9 +194,6 @@ func (h *host) quarantine(f family) {
 	}
 	if now, _ := server.Seen(); now != seen {
 		h.t.Errorf("%d messages came through", now-seen)
-	}
-	if took > time.Second { // on a machine that is busy with other tests
-		h.t.Errorf("isolating took %v", took)
 	}
 	for _, s := range []*Socket{kept, bystander} {
 		if err := s.Exchange("still here", ""); err != "" {
@@ -236,11 +231,11 @@ func (h *host) quarantine(f family) {
 func (h *host) dialing() {
 	h.apply(policy{one: everything(model.Allow)})
 	// Nobody answers at an address that no host has, so the connection hangs in its handshake.
-	c := h.one.begin(request{Do: "dial", ID: "x", Net: "tcp4", To: "10.77.0.99:80", Wait: 2 * time.Second})
+	c := h.one.begin(request{Do: "dial", ID: "x", Net: "tcp4", To: "10.77.0.99:80", Wait: patience})
 	h.events.one("the attempt", all(kind(dataplane.EventOpen), port(80), workload("near/one")))
 	h.apply(policy{one: everything(model.Deny)})
-	if a := h.one.await(c); a.Err != "ECONNABORTED" || a.Took > time.Second {
-		h.t.Errorf("%s after %v", a.Err, a.Took)
+	if a := h.one.await(c); a.Err != "ECONNABORTED" {
+		h.t.Errorf("the client sees %q", a.Err)
 	}
 }
 
@@ -255,7 +250,7 @@ func (h *host) idle() {
 	if st := h.apply(policy{one: everything(model.Deny)}); st.Reset != 1 {
 		h.t.Errorf("%d reset", st.Reset)
 	}
-	if _, err := client.Read(time.Second); err != "ECONNABORTED" {
+	if _, err := client.Read(patience); err != "ECONNABORTED" {
 		h.t.Errorf("the client sees %q", err)
 	}
 }

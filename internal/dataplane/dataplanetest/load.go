@@ -124,8 +124,8 @@ func testExact(t *testing.T, open Open) {
 		farRules(nil)
 		l := h.farP.Listen("tcp4", at(Far4, 0))
 		defer l.Close()
-		// Long enough for each SYN to be sent again: that is no second attempt.
-		a := h.one.must(request{Do: "burst", Net: "tcp4", To: l.Addr, N: n, Flow: n, Data: "x", Wait: 1300 * time.Millisecond})
+		// Long enough for each SYN to be sent again, after a second: that is no second attempt.
+		a := h.one.must(request{Do: "burst", Net: "tcp4", To: l.Addr, N: n, Flow: n, Data: "x", Wait: 2500 * time.Millisecond})
 		if a.Bad != n {
 			t.Fatalf("%+v", a)
 		}
@@ -214,7 +214,7 @@ func testSwitching(t *testing.T, open Open) {
 			for time.Now().Before(end) {
 				a := j.p.await(j.p.begin(request{
 					Do: "burst", Net: j.network, To: j.to.Addr, N: 20, Flow: 2, Data: "x",
-					Wait: map[bool]time.Duration{true: 3 * time.Second, false: 30 * time.Millisecond}[j.always],
+					Wait: map[bool]time.Duration{true: patience, false: 30 * time.Millisecond}[j.always],
 				}))
 				o.good += a.Good
 				o.bad += a.Bad

@@ -128,7 +128,7 @@ func (p *Process) await(c <-chan answer) answer {
 	select {
 	case a := <-c:
 		return a
-	case <-time.After(60 * time.Second):
+	case <-time.After(3 * patience): // a request may take its own time, twice
 		p.t.Fatalf("%s does not answer", p.Name)
 		panic("unreachable")
 	}
@@ -234,7 +234,7 @@ func (p *Process) ping(to string, d time.Duration) string {
 // Burst makes n flows, some at a time, each with one exchange.
 func (p *Process) Burst(network, to string, n, atOnce int) Result {
 	p.t.Helper()
-	a := p.must(request{Do: "burst", Net: network, To: to, N: n, Flow: atOnce, Data: "x", Wait: 3 * time.Second})
+	a := p.must(request{Do: "burst", Net: network, To: to, N: n, Flow: atOnce, Data: "x", Wait: patience})
 	return Result{a.Good, a.Bad, a.Errors, a.Took}
 }
 

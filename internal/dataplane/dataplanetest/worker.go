@@ -131,7 +131,7 @@ func (w *sockets) get(id string) (*opened, error) {
 
 func (w *sockets) do(r request) (answer, error) {
 	if r.Wait == 0 {
-		r.Wait = time.Second
+		r.Wait = patience
 	}
 	switch r.Do {
 	case "listen":
@@ -480,7 +480,7 @@ func stream(o *opened, r request) (answer, error) {
 	end := time.Now().Add(r.Wait)
 	a := answer{Errors: map[string]int{}}
 	each := r
-	each.Wait = 3 * time.Second // a busy machine may take long to run both ends
+	each.Wait = patience
 	for time.Now().Before(end) {
 		err := exchange(o, each)
 		if err == nil {
