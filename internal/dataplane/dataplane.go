@@ -77,6 +77,7 @@ type Capabilities struct {
 	ResetTCP    bool     // live TCP connections are reset when they are no longer allowed
 	ConnectErr  bool     // a denied connect fails at once instead of timing out
 	ProcessInfo bool     // events name the local process
+	LiveBytes   bool     // what a TCP connection carries is told while it lives, not only when it ends
 	Limits      []string // plain sentences about what this implementation does not enforce
 }
 

@@ -104,7 +104,9 @@ func (h *host) stop(f family, d model.Direction) {
 	}
 	denied := all(kind(dataplane.EventDeny), port(server.Port()), workload("near/one"))
 	h.events.wait("three attempts", func() bool { _, n := h.events.count(denied); return n == 3 })
-	if first := h.events.find(denied)[0]; !first.Rejudged {
+	// On a busy machine the flow may have ended by its silence before the change: then the next packet began another.
+	ended := h.events.find(all(kind(dataplane.EventClose), port(server.Port()), workload("near/one")))
+	if first := h.events.find(denied)[0]; !first.Rejudged && (len(ended) == 0 || ended[0].Time.After(first.Time)) {
 		h.t.Errorf("first denial: %s", describe(&first))
 	}
 }
@@ -343,7 +345,9 @@ func (h *host) updates() {
 		}
 	}
 	m := all(port(server.Port()), workload("near/one"))
-	h.events.wait("an update", func() bool { return h.events.carried(all(kind(dataplane.EventUpdate), m)).sent > 0 })
+	if h.d.Capabilities().LiveBytes {
+		h.events.wait("an update", func() bool { return h.events.carried(all(kind(dataplane.EventUpdate), m)).sent > 0 })
+	}
 	client.Close()
 	h.events.one("its end", all(kind(dataplane.EventClose), m))
 	want := traffic{sent: uint64(3*len(big) + 5), received: uint64(3*len(big) + 5)}

@@ -36,6 +36,7 @@ func (d *Dataplane) Capabilities() dataplane.Capabilities {
 		ResetTCP:    d.programs[programsProgBulkheadSweep] != nil,
 		ConnectErr:  true,
 		ProcessInfo: true,
+		LiveBytes:   d.programs[programsProgBulkheadUpdate] != nil,
 		Limits:      append(slices.Clone(limits), d.missing...),
 	}
 }

@@ -125,11 +125,17 @@ func TestManyKindsOfDenial(t *testing.T) {
 	if sum.attempts != want || sum.events[dataplane.EventDeny] != want {
 		t.Errorf("%d attempts of %d were told, in %d events", sum.attempts, want, sum.events[dataplane.EventDeny])
 	}
-	left := 0
-	var k key
-	var v value
-	for it := d.maps.Denials.Iterate(); it.Next(&k, &v); {
-		left++
+	left := n
+	for end := time.Now().Add(time.Minute); left != 0 && time.Now().Before(end); time.Sleep(100 * time.Millisecond) {
+		if err := d.flush(false); err != nil { // as the reader does every second
+			t.Fatal(err)
+		}
+		left = 0
+		var k key
+		var v value
+		for it := d.maps.Denials.Iterate(); it.Next(&k, &v); {
+			left++
+		}
 	}
 	if left != 0 {
 		t.Errorf("%d of them are still remembered", left)

@@ -48,7 +48,7 @@ func TestWithoutPrivileges(t *testing.T) {
 		"root without a network": {0, func() error { return drop(unix.CAP_NET_ADMIN) }, "lacks CAP_NET_ADMIN\n"},
 		"a seccomp profile":      {0, forbidBPF, "the kernel forbids the bpf system call even with all the capabilities it needs; look at the seccomp"},
 		"all but other namespaces": {0, func() error { return drop(unix.CAP_SYS_ADMIN) },
-			`opened: ["` + confined + `"]`},
+			fmt.Sprintf("opened: %q", append([]string{confined}, refusedHere(t)...))},
 	} {
 		t.Run(name, func(t *testing.T) {
 			pins := filepath.Join(filepath.Dir(bed.Place.BPFFS), strings.ReplaceAll(name, " ", "-"))

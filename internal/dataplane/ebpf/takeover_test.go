@@ -11,7 +11,10 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
 	"github.com/cilium/ebpf/link"
+	"golang.org/x/sys/unix"
 
 	"bulkhead/internal/core/hostpolicy"
 	"bulkhead/internal/core/model"
@@ -242,16 +245,42 @@ func TestKernelWithoutOptionalPrograms(t *testing.T) {
 	}
 	defer c.Close()
 	other.programs = c.Programs
-	if n := len(c.Programs); n != len(spec.Programs)-2 {
+	refused := refusedHere(t)
+	if n := len(c.Programs); n != len(spec.Programs)-2-len(refused) {
 		t.Errorf("%d programs of %d are loaded", n, len(spec.Programs))
 	}
 	caps := other.Capabilities()
-	if caps.ResetTCP || len(caps.Limits) != len(limits)+2 {
+	if caps.ResetTCP || len(caps.Limits) != len(limits)+2+len(refused) {
 		t.Errorf("%+v", caps)
 	}
-	if full := d.Capabilities(); !full.ResetTCP || !full.ConnectErr || !full.ProcessInfo || len(full.Limits) != len(limits) {
+	if full := d.Capabilities(); !full.ResetTCP || !full.ConnectErr || !full.ProcessInfo || full.LiveBytes != (len(refused) == 0) ||
+		len(full.Limits) != len(limits)+len(refused) {
 		t.Errorf("%+v", full)
 	}
+}
+
+// refusedHere returns what this host lacks because its kernel lets nobody iterate over maps, not even with a program that
+// does nothing, as some kernels do that are made to keep root out of themselves. On any other kernel nothing may be missing.
+func refusedHere(t *testing.T) (without []string) {
+	t.Helper()
+	p, err := ebpf.NewProgram(&ebpf.ProgramSpec{
+		Type: ebpf.Tracing, AttachType: ebpf.AttachTraceIter, AttachTo: "bpf_sk_storage_map", License: "GPL",
+		Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, 0), asm.Return()},
+	})
+	if err == nil {
+		p.Close()
+		return nil
+	}
+	if !errors.Is(err, unix.EPERM) {
+		t.Fatal(err)
+	}
+	for _, o := range optional {
+		if o.program == programsProgBulkheadFind || o.program == programsProgBulkheadUpdate {
+			without = append(without, o.without)
+		}
+	}
+	t.Logf("this kernel refuses iterators over maps: %q", without)
+	return without
 }
 
 // TestResetWithoutTheKernelsHelp resets as on kernels before 6.5.
@@ -273,7 +302,7 @@ func TestResetWithoutTheKernelsHelp(t *testing.T) {
 		t.Errorf("%+v, %v", st, err)
 	}
 	for _, s := range open {
-		if _, err := s.Read(time.Second); err != "ECONNABORTED" {
+		if _, err := s.Read(time.Minute); err != "ECONNABORTED" {
 			t.Errorf("the client sees %q", err)
 		}
 	}

@@ -62,7 +62,7 @@ func (d *Dataplane) Reopen() *Dataplane { return &Dataplane{k: d.k} }
 
 // Capabilities says that everything is possible.
 func (d *Dataplane) Capabilities() dataplane.Capabilities {
-	return dataplane.Capabilities{Kind: "fake", Kernel: "none", ResetTCP: true, ConnectErr: true, ProcessInfo: true}
+	return dataplane.Capabilities{Kind: "fake", Kernel: "none", ResetTCP: true, ConnectErr: true, ProcessInfo: true, LiveBytes: true}
 }
 
 // RefuseNext makes the next Apply fail with an error that wraps dataplane.ErrRefused and reason.
