@@ -87,10 +87,10 @@ func (v *testView) text(p *page) {
 		g := &v.Guardrails[i]
 		switch {
 		case !g.Holds:
-			p.line("%s: %s guardrail %s: %s", g.At, p.paint("FAIL", red), g.Name, g.Counterexample)
+			p.line("%s: %s guardrail %s: %s", g.At, p.paint("FAIL", red), g.Name, g.Why())
 			continue
 		case !g.Enforced:
-			p.line("%s: %s guardrail %s holds by policy, but is not enforced yet: %s", g.At, p.paint("note", yellow), g.Name, g.NotEnforced)
+			p.line("%s: %s guardrail %s holds by policy, but is not enforced yet: %s", g.At, p.paint("note", yellow), g.Name, g.Why())
 		}
 		held++
 	}

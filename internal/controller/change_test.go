@@ -178,7 +178,7 @@ const guarded = shop + `---
 apiVersion: bulkhead/v1
 kind: Guardrail
 metadata: {name: dev-stays-out}
-spec: {never: {from: "env=dev", to: "app=shop,role=db", on: [any]}}
+spec: {never: {from: "env=dev,!app", to: "app=shop,role=db", on: [any]}}
 ---
 apiVersion: bulkhead/v1
 kind: Expectation

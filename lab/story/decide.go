@@ -43,9 +43,9 @@ func (st *story) decide(ctx context.Context, s *Step) error {
 		g := &p.Guardrails[i]
 		switch {
 		case !g.Holds:
-			s.problem("guardrail %s does not hold: %s", g.Name, g.Counterexample)
+			s.problem("guardrail %s does not hold: %s", g.Name, g.Why())
 		case !g.Enforced:
-			s.problem("guardrail %s would not be enforced: %s", g.Name, g.NotEnforced)
+			s.problem("guardrail %s would not be enforced: %s", g.Name, g.Why())
 		default:
 			held++
 		}

@@ -53,7 +53,7 @@ func unmet(w *compile.World) []string {
 	var out []string
 	for _, g := range prove.Guardrails(w) {
 		if !g.Holds {
-			out = append(out, fmt.Sprintf("guardrail %s does not hold: %s", g.Name, g.Counterexample))
+			out = append(out, fmt.Sprintf("guardrail %s does not hold: %s", g.Name, g.Why()))
 		}
 	}
 	for _, c := range prove.Expectations(w) {

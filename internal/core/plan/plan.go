@@ -263,6 +263,8 @@ func warnings(p *Plan, after *compile.World, flows int) []string {
 }
 
 func notEnforced(g *prove.Guardrail) string {
-	w := g.NotEnforced
-	return fmt.Sprintf("%s to %s on %s would be denied only", w.From, w.To, strings.Join(w.On, ", "))
+	if g.NotEnforced == nil {
+		return g.Undecided
+	}
+	return g.NotEnforced.Ends() + " would be denied only"
 }

@@ -95,7 +95,7 @@ spec:
 apiVersion: bulkhead/v1
 kind: Guardrail
 metadata: {name: dev-never-reaches-prod-data}
-spec: {never: {from: "env=dev", to: "env=prod,role=db", on: [any]}}
+spec: {never: {from: "env=dev", to: "app=payments,env=prod,role=db", on: [any]}}
 ---
 apiVersion: bulkhead/v1
 kind: Expectation

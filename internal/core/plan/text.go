@@ -256,7 +256,7 @@ func (t *text) guardrails(list []prove.Guardrail) {
 		g := &list[i]
 		switch {
 		case !g.Holds:
-			t.line("  VIOLATED %s: %s", g.Name, g.Counterexample)
+			t.line("  VIOLATED %s: %s", g.Name, g.Why())
 		case !g.Enforced:
 			t.line("  holds    %s (not enforced yet: %s)", g.Name, notEnforced(g))
 		default:

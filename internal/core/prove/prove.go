@@ -1,5 +1,11 @@
 // Package prove answers the questions that documents ask about themselves: guardrails, which are properties of the
-// whole policy and are proved for every workload and every address there is; and expectations, which are single cases.
+// whole policy and are proved for everything that could exist; and expectations, which are single cases.
+//
+// A guardrail is proved twice. Over everything that could exist it is a question of emptiness: label sets, cells of
+// addresses, processes and ports are finitely many as far as policy can tell them apart, each rule is a few boxes in their
+// product, and a search (hypothesis) looks for a point that some rule or default lets pass and no denial covers. Over
+// the inventory, pairs of classes are looked at (proof): that finds the counterexamples that exist, and those that no label
+// tells of, such as workloads that share an address or that nothing enforces on.
 package prove
 
 import (
@@ -7,7 +13,6 @@ import (
 	"math/bits"
 	"net/netip"
 	"slices"
-	"strings"
 
 	"bulkhead/internal/core/compile"
 	"bulkhead/internal/core/model"
@@ -19,46 +24,70 @@ import (
 type Guardrail struct {
 	Name string `json:"name"`
 	At   string `json:"at,omitempty"` // place of the document
-	// Holds says that policy allows none of what must never be.
+	// Holds says that policy allows none of what must never be, whatever workloads there are or will be.
 	Holds bool `json:"holds"`
 	// Enforced says that all of it is dropped. A guardrail that holds and is not enforced yet is kept by a segment
 	// in mode observe somewhere: see NotEnforced.
 	Enforced       bool     `json:"enforced"`
-	Counterexample *Witness `json:"counterexample,omitempty"` // set unless Holds
-	NotEnforced    *Witness `json:"not_enforced,omitempty"`   // set if Holds and not Enforced
+	Counterexample *Witness `json:"counterexample,omitempty"` // set unless Holds or Undecided
+	NotEnforced    *Witness `json:"not_enforced,omitempty"`   // set if Holds and not Enforced, unless that is undecided
+	// Undecided says why the proof was given up. What is undecided does not hold.
+	Undecided string `json:"undecided,omitempty"`
 }
 
-// Witness is a pair of ends, the ports on which it shows something, and who decides about it.
-type Witness struct {
-	From        string       `json:"from"`         // a workload, or an address
-	FromIs      string       `json:"from_is"`      // its labels, or the networks it is in
-	To          string       `json:"to"`           //
-	ToIs        string       `json:"to_is"`        //
-	On          []string     `json:"on"`           // every port of the pair that shows it
-	Port        string       `json:"port"`         // one of them
-	EgressRule  model.RuleID `json:"egress_rule"`  // who decides about Port at the source
-	IngressRule model.RuleID `json:"ingress_rule"` // and at the destination
-}
-
-// String returns the witness in one sentence.
-func (w *Witness) String() string {
-	return fmt.Sprintf("%s (%s) may reach %s (%s) on %s; for %s, %s decides at the source and %s at the destination",
-		w.From, w.FromIs, w.To, w.ToIs, strings.Join(w.On, ", "), w.Port, w.EgressRule, w.IngressRule)
+// Why says in one sentence why the guardrail does not hold, or is not enforced; "" if there is nothing to say.
+func (g *Guardrail) Why() string {
+	switch {
+	case g.Undecided != "":
+		return "undecided: " + g.Undecided
+	case g.Counterexample != nil:
+		return g.Counterexample.String()
+	case g.NotEnforced != nil:
+		return g.NotEnforced.String()
+	}
+	return ""
 }
 
 // Guardrails proves every guardrail of the world's documents, in their order. A guardrail is violated by a pair of
 // different ends, at least one of them a workload, for which the verdict is allow; what is essential does not count.
-// The proof is over the workloads of the inventory and over all addresses that none of them owns.
+//
+// The proof is over every workload that could exist: an agent enforces on it, it has any labels, and an address of its own
+// anywhere or none; guardrails speak about it by its labels. It is also over the workloads of the inventory as they are, and over all addresses that no workload
+// owns. A counterexample that exists is given before one that could.
 func Guardrails(w *compile.World) []Guardrail {
 	docs := w.Documents()
 	if len(docs.Guardrails) == 0 {
 		return nil
 	}
+	s := newSpace(w)
+	ideas := make([]idea, len(docs.Guardrails))
+	for i := range docs.Guardrails {
+		ideas[i] = s.think(&docs.Guardrails[i])
+	}
 	p := newProof(w)
+	for i := range ideas {
+		if ideas[i].allows == nothing && ideas[i].passes == nothing {
+			p.proved[i/64] |= 1 << (i % 64)
+		}
+	}
 	p.run()
 	out := make([]Guardrail, len(docs.Guardrails))
 	for i := range docs.Guardrails {
-		out[i] = p.result(i)
+		out[i] = p.result(i, &ideas[i])
+	}
+	return out
+}
+
+// idea is what the search over everything that could exist found about a guardrail.
+type idea struct {
+	allows, passes answer // passes counts if allows is nothing
+	scene          *scene // what it found
+}
+
+func (s *space) think(g *model.Guardrail) idea {
+	var out idea
+	if out.allows, out.scene = s.could(g, allowed); out.allows == nothing {
+		out.passes, out.scene = s.could(g, passing)
 	}
 	return out
 }
@@ -79,6 +108,7 @@ type proof struct {
 	unkept   []*finding
 	pending  []uint64 // guardrails that are not violated so far
 	lax      []uint64 // guardrails that are enforced as far as has been seen
+	proved   []uint64 // guardrails that no workload which is what its labels say can break
 }
 
 // says tells what a function may come to, somewhere.
@@ -112,7 +142,7 @@ func newProof(w *compile.World) *proof {
 			p.services[s.Ports[0]] = s.Name
 		}
 	}
-	p.pending, p.lax = make([]uint64, p.words), make([]uint64, p.words)
+	p.pending, p.lax, p.proved = make([]uint64, p.words), make([]uint64, p.words), make([]uint64, p.words)
 	for i := range docs.Guardrails {
 		var on []model.PortRange
 		for _, ref := range docs.Guardrails[i].On {
@@ -233,8 +263,12 @@ func (p *proof) run() {
 	mask := make([]uint64, p.words)
 	for from := range p.u.Classes {
 		left := false
+		plain := p.u.Plain(int32(from))
 		for w := range mask {
 			mask[w] = sources[from*p.words+w] & p.pending[w]
+			if plain {
+				mask[w] &^= p.proved[w]
+			}
 			left = left || mask[w] != 0
 		}
 		if !left {
@@ -338,34 +372,39 @@ func (p *proof) within(joint reach.FuncID, g int) says {
 	return *at
 }
 
-func (p *proof) result(g int) Guardrail {
+func (p *proof) result(g int, thought *idea) Guardrail {
 	doc := &p.world.Documents().Guardrails[g]
-	out := Guardrail{Name: doc.Name, At: doc.Pos.String(), Holds: p.violated[g] == nil}
+	out := Guardrail{Name: doc.Name, At: doc.Pos.String()}
 	switch {
-	case !out.Holds:
+	case p.violated[g] != nil:
 		out.Counterexample = p.witness(p.violated[g], model.Allow)
+		return out
+	case thought.allows == found && thought.scene != nil:
+		out.Counterexample = p.imagine(thought.scene)
+		return out
+	case thought.allows != nothing:
+		out.Undecided = undecided(thought.allows)
+		return out
+	}
+	out.Holds = true
+	switch {
 	case p.unkept[g] != nil:
 		out.NotEnforced = p.witness(p.unkept[g], model.WouldDeny)
+	case thought.passes == found && thought.scene != nil:
+		out.NotEnforced = p.imagine(thought.scene)
+	case thought.passes != nothing:
+		out.Undecided = "whether it is enforced: " + undecided(thought.passes)
 	default:
 		out.Enforced = true
 	}
 	return out
 }
 
-func (p *proof) witness(f *finding, want model.Verdict) *Witness {
-	w := &Witness{
-		From: f.from.End().String(), FromIs: f.from.Is(), To: f.to.End().String(), ToIs: f.to.Is(), On: f.ports.Strings(p.services),
+func undecided(a answer) string {
+	if a == exhausted {
+		return fmt.Sprintf("the search was given up after %d steps: say it in several guardrails about less", maxSteps)
 	}
-	port, ok := f.ports.First()
-	if !ok {
-		return w
-	}
-	w.Port = port.String()
-	v, err := p.judge.Judge(&model.Flow{From: f.from.Exactly(), To: f.to.Exactly(), Proto: port.Proto, Port: port.Lo})
-	if err == nil && v.Verdict == want {
-		w.EgressRule, w.IngressRule = v.Egress.Rule, v.Ingress.Rule
-	}
-	return w
+	return "the search contradicts the rules: this is a fault of Bulkhead, please report it"
 }
 
 // Case is what one case of an expectation came to.

@@ -86,23 +86,34 @@ func addressSets(worlds []*compile.World) []addressSet {
 			}
 			byName[set.name] = set
 		}
-		peers := func(list []model.Peer) {
-			for _, p := range list {
-				if p.Kind == model.PeerCIDR {
-					c := plainPrefix(p.CIDR)
-					byName[c.String()] = addressSet{name: c.String(), in: []netip.Prefix{c}}
+		literal := func(name string) {
+			if _, known := byName[name]; known {
+				return
+			}
+			if set, ok := literalSet(name); ok {
+				byName[name] = set
+			}
+		}
+		for _, d := range model.Directions {
+			rules := w.Rules(d)
+			for k := range rules {
+				for _, m := range []*compile.Match{&rules[k].Subject, &rules[k].Peer} {
+					for _, t := range m.Terms {
+						if t.Selector == nil {
+							literal(t.Network)
+						}
+					}
 				}
 			}
 		}
-		for k := range docs.Policies {
-			for j := range docs.Policies[k].Rules {
-				peers(docs.Policies[k].Rules[j].From)
-				peers(docs.Policies[k].Rules[j].To)
-			}
-		}
 		for k := range docs.Guardrails {
-			peers(docs.Guardrails[k].From)
-			peers(docs.Guardrails[k].To)
+			for _, list := range [][]model.Peer{docs.Guardrails[k].From, docs.Guardrails[k].To} {
+				for j := range list {
+					if list[j].Kind == model.PeerCIDR {
+						literal(CIDRName(list[j].CIDR))
+					}
+				}
+			}
 		}
 	}
 	out := make([]addressSet, 0, len(byName))
@@ -116,6 +127,21 @@ func addressSets(worlds []*compile.World) []addressSet {
 		return 1
 	})
 	return out
+}
+
+// literalSet reads the name of a literal CIDR, as model.CIDRName writes it. ok is false for the name of a network or a
+// domain.
+func literalSet(name string) (set addressSet, ok bool) {
+	parts := strings.Split(name, "!")
+	list := make([]netip.Prefix, len(parts))
+	for i, part := range parts {
+		p, err := netip.ParsePrefix(part)
+		if err != nil {
+			return addressSet{}, false
+		}
+		list[i] = p
+	}
+	return addressSet{name: name, in: plainPrefixes(list[:1]), except: plainPrefixes(list[1:])}, true
 }
 
 func (s *addressSet) equal(o *addressSet) bool {
@@ -235,3 +261,37 @@ func ownedAnywhere(worlds []*compile.World, a netip.Addr) bool {
 
 // CIDRName returns the name under which Actor.Networks lists a literal CIDR.
 func CIDRName(p netip.Prefix) string { return plainPrefix(p).String() }
+
+// Cell is a set of addresses that no document tells apart, whoever owns them.
+type Cell struct {
+	Addr        netip.Addr // one of them
+	Networks    []string   // the networks and literal CIDRs that hold them, sorted
+	Controllers []uint16   // the ports at which a controller answers there
+}
+
+// Cells cuts all addresses there are into cells; cells of one family in the same networks are one. IPv4 comes first.
+func Cells(w *compile.World) []Cell {
+	s := newAddressSpace([]*compile.World{w})
+	type key struct {
+		kind       int32
+		is4        bool
+		controller netip.Addr
+	}
+	seen := map[key]bool{}
+	var out []Cell
+	for i, a := range s.starts {
+		k := key{kind: s.kind[i], is4: a.Is4()}
+		cell := Cell{Addr: a, Networks: s.sets[i]}
+		for _, c := range w.Options().Controllers {
+			if c.Addr() == a {
+				k.controller = a
+				cell.Controllers = append(cell.Controllers, c.Port())
+			}
+		}
+		if !seen[k] {
+			seen[k] = true
+			out = append(out, cell)
+		}
+	}
+	return out
+}

@@ -205,3 +205,20 @@ func settle(pieces []portsPiece, rest bool) {
 		}
 	}
 }
+
+// Piece is a part of the protocols and ports that is in a set or not. Free pieces, which are essential, are in or out as
+// is shorter to say.
+type Piece struct {
+	Ports    model.PortRange
+	In, Free bool
+}
+
+// NewPorts makes a set of pieces that cover everything, sorted by protocol and port; the last has ProtoAny and stands for
+// every protocol that the others do not name.
+func NewPorts(pieces []Piece) Ports {
+	var b portsBuilder
+	for _, p := range pieces {
+		b.add(p.Ports, p.In, p.Free)
+	}
+	return b.build()
+}

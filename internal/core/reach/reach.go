@@ -202,3 +202,15 @@ func New(worlds ...*compile.World) *Universe {
 
 // ClassOf returns the class of an actor, as indexes into Classes and Actors.
 func (u *Universe) ClassOf(actor int32) int32 { return u.Actors[actor].class }
+
+// Plain reports whether the members of the class are judged as what they are and nothing else: an agent enforces on them, and
+// no other host takes them for another workload that has their address.
+func (u *Universe) Plain(class int32) bool {
+	c := &u.Classes[class]
+	for i := range c.worlds {
+		if !c.worlds[i].managed {
+			return false
+		}
+	}
+	return !c.local
+}

@@ -1,0 +1,125 @@
+package prove
+
+import (
+	"fmt"
+	"strings"
+
+	"bulkhead/internal/core/model"
+)
+
+// Witness is a pair of ends, the ports on which it shows something, and who decides about it.
+type Witness struct {
+	// Hypothetical says that no such pair exists today: at least one end is a workload that could be. From or To is then "a
+	// workload", or "a workload like NAME" if one of the inventory has these labels.
+	Hypothetical bool         `json:"hypothetical,omitempty"`
+	From         string       `json:"from"`                // a workload, or an address
+	FromIs       string       `json:"from_is"`             // its labels, or the networks it is in
+	To           string       `json:"to"`                  //
+	ToIs         string       `json:"to_is"`               //
+	On           []string     `json:"on"`                  // every port of the pair that shows it
+	Port         string       `json:"port"`                // one of them
+	EgressRule   model.RuleID `json:"egress_rule"`         // who decides about Port at the source
+	IngressRule  model.RuleID `json:"ingress_rule"`        // and at the destination
+	EgressAt     string       `json:"egress_at,omitempty"` // places of those rules, if they are rules
+	IngressAt    string       `json:"ingress_at,omitempty"`
+}
+
+// String returns the witness in one sentence.
+func (w *Witness) String() string {
+	may := "may"
+	if w.Hypothetical {
+		may = "could"
+	}
+	text := fmt.Sprintf("%s %s reach %s on %s", from(w), may, to(w), strings.Join(w.On, ", "))
+	if w.Hypothetical {
+		text = "nothing breaks it today, but " + text
+	}
+	switch {
+	case w.Port == "" || w.EgressRule == "":
+		return text
+	case w.EgressRule == w.IngressRule:
+		return fmt.Sprintf("%s; for %s, %s decides at both ends", text, w.Port, decider(w.EgressRule, w.EgressAt))
+	}
+	return fmt.Sprintf("%s; for %s, %s decides at the source and %s at the destination",
+		text, w.Port, decider(w.EgressRule, w.EgressAt), decider(w.IngressRule, w.IngressAt))
+}
+
+// Ends returns the pair and its ports, without who decides.
+func (w *Witness) Ends() string {
+	if !w.Hypothetical {
+		return fmt.Sprintf("%s to %s on %s", w.From, w.To, strings.Join(w.On, ", "))
+	}
+	return fmt.Sprintf("%s to %s on %s", from(w), to(w), strings.Join(w.On, ", "))
+}
+
+func from(w *Witness) string { return fmt.Sprintf("%s (%s)", w.From, w.FromIs) }
+func to(w *Witness) string   { return fmt.Sprintf("%s (%s)", w.To, w.ToIs) }
+
+// decider names what decided, with its place or what it means.
+func decider(rule model.RuleID, at string) string {
+	switch {
+	case rule == model.RuleOpen:
+		return "open (no segment closes it)"
+	case at == "":
+		return string(rule)
+	}
+	return fmt.Sprintf("%s (%s)", rule, at)
+}
+
+// witness describes a pair of the inventory.
+func (p *proof) witness(f *finding, want model.Verdict) *Witness {
+	w := &Witness{
+		From: f.from.End().String(), FromIs: f.from.Is(), To: f.to.End().String(), ToIs: f.to.Is(), On: f.ports.Strings(p.services),
+	}
+	port, ok := f.ports.First()
+	if !ok {
+		return w
+	}
+	w.Port = port.String()
+	v, err := p.judge.Judge(&model.Flow{From: f.from.Exactly(), To: f.to.Exactly(), Proto: port.Proto, Port: port.Lo})
+	if err == nil && v.Verdict == want {
+		w.EgressRule, w.IngressRule = v.Egress.Rule, v.Ingress.Rule
+		w.EgressAt, w.IngressAt = p.position(model.Egress, w.EgressRule), p.position(model.Ingress, w.IngressRule)
+	}
+	return w
+}
+
+// position returns the place of a rule; "" of what is none.
+func (p *proof) position(d model.Direction, id model.RuleID) string {
+	if id == model.RuleDefaultDeny {
+		return ""
+	}
+	rules := p.world.Rules(d)
+	for i := range rules {
+		if rules[i].ID == id {
+			return rules[i].Pos.String()
+		}
+	}
+	return ""
+}
+
+// imagine describes a pair that could be.
+func (p *proof) imagine(sc *scene) *Witness {
+	w := &Witness{Hypothetical: true, On: sc.ports.Strings(p.services), Port: sc.port.String()}
+	w.From, w.FromIs = p.name(&sc.ends[0])
+	w.To, w.ToIs = p.name(&sc.ends[1])
+	w.EgressRule, w.IngressRule = sc.says[model.Egress].Rule, sc.says[model.Ingress].Rule
+	w.EgressAt, w.IngressAt = p.position(model.Egress, w.EgressRule), p.position(model.Ingress, w.IngressRule)
+	return w
+}
+
+// name names an end that could be.
+func (p *proof) name(f *figure) (name, is string) {
+	name, is = f.name()
+	if f.kind == address {
+		return name, is
+	}
+	inv := p.world.Inventory()
+	labels := f.identity.Labels.String()
+	for i := range inv.Instances {
+		if x := &inv.Instances[i]; x.Managed == (f.kind == managed) && len(x.Labels) == len(f.identity.Labels) && x.Labels.String() == labels {
+			return "a workload like " + x.Name, is
+		}
+	}
+	return name, is
+}
