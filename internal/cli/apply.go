@@ -50,6 +50,9 @@ Look first: bulkhead plan -f DIR says what would open and close.`,
 			if err != nil {
 				return err
 			}
+			if err := documentsOnly(docs); err != nil {
+				return err
+			}
 			c, err := a.connect()
 			if err != nil {
 				return err

@@ -2,12 +2,14 @@ package cli
 
 import (
 	"fmt"
+	"slices"
 
 	"github.com/spf13/cobra"
 
 	"bulkhead/internal/core/compile"
 	"bulkhead/internal/core/model"
 	"bulkhead/internal/core/policy"
+	"bulkhead/internal/kube"
 )
 
 // checkView is what `check -o json` prints.
@@ -44,7 +46,8 @@ func (a *app) checkCommand() *cobra.Command {
 		Use:   "check",
 		Short: "Find errors in documents, and rules that look wrong",
 		Long: `Check documents: every error with file, line and column, and hygiene: rules that are
-duplicate, shadowed, never match or are too broad.
+duplicate, shadowed, never match or are too broad. Manifests of Kubernetes may stand beside
+them; what was left out of those is listed too.
 
 Exit status 1 if there is an error; with --strict also if there is a warning.`,
 		Example: `  bulkhead check -f policy/
@@ -78,18 +81,20 @@ Exit status 1 if there is an error; with --strict also if there is a warning.`,
 func (a *app) check(cmd *cobra.Command, f *sceneFlags) (*checkView, error) {
 	v := &checkView{Errors: []problemView{}, Findings: []problemView{}}
 	var s *scene
+	var manifests []policy.Finding
 	if len(f.files) > 0 {
 		files, err := f.read(cmd)
 		if err != nil {
 			return nil, err
 		}
-		docs, err := policy.Parse(files)
+		docs, findings, err := kube.Load(files)
 		if err != nil {
 			for _, e := range parseErrors(err) {
 				v.Errors = append(v.Errors, problem(e.Pos, "error", "", e.Msg, ""))
 			}
 			return v, nil
 		}
+		manifests = findings
 		if s, err = f.offline(cmd, docs); err != nil {
 			return nil, err
 		}
@@ -109,7 +114,7 @@ func (a *app) check(cmd *cobra.Command, f *sceneFlags) (*checkView, error) {
 			v.Errors = append(v.Errors, problem(e.Pos, "error", "", message, ""))
 		}
 	}
-	for _, x := range policy.Hygiene(s.docs, s.inv, s.options.Now) {
+	for _, x := range slices.Concat(manifests, policy.Hygiene(s.docs, s.inv, s.options.Now)) {
 		v.Findings = append(v.Findings, problem(x.Pos, x.Severity.String(), string(x.Code), x.Msg, x.Fix))
 	}
 	return v, nil
@@ -118,9 +123,12 @@ func (a *app) check(cmd *cobra.Command, f *sceneFlags) (*checkView, error) {
 func (v *checkView) count(s *scene) {
 	d := s.docs
 	v.Documents = len(d.Services) + len(d.Networks) + len(d.Workloads) + len(d.Segments) + len(d.Policies) +
-		len(d.Guardrails) + len(d.Expectations)
+		len(d.Guardrails) + len(d.Expectations) + len(d.OneSided)
 	for i := range d.Policies {
 		v.Rules += len(d.Policies[i].Rules)
+	}
+	for i := range d.OneSided {
+		v.Rules += len(d.OneSided[i].Rules)
 	}
 	v.Workloads = len(s.inv.Instances)
 }

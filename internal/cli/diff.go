@@ -163,6 +163,9 @@ func (a *app) diffOnline(cmd *cobra.Command, f *diffFlags, old uint64) (before, 
 	if err != nil {
 		return nil, nil, err
 	}
+	if err := documentsOnly(read); err != nil {
+		return nil, nil, err
+	}
 	docs, err := parse(cmd, read, "nothing was compared")
 	if err != nil {
 		return nil, nil, err

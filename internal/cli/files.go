@@ -12,6 +12,7 @@ import (
 	pb "bulkhead/api/bulkhead/v1"
 	"bulkhead/internal/core/model"
 	"bulkhead/internal/core/policy"
+	"bulkhead/internal/kube"
 )
 
 // stdinName is how positions in standard input are shown.
@@ -122,10 +123,10 @@ func onlyOneStdin(paths ...string) error {
 	return nil
 }
 
-// parse parses the files. Every error is printed, one a line with its position; the error returned says what was
-// not done because of them.
+// parse parses the files: documents, and manifests of Kubernetes beside them. Every error is printed, one a line with
+// its position; the error returned says what was not done because of them.
 func parse(cmd *cobra.Command, files []policy.File, notDone string) (*model.Documents, error) {
-	docs, err := policy.Parse(files)
+	docs, _, err := kube.Load(files) // check shows the findings
 	if err == nil {
 		return docs, nil
 	}
@@ -136,12 +137,20 @@ func parse(cmd *cobra.Command, files []policy.File, notDone string) (*model.Docu
 	return nil, usagef("%s in the documents; %s", count(len(problems), "error"), notDone)
 }
 
-// parseErrors returns the single errors of policy.Parse.
+// parseErrors returns the single errors of kube.Load.
 func parseErrors(err error) []*policy.Error {
 	if all, ok := err.(policy.Errors); ok {
 		return all
 	}
 	return []*policy.Error{{Msg: err.Error()}}
+}
+
+// documentsOnly refuses manifests of Kubernetes, which no controller takes.
+func documentsOnly(files []policy.File) error {
+	if pos, kind, ok := kube.First(files); ok {
+		return usagef("%s: this is a manifest of Kubernetes (%s); the controller takes documents of Bulkhead only. Judge manifests offline: bulkhead check, test, eval, explain, diff and compile take them with -f", pos, kind)
+	}
+	return nil
 }
 
 // toProto returns the files as the API takes them.

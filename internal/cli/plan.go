@@ -50,6 +50,9 @@ about and do not fail a plan.`,
 			if err != nil {
 				return err
 			}
+			if err := documentsOnly(docs); err != nil {
+				return err
+			}
 			req.Files = toProto(docs)
 			c, err := a.connect()
 			if err != nil {

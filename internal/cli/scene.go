@@ -49,7 +49,7 @@ type sceneFlags struct {
 
 func (f *sceneFlags) register(cmd *cobra.Command) {
 	flags := cmd.Flags()
-	flags.StringArrayVarP(&f.files, "file", "f", nil, "documents: a directory, a file or - (repeatable); without it the controller is asked")
+	flags.StringArrayVarP(&f.files, "file", "f", nil, "documents, or manifests of Kubernetes: a directory, a file or - (repeatable); without it the controller is asked")
 	flags.StringVar(&f.workloads, "workloads", "", "further workloads: documents, or what get workloads -o json printed")
 	flags.StringArrayVar(&f.quarantine, "quarantine", nil, "what if: NAME=LEVEL with level watch, restrict, isolate or none (repeatable)")
 	flags.StringVar(&f.at, "at", "", "as of that time, for rules that expire (default now)")

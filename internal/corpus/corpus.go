@@ -36,6 +36,7 @@ import (
 
 	"bulkhead/internal/core/model"
 	"bulkhead/internal/core/policy"
+	"bulkhead/internal/kube"
 )
 
 // Case is one test file.
@@ -128,7 +129,10 @@ func (c *Case) documents(base bool) []policy.File {
 }
 
 // parse reads documents of every kind there is.
-func parse(files []policy.File) (*model.Documents, error) { return policy.Parse(files) }
+func parse(files []policy.File) (*model.Documents, error) {
+	docs, _, err := kube.Load(files)
+	return docs, err
+}
 
 // section returns the index of a section; -1 if there is none.
 func (c *Case) section(name string) int {

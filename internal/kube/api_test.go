@@ -163,6 +163,7 @@ type apiClusterPeer struct {
 	Pods       *apiPods     `yaml:"pods,omitempty"`
 	Nodes      *apiSelector `yaml:"nodes,omitempty"`
 	Networks   []string     `yaml:"networks,omitempty"`
+	Domains    []string     `yaml:"domainNames,omitempty"`
 }
 
 type apiPods struct {

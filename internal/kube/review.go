@@ -30,7 +30,7 @@ func (r *reader) reviewIgnored() {
 			r.note(x.pos, policy.Warning, fix, "%s of %s is not judged here and may decide about traffic too", what, x.kind.apiVersion())
 			continue
 		}
-		r.note(x.pos, policy.Notice, "nothing, if that is meant", "%s of %s says nothing of who may talk to whom; it was left out", what, x.kind.apiVersion())
+		r.note(x.pos, policy.Notice, "it says nothing of who may talk to whom", "%s of %s was left out", what, x.kind.apiVersion())
 	}
 }
 

@@ -274,6 +274,46 @@ func (w *world) listed(t *testing.T, line string, words []string) map[string]boo
 	return out
 }
 
+// TestPitfalls holds the page and the cases together: every pitfall has a case of its name, every case is a pitfall.
+func TestPitfalls(t *testing.T) {
+	page, err := os.ReadFile("../../docs/kubernetes.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	listed := map[string]bool{}
+	for line := range strings.Lines(string(page)) {
+		if name, ok := strings.CutPrefix(line, "### "); ok {
+			if _, rest, ok := strings.Cut(name, "`"); ok {
+				name, _, _ := strings.Cut(rest, "`")
+				listed[name] = true
+			}
+		}
+	}
+	cases := map[string]bool{}
+	files, err := filepath.Glob("testdata/pitfalls/*.txtar")
+	if err != nil || len(files) == 0 {
+		t.Fatalf("no cases: %v", err)
+	}
+	for _, f := range files {
+		for _, s := range readScenarios(t, f) {
+			if cases[s.name] {
+				t.Errorf("two cases are named %s", s.name)
+			}
+			cases[s.name] = true
+		}
+	}
+	for name := range listed {
+		if !cases[name] {
+			t.Errorf("docs/kubernetes.md lists the pitfall %s, which has no case", name)
+		}
+	}
+	for name := range cases {
+		if !listed[name] {
+			t.Errorf("the case %s is not in docs/kubernetes.md", name)
+		}
+	}
+}
+
 // TestEnoughPolicies counts the NetworkPolicies of the tables.
 func TestEnoughPolicies(t *testing.T) {
 	files, err := filepath.Glob("testdata/tables/*.txtar")

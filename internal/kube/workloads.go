@@ -2,6 +2,7 @@ package kube
 
 import (
 	"cmp"
+	"fmt"
 	"regexp"
 	"slices"
 	"strconv"
@@ -43,7 +44,7 @@ func (r *reader) finish() {
 			name := key
 			if len(list) > 1 || taken[key] {
 				name = c.namespace + "/" + strings.ToLower(c.kind) + "/" + c.name
-				r.note(c.pos, policy.Notice, "nothing, if that is meant", "the pods of the %s are judged as %q: %q is something else", c.kind, name, key)
+				r.note(c.pos, policy.Notice, fmt.Sprintf("%q is another controller or pod", key), "the pods of the %s are judged as %q", c.kind, name)
 			}
 			r.workloads = append(r.workloads, r.workload(name, c.template))
 		}
