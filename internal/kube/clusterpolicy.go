@@ -233,7 +233,7 @@ func (r *reader) podsPeer(n *yaml.Node) ([]model.Peer, bool) {
 }
 
 func (r *reader) nodesPeer(n *yaml.Node) ([]model.Peer, bool) {
-	s := model.NewSelector(append(r.selector(n, "nodes", ""), isNode)...)
+	s := model.NewSelector(append(r.selector(n, "nodes", model.NodeLabelPrefix), isNode)...)
 	return []model.Peer{{Kind: model.PeerWorkloads, Workloads: s, Pos: r.Pos(n)}}, true
 }
 

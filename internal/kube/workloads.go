@@ -18,8 +18,12 @@ func (r *reader) finish() {
 		return // names and labels may be missing
 	}
 	for _, n := range r.nodes {
+		labels := n.labels.With(model.Labels{model.NodeLabel: model.NodeValue})
+		for k, v := range n.labels {
+			labels[model.NodeLabelPrefix+k] = v
+		}
 		r.workloads = append(r.workloads, model.Workload{
-			Meta:      model.Meta{Name: n.name, Labels: n.labels.With(model.Labels{model.NodeLabel: model.NodeValue}), Pos: n.pos},
+			Meta:      model.Meta{Name: n.name, Labels: labels, Pos: n.pos},
 			Addresses: n.addresses, Managed: true, Node: n.name,
 		})
 	}

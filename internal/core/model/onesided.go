@@ -69,6 +69,10 @@ const (
 // labels.
 func DomainNetwork(pattern string) string { return "domain:" + pattern }
 
+// NodeLabelPrefix starts the keys under which a node, and what uses its network, carries the labels of the node beside
+// labels of its own.
+const NodeLabelPrefix = "node:"
+
 // NodeLabel is the system label of the nodes of a cluster, with the value NodeValue. Pods that use their node's network
 // carry it too: whoever may reach the node reaches them.
 const (
