@@ -7,6 +7,7 @@ package dataplane
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/netip"
 	"time"
 
@@ -78,7 +79,21 @@ type Capabilities struct {
 	ConnectErr  bool     // a denied connect fails at once instead of timing out
 	ProcessInfo bool     // events name the local process
 	LiveBytes   bool     // what a TCP connection carries is told while it lives, not only when it ends
+	Processes   bool     // rules may depend on the local process
+	Domains     bool     // rules may name hosts, whose addresses are learnt from answers of DNS
 	Limits      []string // plain sentences about what this implementation does not enforce
+}
+
+// Check reports the first thing in a well-formed policy that cannot be enforced here, with the rule that asks for it.
+// Such a policy is refused: a rule that is enforced in part opens or closes what nobody asked for.
+func (c *Capabilities) Check(p *hostpolicy.Policy) error {
+	if rule := p.ProcessRule(); rule != "" && !c.Processes {
+		return fmt.Errorf("rule %s is for some processes only, which the %s dataplane cannot tell apart yet: leave process out, or declare the unit as a workload", rule, c.Kind)
+	}
+	if len(p.Domains) > 0 && !c.Domains {
+		return fmt.Errorf("a rule names the hosts %s, which the %s dataplane cannot follow yet: name their addresses by cidr or network", p.Domains[0].Pattern, c.Kind)
+	}
+	return nil
 }
 
 // EventKind says what happened.

@@ -44,6 +44,9 @@ func Diff(old, new *hostpolicy.Policy) *pb.HostPolicyDelta {
 	if !slices.Equal(old.Controllers, new.Controllers) {
 		d.Controllers, d.ControllersChanged = controllersToProto(new.Controllers), true
 	}
+	if !slices.Equal(old.Domains, new.Domains) {
+		d.Domains, d.DomainsChanged = domainsToProto(new.Domains), true
+	}
 	return d
 }
 
@@ -116,7 +119,7 @@ func ApplyDelta(base *hostpolicy.Policy, d *pb.HostPolicyDelta) (*hostpolicy.Pol
 }
 
 func patch(base *hostpolicy.Policy, d *pb.HostPolicyDelta) (*hostpolicy.Policy, error) {
-	p := &hostpolicy.Policy{Revision: d.GetRevision(), Host: base.Host, Controllers: base.Controllers}
+	p := &hostpolicy.Policy{Revision: d.GetRevision(), Host: base.Host, Controllers: base.Controllers, Domains: base.Domains}
 
 	subjects, err := convert("subject", d.GetUpsertSubjects(), subjectFromProto)
 	if err != nil {
@@ -158,6 +161,11 @@ func patch(base *hostpolicy.Policy, d *pb.HostPolicyDelta) (*hostpolicy.Policy, 
 
 	if d.GetControllersChanged() {
 		if p.Controllers, err = controllersFromProto(d.GetControllers()); err != nil {
+			return nil, err
+		}
+	}
+	if d.GetDomainsChanged() {
+		if p.Domains, err = domainsFromProto(d.GetDomains()); err != nil {
 			return nil, err
 		}
 	}

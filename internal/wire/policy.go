@@ -19,6 +19,7 @@ func PolicyToProto(p *hostpolicy.Policy) *pb.HostPolicy {
 		Addresses:   make([]*pb.Address, len(p.Addresses)),
 		Ports:       make([]*pb.PortOwner, len(p.Ports)),
 		Controllers: controllersToProto(p.Controllers),
+		Domains:     domainsToProto(p.Domains),
 	}
 	for i := range p.Subjects {
 		m.Subjects[i] = subjectToProto(&p.Subjects[i])
@@ -57,6 +58,9 @@ func PolicyFromProto(m *pb.HostPolicy) (*hostpolicy.Policy, error) {
 	if p.Controllers, err = controllersFromProto(m.GetControllers()); err != nil {
 		return nil, err
 	}
+	if p.Domains, err = domainsFromProto(m.GetDomains()); err != nil {
+		return nil, err
+	}
 	if err := p.Check(); err != nil {
 		return nil, err
 	}
@@ -89,6 +93,24 @@ func controllersToProto(list []netip.AddrPort) []string {
 
 func controllersFromProto(list []string) ([]netip.AddrPort, error) {
 	return convert("controller", list, netip.ParseAddrPort)
+}
+
+func domainsToProto(list []hostpolicy.Domain) []*pb.Domain {
+	out := make([]*pb.Domain, len(list))
+	for i, d := range list {
+		out[i] = &pb.Domain{Pattern: d.Pattern, Base: uint64(d.Base), Identity: uint64(d.Identity)}
+	}
+	return out
+}
+
+func domainsFromProto(list []*pb.Domain) ([]hostpolicy.Domain, error) {
+	return convert("domain", list, func(m *pb.Domain) (hostpolicy.Domain, error) {
+		d := hostpolicy.Domain{Pattern: m.GetPattern(), Base: model.IdentityID(m.GetBase()), Identity: model.IdentityID(m.GetIdentity())}
+		if d.Pattern == "" {
+			return d, fmt.Errorf("it names no host")
+		}
+		return d, nil
+	})
 }
 
 func subjectToProto(s *hostpolicy.Subject) *pb.Subject {
@@ -160,6 +182,7 @@ func tableToProto(t *hostpolicy.Table) *pb.Table {
 				Hi:      uint32(c.Ports.Hi),
 				Verdict: VerdictToProto(c.Verdict),
 				Rule:    string(c.Rule),
+				When:    whenToProto(c.When),
 			}
 		}
 		m.Funcs[i] = &pb.Func{Cells: cells}
@@ -205,10 +228,32 @@ func cellFromProto(m *pb.Cell) (hostpolicy.Cell, error) {
 		return hostpolicy.Cell{}, err
 	}
 	v, err := VerdictFromProto(m.GetVerdict())
+	if err != nil {
+		return hostpolicy.Cell{}, err
+	}
+	when, err := convert("alternative", m.GetWhen(), alternativeFromProto)
 	return hostpolicy.Cell{
 		Ports:   model.PortRange{Proto: proto, Lo: lo, Hi: hi},
 		Verdict: v,
 		Rule:    model.RuleID(m.GetRule()),
+		When:    when,
+	}, err
+}
+
+func whenToProto(when []hostpolicy.Alternative) []*pb.Alternative {
+	var out []*pb.Alternative // nil of almost every cell
+	for _, a := range when {
+		out = append(out, &pb.Alternative{
+			Unit: a.Process.Unit, Path: a.Process.Path, User: a.Process.User, Verdict: VerdictToProto(a.Verdict), Rule: string(a.Rule),
+		})
+	}
+	return out
+}
+
+func alternativeFromProto(m *pb.Alternative) (hostpolicy.Alternative, error) {
+	v, err := VerdictFromProto(m.GetVerdict())
+	return hostpolicy.Alternative{
+		Process: model.Process{Unit: m.GetUnit(), Path: m.GetPath(), User: m.GetUser()}, Verdict: v, Rule: model.RuleID(m.GetRule()),
 	}, err
 }
 

@@ -86,6 +86,11 @@ func randomPolicy(r *rand.Rand) *hostpolicy.Policy {
 	for i := range r.IntN(3) {
 		p.Controllers = append(p.Controllers, netip.AddrPortFrom(netip.AddrFrom4([4]byte{192, 0, 2, byte(i)}), 7443))
 	}
+	for i := range r.IntN(3) {
+		p.Domains = append(p.Domains, hostpolicy.Domain{
+			Pattern: []string{"*.example.org", "api.example.org"}[i], Base: model.IdentityID(r.Uint64N(3)), Identity: model.IdentityID(r.Uint64N(3)),
+		})
+	}
 	return p
 }
 
@@ -108,6 +113,11 @@ func randomFunc(r *rand.Rand) hostpolicy.Func {
 	verdict := func() model.Verdict { return model.Verdict(r.IntN(3)) }
 	rule := func() model.RuleID { return model.NamedRule("p", "r"+strconv.Itoa(r.IntN(3))) }
 	f := hostpolicy.Func{{Ports: model.AnyPort, Verdict: verdict(), Rule: rule()}}
+	for _, p := range []model.Process{{Unit: "a.service"}, {Path: "/bin/a", User: "a"}} {
+		if r.IntN(4) == 0 {
+			f[0].When = append(f[0].When, hostpolicy.Alternative{Process: p, Verdict: verdict(), Rule: rule()})
+		}
+	}
 	for _, proto := range []model.Proto{model.ProtoTCP, model.ProtoUDP} {
 		if r.IntN(2) == 0 {
 			continue

@@ -231,6 +231,7 @@ type HostPolicy struct {
 	Addresses     []*Address             `protobuf:"bytes,5,rep,name=addresses,proto3" json:"addresses,omitempty"`
 	Ports         []*PortOwner           `protobuf:"bytes,6,rep,name=ports,proto3" json:"ports,omitempty"`
 	Controllers   []string               `protobuf:"bytes,7,rep,name=controllers,proto3" json:"controllers,omitempty"` // address:port
+	Domains       []*Domain              `protobuf:"bytes,8,rep,name=domains,proto3" json:"domains,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -310,6 +311,13 @@ func (x *HostPolicy) GetPorts() []*PortOwner {
 func (x *HostPolicy) GetControllers() []string {
 	if x != nil {
 		return x.Controllers
+	}
+	return nil
+}
+
+func (x *HostPolicy) GetDomains() []*Domain {
+	if x != nil {
+		return x.Domains
 	}
 	return nil
 }
@@ -645,6 +653,7 @@ type Cell struct {
 	Hi            uint32                 `protobuf:"varint,3,opt,name=hi,proto3" json:"hi,omitempty"`
 	Verdict       Verdict                `protobuf:"varint,4,opt,name=verdict,proto3,enum=bulkhead.v1.Verdict" json:"verdict,omitempty"`
 	Rule          string                 `protobuf:"bytes,5,opt,name=rule,proto3" json:"rule,omitempty"`
+	When          []*Alternative         `protobuf:"bytes,6,rep,name=when,proto3" json:"when,omitempty"` // the first that the subject's process meets decides
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -714,6 +723,150 @@ func (x *Cell) GetRule() string {
 	return ""
 }
 
+func (x *Cell) GetWhen() []*Alternative {
+	if x != nil {
+		return x.When
+	}
+	return nil
+}
+
+type Alternative struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Unit          string                 `protobuf:"bytes,1,opt,name=unit,proto3" json:"unit,omitempty"`
+	Path          string                 `protobuf:"bytes,2,opt,name=path,proto3" json:"path,omitempty"`
+	User          string                 `protobuf:"bytes,3,opt,name=user,proto3" json:"user,omitempty"`
+	Verdict       Verdict                `protobuf:"varint,4,opt,name=verdict,proto3,enum=bulkhead.v1.Verdict" json:"verdict,omitempty"`
+	Rule          string                 `protobuf:"bytes,5,opt,name=rule,proto3" json:"rule,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Alternative) Reset() {
+	*x = Alternative{}
+	mi := &file_bulkhead_v1_policy_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Alternative) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Alternative) ProtoMessage() {}
+
+func (x *Alternative) ProtoReflect() protoreflect.Message {
+	mi := &file_bulkhead_v1_policy_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Alternative.ProtoReflect.Descriptor instead.
+func (*Alternative) Descriptor() ([]byte, []int) {
+	return file_bulkhead_v1_policy_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *Alternative) GetUnit() string {
+	if x != nil {
+		return x.Unit
+	}
+	return ""
+}
+
+func (x *Alternative) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+func (x *Alternative) GetUser() string {
+	if x != nil {
+		return x.User
+	}
+	return ""
+}
+
+func (x *Alternative) GetVerdict() Verdict {
+	if x != nil {
+		return x.Verdict
+	}
+	return Verdict_VERDICT_DENY
+}
+
+func (x *Alternative) GetRule() string {
+	if x != nil {
+		return x.Rule
+	}
+	return ""
+}
+
+// Domain says what a host name makes of an address that no workload owns.
+type Domain struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Pattern       string                 `protobuf:"bytes,1,opt,name=pattern,proto3" json:"pattern,omitempty"`
+	Base          uint64                 `protobuf:"fixed64,2,opt,name=base,proto3" json:"base,omitempty"`
+	Identity      uint64                 `protobuf:"fixed64,3,opt,name=identity,proto3" json:"identity,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Domain) Reset() {
+	*x = Domain{}
+	mi := &file_bulkhead_v1_policy_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Domain) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Domain) ProtoMessage() {}
+
+func (x *Domain) ProtoReflect() protoreflect.Message {
+	mi := &file_bulkhead_v1_policy_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Domain.ProtoReflect.Descriptor instead.
+func (*Domain) Descriptor() ([]byte, []int) {
+	return file_bulkhead_v1_policy_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *Domain) GetPattern() string {
+	if x != nil {
+		return x.Pattern
+	}
+	return ""
+}
+
+func (x *Domain) GetBase() uint64 {
+	if x != nil {
+		return x.Base
+	}
+	return 0
+}
+
+func (x *Domain) GetIdentity() uint64 {
+	if x != nil {
+		return x.Identity
+	}
+	return 0
+}
+
 type Address struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Addr          []byte                 `protobuf:"bytes,1,opt,name=addr,proto3" json:"addr,omitempty"` // 4 or 16 bytes
@@ -726,7 +879,7 @@ type Address struct {
 
 func (x *Address) Reset() {
 	*x = Address{}
-	mi := &file_bulkhead_v1_policy_proto_msgTypes[7]
+	mi := &file_bulkhead_v1_policy_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -738,7 +891,7 @@ func (x *Address) String() string {
 func (*Address) ProtoMessage() {}
 
 func (x *Address) ProtoReflect() protoreflect.Message {
-	mi := &file_bulkhead_v1_policy_proto_msgTypes[7]
+	mi := &file_bulkhead_v1_policy_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -751,7 +904,7 @@ func (x *Address) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Address.ProtoReflect.Descriptor instead.
 func (*Address) Descriptor() ([]byte, []int) {
-	return file_bulkhead_v1_policy_proto_rawDescGZIP(), []int{7}
+	return file_bulkhead_v1_policy_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Address) GetAddr() []byte {
@@ -794,7 +947,7 @@ type PortOwner struct {
 
 func (x *PortOwner) Reset() {
 	*x = PortOwner{}
-	mi := &file_bulkhead_v1_policy_proto_msgTypes[8]
+	mi := &file_bulkhead_v1_policy_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -806,7 +959,7 @@ func (x *PortOwner) String() string {
 func (*PortOwner) ProtoMessage() {}
 
 func (x *PortOwner) ProtoReflect() protoreflect.Message {
-	mi := &file_bulkhead_v1_policy_proto_msgTypes[8]
+	mi := &file_bulkhead_v1_policy_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -819,7 +972,7 @@ func (x *PortOwner) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PortOwner.ProtoReflect.Descriptor instead.
 func (*PortOwner) Descriptor() ([]byte, []int) {
-	return file_bulkhead_v1_policy_proto_rawDescGZIP(), []int{8}
+	return file_bulkhead_v1_policy_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *PortOwner) GetAddr() []byte {
@@ -867,13 +1020,15 @@ type HostPolicyDelta struct {
 	RemovePorts        []*PortOwner           `protobuf:"bytes,11,rep,name=remove_ports,json=removePorts,proto3" json:"remove_ports,omitempty"`
 	Controllers        []string               `protobuf:"bytes,12,rep,name=controllers,proto3" json:"controllers,omitempty"`
 	ControllersChanged bool                   `protobuf:"varint,13,opt,name=controllers_changed,json=controllersChanged,proto3" json:"controllers_changed,omitempty"`
+	Domains            []*Domain              `protobuf:"bytes,14,rep,name=domains,proto3" json:"domains,omitempty"` // all of them, if they changed
+	DomainsChanged     bool                   `protobuf:"varint,15,opt,name=domains_changed,json=domainsChanged,proto3" json:"domains_changed,omitempty"`
 	unknownFields      protoimpl.UnknownFields
 	sizeCache          protoimpl.SizeCache
 }
 
 func (x *HostPolicyDelta) Reset() {
 	*x = HostPolicyDelta{}
-	mi := &file_bulkhead_v1_policy_proto_msgTypes[9]
+	mi := &file_bulkhead_v1_policy_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -885,7 +1040,7 @@ func (x *HostPolicyDelta) String() string {
 func (*HostPolicyDelta) ProtoMessage() {}
 
 func (x *HostPolicyDelta) ProtoReflect() protoreflect.Message {
-	mi := &file_bulkhead_v1_policy_proto_msgTypes[9]
+	mi := &file_bulkhead_v1_policy_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -898,7 +1053,7 @@ func (x *HostPolicyDelta) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HostPolicyDelta.ProtoReflect.Descriptor instead.
 func (*HostPolicyDelta) Descriptor() ([]byte, []int) {
-	return file_bulkhead_v1_policy_proto_rawDescGZIP(), []int{9}
+	return file_bulkhead_v1_policy_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *HostPolicyDelta) GetRevision() uint64 {
@@ -992,11 +1147,25 @@ func (x *HostPolicyDelta) GetControllersChanged() bool {
 	return false
 }
 
+func (x *HostPolicyDelta) GetDomains() []*Domain {
+	if x != nil {
+		return x.Domains
+	}
+	return nil
+}
+
+func (x *HostPolicyDelta) GetDomainsChanged() bool {
+	if x != nil {
+		return x.DomainsChanged
+	}
+	return false
+}
+
 var File_bulkhead_v1_policy_proto protoreflect.FileDescriptor
 
 const file_bulkhead_v1_policy_proto_rawDesc = "" +
 	"\n" +
-	"\x18bulkhead/v1/policy.proto\x12\vbulkhead.v1\"\x9e\x02\n" +
+	"\x18bulkhead/v1/policy.proto\x12\vbulkhead.v1\"\xcd\x02\n" +
 	"\n" +
 	"HostPolicy\x12\x1a\n" +
 	"\brevision\x18\x01 \x01(\x04R\brevision\x12\x12\n" +
@@ -1005,7 +1174,8 @@ const file_bulkhead_v1_policy_proto_rawDesc = "" +
 	"\x04sets\x18\x04 \x03(\v2\x16.bulkhead.v1.PolicySetR\x04sets\x122\n" +
 	"\taddresses\x18\x05 \x03(\v2\x14.bulkhead.v1.AddressR\taddresses\x12,\n" +
 	"\x05ports\x18\x06 \x03(\v2\x16.bulkhead.v1.PortOwnerR\x05ports\x12 \n" +
-	"\vcontrollers\x18\a \x03(\tR\vcontrollers\"\xae\x02\n" +
+	"\vcontrollers\x18\a \x03(\tR\vcontrollers\x12-\n" +
+	"\adomains\x18\b \x03(\v2\x13.bulkhead.v1.DomainR\adomains\"\xae\x02\n" +
 	"\aSubject\x12\x1a\n" +
 	"\bworkload\x18\x01 \x01(\tR\bworkload\x12\x12\n" +
 	"\x04unit\x18\x02 \x01(\tR\x04unit\x12\x1a\n" +
@@ -1031,13 +1201,24 @@ const file_bulkhead_v1_policy_proto_rawDesc = "" +
 	"\n" +
 	"peer_funcs\x18\x03 \x03(\rR\tpeerFuncs\"/\n" +
 	"\x04Func\x12'\n" +
-	"\x05cells\x18\x01 \x03(\v2\x11.bulkhead.v1.CellR\x05cells\"\x80\x01\n" +
+	"\x05cells\x18\x01 \x03(\v2\x11.bulkhead.v1.CellR\x05cells\"\xae\x01\n" +
 	"\x04Cell\x12\x14\n" +
 	"\x05proto\x18\x01 \x01(\rR\x05proto\x12\x0e\n" +
 	"\x02lo\x18\x02 \x01(\rR\x02lo\x12\x0e\n" +
 	"\x02hi\x18\x03 \x01(\rR\x02hi\x12.\n" +
 	"\averdict\x18\x04 \x01(\x0e2\x14.bulkhead.v1.VerdictR\averdict\x12\x12\n" +
-	"\x04rule\x18\x05 \x01(\tR\x04rule\"e\n" +
+	"\x04rule\x18\x05 \x01(\tR\x04rule\x12,\n" +
+	"\x04when\x18\x06 \x03(\v2\x18.bulkhead.v1.AlternativeR\x04when\"\x8d\x01\n" +
+	"\vAlternative\x12\x12\n" +
+	"\x04unit\x18\x01 \x01(\tR\x04unit\x12\x12\n" +
+	"\x04path\x18\x02 \x01(\tR\x04path\x12\x12\n" +
+	"\x04user\x18\x03 \x01(\tR\x04user\x12.\n" +
+	"\averdict\x18\x04 \x01(\x0e2\x14.bulkhead.v1.VerdictR\averdict\x12\x12\n" +
+	"\x04rule\x18\x05 \x01(\tR\x04rule\"R\n" +
+	"\x06Domain\x12\x18\n" +
+	"\apattern\x18\x01 \x01(\tR\apattern\x12\x12\n" +
+	"\x04base\x18\x02 \x01(\x06R\x04base\x12\x1a\n" +
+	"\bidentity\x18\x03 \x01(\x06R\bidentity\"e\n" +
 	"\aAddress\x12\x12\n" +
 	"\x04addr\x18\x01 \x01(\fR\x04addr\x12\x12\n" +
 	"\x04bits\x18\x02 \x01(\rR\x04bits\x12\x1a\n" +
@@ -1047,7 +1228,7 @@ const file_bulkhead_v1_policy_proto_rawDesc = "" +
 	"\x04addr\x18\x01 \x01(\fR\x04addr\x12\x14\n" +
 	"\x05proto\x18\x02 \x01(\rR\x05proto\x12\x12\n" +
 	"\x04port\x18\x03 \x01(\rR\x04port\x12\x1a\n" +
-	"\bidentity\x18\x04 \x01(\x06R\bidentity\"\xe6\x04\n" +
+	"\bidentity\x18\x04 \x01(\x06R\bidentity\"\xbe\x05\n" +
 	"\x0fHostPolicyDelta\x12\x1a\n" +
 	"\brevision\x18\x01 \x01(\x04R\brevision\x12\x12\n" +
 	"\x04base\x18\x02 \x01(\fR\x04base\x12\x16\n" +
@@ -1064,7 +1245,9 @@ const file_bulkhead_v1_policy_proto_rawDesc = "" +
 	" \x03(\v2\x16.bulkhead.v1.PortOwnerR\vupsertPorts\x129\n" +
 	"\fremove_ports\x18\v \x03(\v2\x16.bulkhead.v1.PortOwnerR\vremovePorts\x12 \n" +
 	"\vcontrollers\x18\f \x03(\tR\vcontrollers\x12/\n" +
-	"\x13controllers_changed\x18\r \x01(\bR\x12controllersChanged*F\n" +
+	"\x13controllers_changed\x18\r \x01(\bR\x12controllersChanged\x12-\n" +
+	"\adomains\x18\x0e \x03(\v2\x13.bulkhead.v1.DomainR\adomains\x12'\n" +
+	"\x0fdomains_changed\x18\x0f \x01(\bR\x0edomainsChanged*F\n" +
 	"\aVerdict\x12\x10\n" +
 	"\fVERDICT_DENY\x10\x00\x12\x16\n" +
 	"\x12VERDICT_WOULD_DENY\x10\x01\x12\x11\n" +
@@ -1095,7 +1278,7 @@ func file_bulkhead_v1_policy_proto_rawDescGZIP() []byte {
 }
 
 var file_bulkhead_v1_policy_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
-var file_bulkhead_v1_policy_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
+var file_bulkhead_v1_policy_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
 var file_bulkhead_v1_policy_proto_goTypes = []any{
 	(Verdict)(0),            // 0: bulkhead.v1.Verdict
 	(Direction)(0),          // 1: bulkhead.v1.Direction
@@ -1108,34 +1291,40 @@ var file_bulkhead_v1_policy_proto_goTypes = []any{
 	(*Table)(nil),           // 8: bulkhead.v1.Table
 	(*Func)(nil),            // 9: bulkhead.v1.Func
 	(*Cell)(nil),            // 10: bulkhead.v1.Cell
-	(*Address)(nil),         // 11: bulkhead.v1.Address
-	(*PortOwner)(nil),       // 12: bulkhead.v1.PortOwner
-	(*HostPolicyDelta)(nil), // 13: bulkhead.v1.HostPolicyDelta
+	(*Alternative)(nil),     // 11: bulkhead.v1.Alternative
+	(*Domain)(nil),          // 12: bulkhead.v1.Domain
+	(*Address)(nil),         // 13: bulkhead.v1.Address
+	(*PortOwner)(nil),       // 14: bulkhead.v1.PortOwner
+	(*HostPolicyDelta)(nil), // 15: bulkhead.v1.HostPolicyDelta
 }
 var file_bulkhead_v1_policy_proto_depIdxs = []int32{
 	5,  // 0: bulkhead.v1.HostPolicy.subjects:type_name -> bulkhead.v1.Subject
 	7,  // 1: bulkhead.v1.HostPolicy.sets:type_name -> bulkhead.v1.PolicySet
-	11, // 2: bulkhead.v1.HostPolicy.addresses:type_name -> bulkhead.v1.Address
-	12, // 3: bulkhead.v1.HostPolicy.ports:type_name -> bulkhead.v1.PortOwner
-	6,  // 4: bulkhead.v1.Subject.local:type_name -> bulkhead.v1.LocalSet
-	3,  // 5: bulkhead.v1.Subject.quarantine:type_name -> bulkhead.v1.QuarantineLevel
-	2,  // 6: bulkhead.v1.Subject.on_agent_loss:type_name -> bulkhead.v1.OnAgentLoss
-	8,  // 7: bulkhead.v1.PolicySet.ingress:type_name -> bulkhead.v1.Table
-	8,  // 8: bulkhead.v1.PolicySet.egress:type_name -> bulkhead.v1.Table
-	9,  // 9: bulkhead.v1.Table.funcs:type_name -> bulkhead.v1.Func
-	10, // 10: bulkhead.v1.Func.cells:type_name -> bulkhead.v1.Cell
-	0,  // 11: bulkhead.v1.Cell.verdict:type_name -> bulkhead.v1.Verdict
-	5,  // 12: bulkhead.v1.HostPolicyDelta.upsert_subjects:type_name -> bulkhead.v1.Subject
-	7,  // 13: bulkhead.v1.HostPolicyDelta.upsert_sets:type_name -> bulkhead.v1.PolicySet
-	11, // 14: bulkhead.v1.HostPolicyDelta.upsert_addresses:type_name -> bulkhead.v1.Address
-	11, // 15: bulkhead.v1.HostPolicyDelta.remove_addresses:type_name -> bulkhead.v1.Address
-	12, // 16: bulkhead.v1.HostPolicyDelta.upsert_ports:type_name -> bulkhead.v1.PortOwner
-	12, // 17: bulkhead.v1.HostPolicyDelta.remove_ports:type_name -> bulkhead.v1.PortOwner
-	18, // [18:18] is the sub-list for method output_type
-	18, // [18:18] is the sub-list for method input_type
-	18, // [18:18] is the sub-list for extension type_name
-	18, // [18:18] is the sub-list for extension extendee
-	0,  // [0:18] is the sub-list for field type_name
+	13, // 2: bulkhead.v1.HostPolicy.addresses:type_name -> bulkhead.v1.Address
+	14, // 3: bulkhead.v1.HostPolicy.ports:type_name -> bulkhead.v1.PortOwner
+	12, // 4: bulkhead.v1.HostPolicy.domains:type_name -> bulkhead.v1.Domain
+	6,  // 5: bulkhead.v1.Subject.local:type_name -> bulkhead.v1.LocalSet
+	3,  // 6: bulkhead.v1.Subject.quarantine:type_name -> bulkhead.v1.QuarantineLevel
+	2,  // 7: bulkhead.v1.Subject.on_agent_loss:type_name -> bulkhead.v1.OnAgentLoss
+	8,  // 8: bulkhead.v1.PolicySet.ingress:type_name -> bulkhead.v1.Table
+	8,  // 9: bulkhead.v1.PolicySet.egress:type_name -> bulkhead.v1.Table
+	9,  // 10: bulkhead.v1.Table.funcs:type_name -> bulkhead.v1.Func
+	10, // 11: bulkhead.v1.Func.cells:type_name -> bulkhead.v1.Cell
+	0,  // 12: bulkhead.v1.Cell.verdict:type_name -> bulkhead.v1.Verdict
+	11, // 13: bulkhead.v1.Cell.when:type_name -> bulkhead.v1.Alternative
+	0,  // 14: bulkhead.v1.Alternative.verdict:type_name -> bulkhead.v1.Verdict
+	5,  // 15: bulkhead.v1.HostPolicyDelta.upsert_subjects:type_name -> bulkhead.v1.Subject
+	7,  // 16: bulkhead.v1.HostPolicyDelta.upsert_sets:type_name -> bulkhead.v1.PolicySet
+	13, // 17: bulkhead.v1.HostPolicyDelta.upsert_addresses:type_name -> bulkhead.v1.Address
+	13, // 18: bulkhead.v1.HostPolicyDelta.remove_addresses:type_name -> bulkhead.v1.Address
+	14, // 19: bulkhead.v1.HostPolicyDelta.upsert_ports:type_name -> bulkhead.v1.PortOwner
+	14, // 20: bulkhead.v1.HostPolicyDelta.remove_ports:type_name -> bulkhead.v1.PortOwner
+	12, // 21: bulkhead.v1.HostPolicyDelta.domains:type_name -> bulkhead.v1.Domain
+	22, // [22:22] is the sub-list for method output_type
+	22, // [22:22] is the sub-list for method input_type
+	22, // [22:22] is the sub-list for extension type_name
+	22, // [22:22] is the sub-list for extension extendee
+	0,  // [0:22] is the sub-list for field type_name
 }
 
 func init() { file_bulkhead_v1_policy_proto_init() }
@@ -1149,7 +1338,7 @@ func file_bulkhead_v1_policy_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_bulkhead_v1_policy_proto_rawDesc), len(file_bulkhead_v1_policy_proto_rawDesc)),
 			NumEnums:      4,
-			NumMessages:   10,
+			NumMessages:   12,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

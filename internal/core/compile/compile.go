@@ -75,6 +75,7 @@ type Workload struct {
 	family [2]int32 // the first point of IPv4 and of IPv6; -1 for none
 	labels int32
 	host   int32 // a number that the workloads of one host have; None if the host is not known
+	node   int32 // likewise of a node of Kubernetes
 }
 
 // Point is a workload at one of its addresses.
@@ -93,7 +94,7 @@ func Compile(docs *model.Documents, inv *model.Inventory, o Options) (*World, er
 	w := &World{docs: docs, inv: inv, opts: o}
 	w.opts.Controllers = plainAddrPorts(o.Controllers)
 	var l *lowering
-	w.rules, l = lower(docs, o.Now)
+	w.rules, l = lower(docs, inv, o.Now)
 	if len(l.errs) > 0 {
 		return nil, l.errs
 	}
@@ -124,10 +125,12 @@ func plainAddrPorts(list []netip.AddrPort) []netip.AddrPort {
 
 func nextExpiry(rules *[2][]Rule) time.Time {
 	var next time.Time
-	for i := range rules[model.Egress] {
-		r := &rules[model.Egress][i]
-		if !r.Expires.IsZero() && !r.Expired && (next.IsZero() || r.Expires.Before(next)) {
-			next = r.Expires
+	for d := range rules {
+		for i := range rules[d] {
+			r := &rules[d][i]
+			if !r.Expires.IsZero() && !r.Expired && (next.IsZero() || r.Expires.Before(next)) {
+				next = r.Expires
+			}
 		}
 	}
 	return next

@@ -119,6 +119,9 @@ func render(w *compile.World, p *hostpolicy.Policy) string {
 				}
 				fmt.Fprintf(&b, "  %s %s\n", d, strings.Join(who, " | "))
 				for _, c := range f {
+					for _, a := range c.When {
+						fmt.Fprintf(&b, "    %s %s %s, for %s\n", c.Ports, a.Verdict, a.Rule, a.Process)
+					}
 					fmt.Fprintf(&b, "    %s %s %s\n", c.Ports, c.Verdict, c.Rule)
 				}
 			}
@@ -133,6 +136,9 @@ func render(w *compile.World, p *hostpolicy.Policy) string {
 	}
 	for _, o := range p.Ports {
 		fmt.Fprintf(&b, "port %s %s: %s\n", o.Addr, model.PortRange{Proto: o.Proto, Lo: o.Port, Hi: o.Port}, identityName(w, o.Identity))
+	}
+	for _, d := range p.Domains {
+		fmt.Fprintf(&b, "name %s of %s: %s\n", d.Pattern, identityName(w, d.Base), identityName(w, d.Identity))
 	}
 	for _, c := range p.Controllers {
 		fmt.Fprintf(&b, "controller %s\n", c)

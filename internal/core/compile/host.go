@@ -36,7 +36,9 @@ func (w *World) HostPolicy(host string) (*hostpolicy.Policy, bool) {
 		p.Sets = append(p.Sets, w.policySet(s))
 	}
 	slices.SortFunc(p.Sets, func(a, b hostpolicy.PolicySet) int { return hostpolicy.CompareSets(&a, &b) })
-	w.addresses(p, w.toldApart(sets))
+	told := w.toldApart(sets)
+	p.Domains = w.domainsOf(told)
+	w.addresses(p, told)
 	return p, true
 }
 

@@ -67,13 +67,24 @@ type collector struct {
 	byText map[string]int32
 	byKey  map[identityKey]int32
 	byList map[string]int32 // members of a shared identity to its index
+	nodes  map[string]int32
 	all    []identity
 	buf    []byte
 	keys   []string
 }
 
 func newCollector(nets *partition) *collector {
-	return &collector{nets: nets, byText: map[string]int32{}, byKey: map[identityKey]int32{}, byList: map[string]int32{}}
+	return &collector{nets: nets, byText: map[string]int32{}, byKey: map[identityKey]int32{}, byList: map[string]int32{}, nodes: map[string]int32{}}
+}
+
+// node numbers a node of Kubernetes.
+func (c *collector) node(name string) int32 {
+	n, ok := c.nodes[name]
+	if !ok {
+		n = int32(len(c.nodes))
+		c.nodes[name] = n
+	}
+	return n
 }
 
 func (c *collector) labelSet(l model.Labels) int32 {

@@ -14,12 +14,13 @@ import (
 type Stage uint8
 
 // The stages. Essentials and quarantine are judged before all of them, the default after. Kubernetes kinds lower to
-// the same stages: cluster-wide admin tiers to StageAdmin, NetworkPolicy to StageAllow, the baseline tier to
-// StageBaseline.
+// the same stages: cluster-wide admin tiers to StageAdmin, NetworkPolicy to StageAllow and StageIsolation, the baseline
+// tier to StageBaseline.
 const (
 	StageAdmin Stage = iota
 	StageDeny
 	StageAllow
+	StageIsolation // what nothing allowed is denied to the subjects of a one-sided policy that isolates them
 	StageBaseline
 )
 
@@ -30,7 +31,7 @@ type Action uint8
 const (
 	Deny Action = iota
 	Allow
-	Pass // leave the rest of the stage out; only tiers of Kubernetes pass
+	Pass // leave the rest of the stage out; in StageAdmin only
 )
 
 // String returns deny, allow or pass.
@@ -57,10 +58,10 @@ type Rule struct {
 	Subject   Match
 	Peer      Match
 	Ports     []model.PortRange
-	// SubjectProcess and PeerProcess constrain the process at that end, or-ed; nil constrains nothing. Nothing
-	// lowers to them yet.
-	SubjectProcess []model.Process
-	PeerProcess    []model.Process
+	// SubjectProcess constrains the process at the subject; nil constrains nothing. A process at the peer is seen
+	// and constrained there, by the rule's other side.
+	SubjectProcess *model.Process
+	Drops          bool      // a denial drops whatever the mode of the subject's segments
 	Expires        time.Time // zero: never
 	Expired        bool      // past Expires: kept to be explained, never applied
 
@@ -88,7 +89,7 @@ type Match struct {
 // Term is one alternative of a Match: workloads by their labels, or any address in a network.
 type Term struct {
 	Selector *model.Selector // nil: Network counts
-	Network  string          // name of a network, or of a literal CIDR as model.CIDRName writes it
+	Network  string          // name of a network, or of a literal CIDR or domain as package model writes it
 }
 
 // Key returns the canonical text of the term.
@@ -152,10 +153,19 @@ func (m *Match) key() string {
 	return b.String()
 }
 
-// Unmap returns the prefix with IPv4-mapped IPv6 written as IPv4, masked.
+// unmapPrefix returns the prefix with IPv4-mapped IPv6 written as IPv4, masked.
 func unmapPrefix(p netip.Prefix) netip.Prefix {
 	if p.Addr().Is4In6() && p.Bits() >= 96 {
 		p = netip.PrefixFrom(p.Addr().Unmap(), p.Bits()-96)
 	}
 	return p.Masked()
+}
+
+// cidrName returns the name of the network that a peer of kind CIDR stands for.
+func cidrName(p *model.Peer) string {
+	except := make([]netip.Prefix, len(p.Except))
+	for i, x := range p.Except {
+		except[i] = unmapPrefix(x)
+	}
+	return model.CIDRName(unmapPrefix(p.CIDR), except...)
 }

@@ -16,10 +16,13 @@ type Seat struct {
 	Exact    int32 // index of the identity that the workload has there
 	Seen     int32 // index of the identity that other hosts see there
 	Host     int32 // number of the host that it is on; None if it is not known
+	Node     int32 // number of the node that it is, or that it runs on; None if it is neither
 	tables   [2]int32
 	point    int32
 	// Managed is false if nothing enforces at the workload. Unit is true of a unit of a host.
 	Managed, Unit bool
+	// Pod: it runs on a node, at an address of its own.
+	Pod bool
 	// Placed is false if the workload has no address; Is4 tells the family of the address.
 	Placed, Is4 bool
 }
@@ -28,8 +31,8 @@ func (w *World) seat(point int32) Seat {
 	p := &w.points[point]
 	wl := &w.workloads[p.workload]
 	return Seat{
-		Workload: p.workload, Exact: p.exact, Seen: p.seen, Host: wl.host, tables: w.sets[p.set].tables,
-		point: point, Managed: wl.Managed, Unit: wl.IsUnit(),
+		Workload: p.workload, Exact: p.exact, Seen: p.seen, Host: wl.host, Node: wl.node, tables: w.sets[p.set].tables,
+		point: point, Managed: wl.Managed, Unit: wl.IsUnit(), Pod: wl.IsPod(),
 		Placed: p.Addr.IsValid(), Is4: p.Addr.Is4(),
 	}
 }
@@ -96,9 +99,7 @@ func familyOf(is4 bool) int {
 
 // UnownedIndex returns the index of the identity of a plain address that no workload owns; None if no network of the
 // policy holds it.
-func (w *World) UnownedIndex(addr netip.Addr) int32 {
-	return w.nets.netsets[w.nets.netsetOf(w.nets.cellOf(addr))].unownedIndex
-}
+func (w *World) UnownedIndex(addr netip.Addr) int32 { return w.UnownedByName(addr, "") }
 
 // IdentityID returns the number of the identity of an index; zero of None.
 func (w *World) IdentityID(index int32) model.IdentityID {
@@ -108,12 +109,17 @@ func (w *World) IdentityID(index int32) model.IdentityID {
 	return w.ids.ids[index]
 }
 
-// Decide returns what the policy set of the seat says about the peer identity of that index. It allocates nothing.
-func (w *World) Decide(at *Seat, d model.Direction, peer int32, proto model.Proto, port uint16) model.EndVerdict {
+// Decide returns what the policy set of the seat says about the peer identity of that index, for a process at the seat;
+// nil if it is not known. It allocates nothing.
+func (w *World) Decide(at *Seat, d model.Direction, peer int32, proto model.Proto, port uint16, process *model.Process) model.EndVerdict {
 	t := &w.tables[at.tables[d]]
 	cells := w.functions.of(t.find(peer, len(w.ids.ids)))
 	c := decide(cells, proto, port)
-	return model.EndVerdict{Verdict: c.verdict, Rule: w.functions.names[c.rule]}
+	if c.when == noAlternative {
+		return model.EndVerdict{Verdict: c.verdict, Rule: w.functions.names[c.rule]}
+	}
+	verdict, rule := w.functions.choose(c, process)
+	return model.EndVerdict{Verdict: verdict, Rule: w.functions.names[rule]}
 }
 
 // find returns the function that judges the peer, of identities many. Indexes of identities are as even as hashes are,

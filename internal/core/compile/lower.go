@@ -12,23 +12,32 @@ import (
 
 // lowering turns documents into one-sided rules.
 type lowering struct {
-	services map[string][]model.PortRange
-	networks map[string]*model.Network
-	now      time.Time
-	errs     Errors
-	rules    [2][]Rule // by direction
+	services   map[string][]model.PortRange
+	networks   map[string]*model.Network
+	portValues portValues
+	now        time.Time
+	errs       Errors
+	reported   map[Error]bool
+	rules      [2][]Rule // by direction
 }
 
 func (l *lowering) fail(pos model.Position, rule model.RuleID, format string, args ...any) {
-	l.errs = append(l.errs, &Error{Pos: pos, Rule: rule, Msg: fmt.Sprintf(format, args...)})
+	e := Error{Pos: pos, Rule: rule, Msg: fmt.Sprintf(format, args...)}
+	if l.reported[e] { // at the rule's other end
+		return
+	}
+	l.reported[e] = true
+	l.errs = append(l.errs, &e)
 }
 
 // lower returns the rules of each direction in the order in which they are asked.
-func lower(docs *model.Documents, now time.Time) ([2][]Rule, *lowering) {
+func lower(docs *model.Documents, inv *model.Inventory, now time.Time) ([2][]Rule, *lowering) {
 	l := &lowering{
-		services: make(map[string][]model.PortRange, len(docs.Services)),
-		networks: make(map[string]*model.Network, len(docs.Networks)),
-		now:      now,
+		services:   make(map[string][]model.PortRange, len(docs.Services)),
+		networks:   make(map[string]*model.Network, len(docs.Networks)),
+		portValues: newPortValues(docs, inv),
+		now:        now,
+		reported:   map[Error]bool{},
 	}
 	for i := range docs.Services {
 		l.services[docs.Services[i].Name] = docs.Services[i].Ports
@@ -36,11 +45,8 @@ func lower(docs *model.Documents, now time.Time) ([2][]Rule, *lowering) {
 	for i := range docs.Networks {
 		n := &docs.Networks[i]
 		l.networks[n.Name] = n
-		if strings.Contains(n.Name, "/") {
-			l.fail(n.Pos, "", "network %q: a name has no '/'", n.Name)
-		}
-		if len(n.Domains) > 0 {
-			l.fail(n.Pos, "", "network %q: domains are not supported yet: list addresses under cidrs", n.Name)
+		if strings.ContainsAny(n.Name, "/:") {
+			l.fail(n.Pos, "", "network %q: a name has no '/' and no ':'", n.Name)
 		}
 	}
 	for i := range docs.Guardrails {
@@ -48,8 +54,8 @@ func lower(docs *model.Documents, now time.Time) ([2][]Rule, *lowering) {
 		if g.Via == model.ViaAny {
 			l.fail(g.Pos, "", "guardrail %q: via: any is not supported yet: leave via out to check direct traffic", g.Name)
 		}
-		l.match("", g.From) // for its errors
-		l.match("", g.To)
+		l.match("", g.From, nearEnd) // for its errors
+		l.match("", g.To, nearEnd)
 	}
 	for _, p := range byName(docs.Policies, func(p *model.Policy) string { return p.Name }) {
 		for i := range p.Rules {
@@ -60,6 +66,9 @@ func lower(docs *model.Documents, now time.Time) ([2][]Rule, *lowering) {
 		if s.MembersOpen {
 			l.members(s)
 		}
+	}
+	for _, p := range byName(docs.OneSided, func(p *model.OneSided) string { return p.Name }) {
+		l.oneSided(p)
 	}
 	for d := range l.rules {
 		slices.SortStableFunc(l.rules[d], func(a, b Rule) int {
@@ -93,29 +102,63 @@ func (l *lowering) native(p *model.Policy, r *model.Rule) {
 		base.Stage, base.Action = StageAllow, Allow
 	}
 	base.Ports = l.ports(base.ID, r.On)
-	l.bothEnds(base, l.match(base.ID, r.From), l.match(base.ID, r.To))
+	l.side(base, model.Egress, r.From, r.To)
+	l.side(base, model.Ingress, r.To, r.From)
+}
+
+// side lowers what a rule says at one end. Peers that constrain the process there make a rule of their own for each
+// constraint.
+func (l *lowering) side(r Rule, d model.Direction, subjects, peers []model.Peer) {
+	r.Direction = d
+	r.Peer = l.match(r.ID, peers, farEnd)
+	if r.Action == Deny {
+		// Which process is at the far end cannot be seen: there the rule's other side denies.
+		visible := slices.DeleteFunc(slices.Clone(peers), func(p model.Peer) bool { return p.Process != nil })
+		if len(visible) < len(peers) && len(visible) == 0 {
+			return
+		}
+		r.Peer = l.match(r.ID, visible, farEnd)
+	}
+	var plain []model.Peer
+	for i := range subjects {
+		if subjects[i].Process == nil {
+			plain = append(plain, subjects[i])
+			continue
+		}
+		constrained := r
+		constrained.SubjectProcess = subjects[i].Process
+		constrained.Subject = l.match(r.ID, subjects[i:i+1], nearEnd)
+		l.rules[d] = append(l.rules[d], constrained)
+	}
+	if len(plain) > 0 || len(subjects) == 0 {
+		r.Subject = l.match(r.ID, plain, nearEnd)
+		l.rules[d] = append(l.rules[d], r)
+	}
 }
 
 // members lowers members: allow of a segment. It is asked after the allow rules of every policy.
 func (l *lowering) members(s *model.Segment) {
 	m := Match{Terms: []Term{{Selector: &s.Selector}}}
-	l.bothEnds(Rule{
-		ID:       model.MembersRule(s.Name),
-		Pos:      s.Pos,
-		Stage:    StageAllow,
-		Priority: 1,
-		Action:   Allow,
-		Ports:    []model.PortRange{model.AnyPort},
-	}, m, m)
+	for _, d := range model.Directions {
+		l.rules[d] = append(l.rules[d], Rule{
+			ID:        model.MembersRule(s.Name),
+			Pos:       s.Pos,
+			Stage:     StageAllow,
+			Priority:  1,
+			Action:    Allow,
+			Direction: d,
+			Subject:   m,
+			Peer:      m,
+			Ports:     []model.PortRange{model.AnyPort},
+		})
+	}
 }
 
-func (l *lowering) bothEnds(base Rule, from, to Match) {
-	egress, ingress := base, base
-	egress.Direction, egress.Subject, egress.Peer = model.Egress, from, to
-	ingress.Direction, ingress.Subject, ingress.Peer = model.Ingress, to, from
-	l.rules[model.Egress] = append(l.rules[model.Egress], egress)
-	l.rules[model.Ingress] = append(l.rules[model.Ingress], ingress)
-}
+// unmanagedLabel marks, in identities only, the workloads that nothing enforces on: nobody sees their processes, so a rule
+// that constrains the process at the far end does not mean them.
+const unmanagedLabel = model.SystemLabelPrefix + "unmanaged"
+
+var isManaged = model.Requirement{Key: unmanagedLabel, Op: model.OpNotExists}
 
 func (l *lowering) ports(rule model.RuleID, refs []model.PortRef) []model.PortRange {
 	var out []model.PortRange
@@ -133,27 +176,37 @@ func (l *lowering) ports(rule model.RuleID, refs []model.PortRef) []model.PortRa
 	return out
 }
 
-func (l *lowering) match(rule model.RuleID, peers []model.Peer) Match {
+// end says whether a match is of the workload that is judged, or of who is at the other end.
+type end bool
+
+const (
+	nearEnd end = false
+	farEnd  end = true
+)
+
+func (l *lowering) match(rule model.RuleID, peers []model.Peer, at end) Match {
 	var m Match
 	for i := range peers {
 		p := &peers[i]
-		if p.Process != nil {
-			l.fail(p.Pos, rule, "process constraints are not supported yet: leave process out")
-		}
 		switch p.Kind {
 		case model.PeerAny:
 			m.Any = true
 		case model.PeerWorkloads:
-			m.Terms = append(m.Terms, Term{Selector: &p.Workloads})
+			s := &p.Workloads
+			if p.Process != nil && at == farEnd {
+				managed := s.With(isManaged)
+				s = &managed
+			}
+			m.Terms = append(m.Terms, Term{Selector: s})
 		case model.PeerNetwork:
 			if l.networks[p.Network] == nil {
 				l.fail(p.Pos, rule, "there is no network %q", p.Network)
 			}
 			m.Terms = append(m.Terms, Term{Network: p.Network})
 		case model.PeerCIDR:
-			m.Terms = append(m.Terms, Term{Network: model.CIDRName(unmapPrefix(p.CIDR))})
+			m.Terms = append(m.Terms, Term{Network: cidrName(p)})
 		case model.PeerDomain:
-			l.fail(p.Pos, rule, "domains are not supported yet: use a network or a cidr")
+			m.Terms = append(m.Terms, Term{Network: model.DomainNetwork(p.Domain)})
 		default:
 			l.fail(p.Pos, rule, "a peer of unknown kind %d", p.Kind)
 		}

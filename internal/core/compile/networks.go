@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"net/netip"
 	"slices"
+	"strings"
 
 	"github.com/gaissmai/bart"
 
@@ -20,6 +21,8 @@ type partition struct {
 	lookup   bart.Table[int32] // index into cells
 	netsets  []netset          // netsets[0] is the empty one
 	keys     map[string]int32  // canonical bytes of a netset to its index
+	domains  map[string]*domainClass
+	classes  []*domainClass // sorted by pattern
 }
 
 // cell holds the addresses whose longest matching prefix is Prefix.
@@ -34,6 +37,8 @@ type netset struct {
 	networks []int32 // sorted
 	names    []string
 	purposes purposes
+	cells    bool // some cell has it
+	domain   bool // an address may have it by a name
 	// unowned is the identity of its addresses that no workload owns: zero of the empty netset.
 	unowned      model.IdentityID
 	unownedIndex int32 // -1 of the empty netset
@@ -92,9 +97,17 @@ func newPartition(docs *model.Documents, rules *[2][]Rule) *partition {
 	in, out := map[netip.Prefix][]int32{}, map[netip.Prefix][]int32{}
 	for i, name := range p.names {
 		n := networks[name]
-		if n == nil { // a literal CIDR is named by itself
-			prefix := netip.MustParsePrefix(name)
-			in[prefix] = append(in[prefix], int32(i))
+		if n == nil { // a literal is named by itself
+			for k, part := range strings.Split(name, "!") {
+				prefix, err := netip.ParsePrefix(part)
+				switch {
+				case err != nil: // a domain: see addDomains
+				case k == 0:
+					in[prefix] = append(in[prefix], int32(i))
+				default:
+					out[prefix] = append(out[prefix], int32(i))
+				}
+			}
 			continue
 		}
 		p.purposes[i] = n.Purpose
@@ -108,6 +121,7 @@ func newPartition(docs *model.Documents, rules *[2][]Rule) *partition {
 		}
 	}
 	p.build(in, out)
+	p.addDomains(networks)
 	return p
 }
 
@@ -142,6 +156,7 @@ func (p *partition) build(in, out map[netip.Prefix][]int32) {
 		held[i] = union(held[i], in[prefix])
 		except[i] = union(except[i], out[prefix])
 		p.cells[i] = cell{prefix: prefix, parent: parent, netset: p.intern(subtract(held[i], except[i]))}
+		p.netsets[p.cells[i].netset].cells = true
 		p.lookup.Insert(prefix, int32(i))
 		above = append(above, int32(i))
 	}

@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"slices"
 
-	"bulkhead/internal/core/hostpolicy"
 	"bulkhead/internal/core/model"
 )
 
@@ -13,82 +12,180 @@ type stroke struct {
 	ports   model.PortRange
 	verdict model.Verdict
 	rule    uint32 // index into names
+	when    int32  // index of the alternatives that are asked before; noAlternative
 }
 
 // painter resolves strokes into a function of protocol and port: where strokes overlap the first one counts. It is
 // reused; start begins the next function.
 type painter struct {
-	protos []protoPaint // the first used ones are in use
-	used   int
-	base   stroke // for every protocol that is not in protos
-	done   bool   // base is painted, nothing is left to paint
-	cells  int
-	flat   []stroke
+	functions *functionBuilder
+	protos    []protoPaint // the first used ones are in use
+	used      int
+	base      stroke // for every protocol that is not in protos
+	baseState baseState
+	parked    bool // something is passed over
+	done      bool // nothing is left to paint
+	cells     int
+	flat      []stroke
 }
+
+// baseState is what has become of the protocols that are not in painter.protos.
+type baseState uint8
+
+const (
+	baseOpen   baseState = iota
+	basePassed           // passed over: open again at the end of the stage
+	basePainted
+)
 
 // protoPaint is what is painted of one protocol.
 type protoPaint struct {
-	proto model.Proto
-	cells []stroke // disjoint, unsorted until finish
-	gaps  []gap    // sorted: what is not painted yet
-	spare []gap
+	proto  model.Proto
+	cells  []stroke // disjoint, unsorted until finish
+	gaps   []gap    // sorted: what is not painted yet
+	parked []gap    // what is passed over
+	spare  []gap
 }
 
-type gap struct{ lo, hi uint16 }
+// gap is a range of ports that is not painted. when lists the alternatives that have been painted on it.
+type gap struct {
+	lo, hi uint16
+	when   int32
+}
 
-func (p *painter) start() { p.used, p.done, p.cells = 0, false, 0 }
+func (p *painter) start() {
+	p.used, p.cells = 0, 0
+	p.base, p.baseState, p.parked, p.done = stroke{when: noAlternative}, baseOpen, false, false
+}
 
 // paint adds a stroke below those before it.
 func (p *painter) paint(s stroke) {
-	if p.done {
+	p.put(s.ports, func(pp *protoPaint, g gap) {
+		c := p.under(g.when, s)
+		c.ports = model.PortRange{Proto: pp.proto, Lo: g.lo, Hi: g.hi}
+		pp.cells = append(pp.cells, c)
+		p.cells++
+	})
+	if s.ports.Proto != model.ProtoAny {
 		return
 	}
-	if s.ports.Proto != model.ProtoAny {
-		p.proto(s.ports.Proto).paint(s, &p.cells)
+	if p.baseState == baseOpen {
+		p.base, p.baseState = p.under(p.base.when, s), basePainted
+	}
+	p.done = p.baseState == basePainted && !p.parked
+}
+
+// under returns the stroke below the alternatives.
+func (p *painter) under(when int32, s stroke) stroke {
+	if when != noAlternative {
+		s.when = p.functions.trim(when, s.verdict, s.rule)
+	}
+	return s
+}
+
+// paintFor adds a stroke for the processes that meet a constraint. What is below it stays visible to all others.
+func (p *painter) paintFor(process int32, s stroke) {
+	over := func(when int32) int32 { return p.functions.alternative(when, process, s.verdict, s.rule) }
+	p.put(s.ports, func(pp *protoPaint, g gap) {
+		g.when = over(g.when)
+		pp.gaps = append(pp.gaps, g)
+		p.cells++
+	})
+	if s.ports.Proto == model.ProtoAny && p.baseState == baseOpen {
+		p.base.when = over(p.base.when)
+	}
+}
+
+// pass leaves the rest of the stage out: what comes before resume does not paint there.
+func (p *painter) pass(ports model.PortRange) {
+	p.put(ports, func(pp *protoPaint, g gap) {
+		pp.parked = append(pp.parked, g)
+		p.parked = true
+	})
+	if ports.Proto == model.ProtoAny && p.baseState == baseOpen {
+		p.baseState, p.parked = basePassed, true
+	}
+}
+
+// resume ends a stage: what was passed over is painted again.
+func (p *painter) resume() {
+	if !p.parked {
 		return
 	}
 	for i := range p.protos[:p.used] {
-		p.protos[i].paint(s, &p.cells)
+		pp := &p.protos[i]
+		pp.gaps, pp.parked = append(pp.gaps, pp.parked...), pp.parked[:0]
+		slices.SortFunc(pp.gaps, func(a, b gap) int { return cmp.Compare(a.lo, b.lo) })
 	}
-	p.base, p.done = s, true
+	if p.baseState == basePassed {
+		p.baseState = baseOpen
+	}
+	p.parked = false
 }
 
+// put takes every gap in the ports out, and gives each to do, which may put it back: all that lies in the ports, and no
+// more than that.
+func (p *painter) put(ports model.PortRange, do func(*protoPaint, gap)) {
+	if p.done {
+		return
+	}
+	if ports.Proto != model.ProtoAny {
+		if pp := p.proto(ports.Proto); pp != nil {
+			pp.put(ports.Lo, ports.Hi, do)
+		}
+		return
+	}
+	for i := range p.protos[:p.used] {
+		p.protos[i].put(0, 65535, do)
+	}
+}
+
+// proto returns what is painted of a protocol; nil if the base has painted all of it.
 func (p *painter) proto(proto model.Proto) *protoPaint {
 	for i := range p.protos[:p.used] {
 		if p.protos[i].proto == proto {
 			return &p.protos[i]
 		}
 	}
+	if p.baseState == basePainted {
+		return nil
+	}
 	if p.used == len(p.protos) {
 		p.protos = append(p.protos, protoPaint{})
 	}
 	pp := &p.protos[p.used]
 	p.used++
-	pp.proto, pp.cells, pp.gaps = proto, pp.cells[:0], append(pp.gaps[:0], gap{0, 65535})
+	pp.proto, pp.cells, pp.gaps, pp.parked = proto, pp.cells[:0], pp.gaps[:0], pp.parked[:0]
+	all := gap{0, 65535, p.base.when}
+	if p.baseState == basePassed {
+		pp.parked = append(pp.parked, all)
+	} else {
+		pp.gaps = append(pp.gaps, all)
+	}
 	return pp
 }
 
-func (pp *protoPaint) paint(s stroke, cells *int) {
-	lo, hi := s.ports.Lo, s.ports.Hi
+func (pp *protoPaint) put(lo, hi uint16, do func(*protoPaint, gap)) {
 	first, _ := slices.BinarySearchFunc(pp.gaps, lo, func(g gap, lo uint16) int { return cmp.Compare(g.hi, lo) })
 	if first == len(pp.gaps) || pp.gaps[first].lo > hi {
 		return
 	}
-	rest := append(pp.spare[:0], pp.gaps[:first]...)
+	before := pp.gaps
+	pp.gaps = append(pp.spare[:0], before[:first]...)
 	i := first
-	for ; i < len(pp.gaps) && pp.gaps[i].lo <= hi; i++ {
-		g := pp.gaps[i]
+	for ; i < len(before) && before[i].lo <= hi; i++ {
+		g := before[i]
 		from, to := max(g.lo, lo), min(g.hi, hi)
-		pp.cells = append(pp.cells, stroke{model.PortRange{Proto: pp.proto, Lo: from, Hi: to}, s.verdict, s.rule})
-		*cells++
 		if g.lo < from {
-			rest = append(rest, gap{g.lo, from - 1})
+			pp.gaps = append(pp.gaps, gap{g.lo, from - 1, g.when})
 		}
+		do(pp, gap{from, to, g.when})
 		if g.hi > to {
-			rest = append(rest, gap{to + 1, g.hi})
+			pp.gaps = append(pp.gaps, gap{to + 1, g.hi, g.when})
 		}
 	}
-	pp.spare, pp.gaps = pp.gaps, append(rest, pp.gaps[i:]...)
+	pp.gaps = append(pp.gaps, before[i:]...)
+	pp.spare = before
 }
 
 // finish returns the cells in the order of hostpolicy.Func, adjacent equal ones merged and protocols that the base
@@ -96,84 +193,30 @@ func (pp *protoPaint) paint(s stroke, cells *int) {
 func (p *painter) finish() []stroke {
 	protos := p.protos[:p.used]
 	slices.SortFunc(protos, func(a, b protoPaint) int { return cmp.Compare(a.proto, b.proto) })
-	p.flat = append(p.flat[:0], stroke{model.AnyPort, p.base.verdict, p.base.rule})
+	base := p.base
+	base.ports = model.AnyPort
+	p.flat = append(p.flat[:0], base)
 	for i := range protos {
 		pp := &protos[i]
 		slices.SortFunc(pp.cells, func(a, b stroke) int { return cmp.Compare(a.ports.Lo, b.ports.Lo) })
 		begin := len(p.flat)
 		for _, c := range pp.cells {
-			if last := &p.flat[len(p.flat)-1]; len(p.flat) > begin && last.verdict == c.verdict && last.rule == c.rule {
+			if last := &p.flat[len(p.flat)-1]; len(p.flat) > begin && last.says(&c) {
 				last.ports.Hi = c.ports.Hi
 				continue
 			}
 			p.flat = append(p.flat, c)
 		}
-		if only := p.flat[begin]; len(p.flat) == begin+1 && only.verdict == p.base.verdict && only.rule == p.base.rule {
+		if only := &p.flat[begin]; len(p.flat) == begin+1 && only.says(&base) {
 			p.flat = p.flat[:begin]
 		}
 	}
 	return p.flat
 }
 
-// functions holds each distinct function once, for all policy sets of a world.
-type functions struct {
-	names []model.RuleID
-	cells []stroke // of all functions, one function after the other, in the order of hostpolicy.Func
-	start []uint32 // where in cells each function begins; one more than there are functions
-	funcs []hostpolicy.Func
-}
-
-// functionBuilder makes functions.
-type functionBuilder struct {
-	*functions
-	byName map[model.RuleID]uint32
-	byKey  map[string]int32
-	key    []byte
-}
-
-func newFunctionBuilder() *functionBuilder {
-	return &functionBuilder{
-		functions: &functions{start: []uint32{0}},
-		byName:    map[model.RuleID]uint32{},
-		byKey:     map[string]int32{},
-	}
-}
-
-// of returns the cells of a function.
-func (f *functions) of(fn int32) []stroke { return f.cells[f.start[fn]:f.start[fn+1]] }
-
-// name returns the index of a rule's name.
-func (f *functionBuilder) name(id model.RuleID) uint32 {
-	if i, ok := f.byName[id]; ok {
-		return i
-	}
-	i := uint32(len(f.names))
-	f.names = append(f.names, id)
-	f.byName[id] = i
-	return i
-}
-
-// intern returns the index of the function that the strokes of a finished painter make.
-func (f *functionBuilder) intern(strokes []stroke) int32 {
-	f.key = f.key[:0]
-	for _, s := range strokes {
-		f.key = append(f.key,
-			byte(s.ports.Proto), byte(s.ports.Lo), byte(s.ports.Lo>>8), byte(s.ports.Hi), byte(s.ports.Hi>>8),
-			byte(s.verdict), byte(s.rule), byte(s.rule>>8), byte(s.rule>>16), byte(s.rule>>24))
-	}
-	if i, ok := f.byKey[string(f.key)]; ok {
-		return i
-	}
-	fn := make(hostpolicy.Func, len(strokes))
-	for i, s := range strokes {
-		fn[i] = hostpolicy.Cell{Ports: s.ports, Verdict: s.verdict, Rule: f.names[s.rule]}
-	}
-	i := int32(len(f.funcs))
-	f.byKey[string(f.key)] = i
-	f.cells = append(f.cells, strokes...)
-	f.start = append(f.start, uint32(len(f.cells)))
-	f.funcs = append(f.funcs, fn)
-	return i
+// says reports whether two strokes say the same, wherever they are.
+func (s *stroke) says(other *stroke) bool {
+	return s.verdict == other.verdict && s.rule == other.rule && s.when == other.when
 }
 
 // section returns the cells of a function for one protocol.

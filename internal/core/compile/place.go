@@ -59,9 +59,9 @@ func (w *World) place() error {
 		}
 		w.placeWorkload(c, int32(i), inst, hosts)
 	}
-	for cell := range w.nets.cells {
-		if n := w.nets.cells[cell].netset; n != 0 {
-			c.unowned(n)
+	for n := range w.nets.netsets[1:] {
+		if s := &w.nets.netsets[1+n]; s.cells || s.domain {
+			c.unowned(int32(1 + n))
 		}
 	}
 	for i := range w.points {
@@ -73,7 +73,11 @@ func (w *World) place() error {
 
 func (w *World) placeWorkload(c *collector, i int32, inst *model.Instance, hosts map[string]int32) {
 	wl := &w.workloads[i]
-	*wl = Workload{Instance: inst, labels: c.labelSet(inst.Labels), host: None, family: [2]int32{-1, -1}}
+	labels := inst.Labels
+	if !inst.Managed {
+		labels = labels.With(model.Labels{unmanagedLabel: ""})
+	}
+	*wl = Workload{Instance: inst, labels: c.labelSet(labels), host: None, node: None, family: [2]int32{-1, -1}}
 	if inst.Host != "" {
 		n, ok := hosts[inst.Host]
 		if !ok {
@@ -81,6 +85,9 @@ func (w *World) placeWorkload(c *collector, i int32, inst *model.Instance, hosts
 			hosts[inst.Host] = n
 		}
 		wl.host = n
+	}
+	if inst.Node != "" {
+		wl.node = c.node(inst.Node)
 	}
 	if inst.IsUnit() {
 		w.units[inst.Host] = append(w.units[inst.Host], i)

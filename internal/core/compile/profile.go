@@ -104,7 +104,7 @@ func (d *defaults) steps(f *functionBuilder) []step {
 	}
 	var out []step
 	if len(d.selective) > 0 {
-		out = append(out, step{ports: d.selective, verdict: model.Deny, rule: denied})
+		out = append(out, step{ports: d.selective, verdict: model.Deny, rule: denied, process: everyProcess})
 	}
 	return append(out, everyPort(model.WouldDeny, denied))
 }

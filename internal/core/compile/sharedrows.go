@@ -1,6 +1,10 @@
 package compile
 
-import "bulkhead/internal/core/model"
+import (
+	"slices"
+
+	"bulkhead/internal/core/model"
+)
 
 // share gives rows to the shared identities of which a member has one, where the most permissive of their members'
 // functions is not the default.
@@ -48,9 +52,10 @@ func (b *tableBuilder) mostPermissive(x, y int32) int32 {
 }
 
 func (b *tableBuilder) pointwiseMax(x, y int32) int32 {
-	both := [2][]stroke{b.functions.of(x), b.functions.of(y)}
+	// What interning adds must not move what is read here.
+	f, g := slices.Clone(b.functions.of(x)), slices.Clone(b.functions.of(y))
 	b.paint.start()
-	for _, of := range both {
+	for _, of := range [2][]stroke{f, g} {
 		for _, s := range of[1:] {
 			b.paint.proto(s.ports.Proto)
 		}
@@ -59,23 +64,64 @@ func (b *tableBuilder) pointwiseMax(x, y int32) int32 {
 	for i := range protos {
 		protos[i] = b.paint.protos[i].proto
 	}
-	for _, v := range [...]model.Verdict{model.Allow, model.WouldDeny, model.Deny} {
-		for _, of := range both {
-			for _, proto := range protos {
-				for _, s := range section(of, proto) {
-					if c, ok := clip(s, proto, 0, 65535); ok && c.verdict == v {
-						b.paint.paint(c)
-					}
+	for _, proto := range protos {
+		for _, s := range section(f, proto) {
+			s, _ = clip(s, proto, 0, 65535)
+			for _, t := range section(g, proto) {
+				if t, ok := clip(t, proto, s.ports.Lo, s.ports.Hi); ok {
+					c := b.greater(s, t)
+					c.ports = t.ports
+					b.paint.paint(c)
 				}
 			}
 		}
 	}
-	base := both[0][0]
-	if both[1][0].verdict > base.verdict {
-		base = both[1][0]
-	}
-	b.paint.paint(base)
+	b.paint.paint(b.greater(f[0], g[0]))
 	return b.functions.intern(b.paint.finish())
+}
+
+// greater returns the greater of what two strokes of the same ports say; where they are equal, the rule of s stands. An
+// alternative of both is for the processes that meet both constraints, and what is asked first of each is asked first.
+func (b *tableBuilder) greater(s, t stroke) stroke {
+	out := s
+	if t.verdict > s.verdict {
+		out.verdict, out.rule = t.verdict, t.rule
+	}
+	if s.when == noAlternative && t.when == noAlternative {
+		return out
+	}
+	out.when = noAlternative
+	first, second := b.functions.cases(&s), b.functions.cases(&t)
+	for _, x := range first {
+		for _, y := range second {
+			both, possible := x.process.And(y.process)
+			if !possible || both == (model.Process{}) {
+				continue
+			}
+			best := x
+			if y.verdict > x.verdict {
+				best = y
+			}
+			out.when = b.functions.alternative(out.when, b.functions.process(both), best.verdict, best.rule)
+		}
+	}
+	out.when = b.functions.trim(out.when, out.verdict, out.rule)
+	return out
+}
+
+// cases returns everything that a stroke may come to: its alternatives as they are asked, and then itself.
+func (f *functionBuilder) cases(s *stroke) []processCase {
+	var out []processCase
+	for _, a := range f.list(s.when) {
+		out = append(out, processCase{f.processes[a.process], a.verdict, a.rule})
+	}
+	return append(out, processCase{verdict: s.verdict, rule: s.rule})
+}
+
+type processCase struct {
+	process model.Process // the constraint; says nothing of the last case
+	verdict model.Verdict
+	rule    uint32
 }
 
 // maxEntry remembers the pointwise greater of two functions.

@@ -15,18 +15,26 @@ type step struct {
 	verdict   model.Verdict
 	rule      uint32
 	essential bool
+	pass      bool  // leave the rest of the stage out
+	process   int32 // the constraint on the process at the subject; everyProcess
 	source    *Rule // nil if no document's rule
 }
+
+// everyProcess is no constraint.
+const everyProcess = int32(-1)
 
 var anyPorts = []model.PortRange{model.AnyPort}
 
 func everyPort(v model.Verdict, rule uint32) step {
-	return step{ports: anyPorts, verdict: v, rule: rule}
+	return step{ports: anyPorts, verdict: v, rule: rule, process: everyProcess}
 }
 
-// final reports whether nothing is left to decide after the step.
-func (s *step) final() bool {
-	return slices.ContainsFunc(s.ports, func(r model.PortRange) bool { return r.Proto == model.ProtoAny })
+// staged reports whether the step belongs to the stage in which rules pass.
+func (s *step) staged() bool { return s.source != nil && s.source.Stage == StageAdmin }
+
+// final reports whether nothing is left to decide after the step; passed says that a step before it passed something.
+func (s *step) final(passed bool) bool {
+	return s.process == everyProcess && !s.pass && !(passed && s.staged()) && slices.ContainsFunc(s.ports, func(r model.PortRange) bool { return r.Proto == model.ProtoAny })
 }
 
 // subject is everything about a workload that its policy set depends on. Equal subjects share a policy set.
@@ -61,6 +69,7 @@ type tableBuilder struct {
 	steps     []step
 	universal []int32 // steps that speak about every peer
 	sealed    bool    // one of them speaks about every port too: nothing after it counts
+	passed    bool    // some step passes
 	nodes     []node  // classes; nodes[0] is that of a peer which no step speaks about
 	child     []childOf
 	class     []int32 // peer to node
@@ -102,6 +111,7 @@ func newTableBuilder(w *World, m *matches, groups [2]map[int32][]int32, f *funct
 		groups:    groups,
 		matches:   m,
 		maxCells:  w.opts.maxCells(),
+		paint:     painter{functions: f},
 		class:     make([]int32, len(w.ids.ids)),
 		fn:        make([]int32, len(w.ids.ids)),
 		maxOf:     map[[2]int32]int32{},
@@ -147,7 +157,7 @@ func (b *tableBuilder) constant(v model.EndVerdict) (table, hostpolicy.Hash) {
 	b.begin()
 	b.rows.clear()
 	b.paint.start()
-	b.paint.paint(stroke{model.AnyPort, v.Verdict, b.functions.name(v.Rule)})
+	b.paint.paint(stroke{model.AnyPort, v.Verdict, b.functions.name(v.Rule), noAlternative})
 	return b.table(b.functions.intern(b.paint.finish()))
 }
 
@@ -156,7 +166,7 @@ func (b *tableBuilder) begin() {
 		b.class[p] = 0
 	}
 	b.touched = b.touched[:0]
-	b.steps, b.universal, b.sealed = b.steps[:0], b.universal[:0], false
+	b.steps, b.universal, b.sealed, b.passed = b.steps[:0], b.universal[:0], false, false
 	b.nodes = append(b.nodes[:0], node{parent: -1, step: -1, restricted: notRestricted, fn: unknown})
 	b.child = append(b.child[:0], childOf{-1, 0})
 	b.inUse = append(b.inUse[:0], nil)
@@ -174,7 +184,7 @@ func (b *tableBuilder) essentials(s *subject, d model.Direction) {
 		ports []model.PortRange
 		rule  model.RuleID
 	}{{resolver, dnsPorts, model.RuleDNS}, {timeServer, timePorts, model.RuleTime}} {
-		st := step{ports: e.ports, verdict: model.Allow, rule: b.functions.name(e.rule), essential: true}
+		st := step{ports: e.ports, verdict: model.Allow, rule: b.functions.name(e.rule), essential: true, process: everyProcess}
 		if d == model.Egress {
 			b.add(st, b.byPurpose[e.bit])
 		} else if s.own&e.bit != 0 {
@@ -216,9 +226,15 @@ func (b *tableBuilder) applyRules(s *subject, d model.Direction) {
 	}
 	for _, at := range b.order {
 		r := &b.rules[d][at]
-		st := step{ports: r.Ports, verdict: denial, rule: r.name, source: r}
-		if r.Action == Allow {
+		st := step{ports: r.Ports, verdict: denial, rule: r.name, source: r, pass: r.Action == Pass, process: everyProcess}
+		switch {
+		case r.Action == Allow:
 			st.verdict = model.Allow
+		case r.Drops:
+			st.verdict = model.Deny
+		}
+		if r.SubjectProcess != nil {
+			st.process = b.functions.process(*r.SubjectProcess)
 		}
 		if b.matches.any[r.peer] {
 			b.addUniversal(st)
@@ -234,7 +250,8 @@ func (b *tableBuilder) addUniversal(s step) {
 	}
 	b.universal = append(b.universal, int32(len(b.steps)))
 	b.steps = append(b.steps, s)
-	b.sealed = s.final()
+	b.passed = b.passed || s.pass
+	b.sealed = s.final(b.passed)
 }
 
 // add appends a step that speaks about the peers.
@@ -244,7 +261,8 @@ func (b *tableBuilder) add(s step, peers []int32) {
 	}
 	at := int32(len(b.steps))
 	b.steps = append(b.steps, s)
-	final := s.final()
+	b.passed = b.passed || s.pass
+	final := s.final(b.passed)
 	for _, p := range peers {
 		from := b.class[p]
 		if n := &b.nodes[from]; n.sealed || n.restricted == nothingInUse {
@@ -315,8 +333,18 @@ func (b *tableBuilder) resolve(steps []int32, open []stroke, restricted bool) (i
 		if restricted && !s.essential {
 			continue
 		}
+		if !s.staged() {
+			b.paint.resume()
+		}
 		for _, r := range s.ports {
-			b.paint.paint(stroke{r, s.verdict, s.rule})
+			switch st := (stroke{r, s.verdict, s.rule, noAlternative}); {
+			case s.pass:
+				b.paint.pass(r)
+			case s.process != everyProcess:
+				b.paint.paintFor(s.process, st)
+			default:
+				b.paint.paint(st)
+			}
 		}
 		if b.paint.cells > b.maxCells {
 			return 0, b.tooMany(s)
@@ -329,7 +357,7 @@ func (b *tableBuilder) resolve(steps []int32, open []stroke, restricted bool) (i
 		for _, s := range open {
 			b.paint.paint(s)
 		}
-		b.paint.paint(stroke{model.AnyPort, model.Deny, b.functions.name(model.RuleRestrict)})
+		b.paint.paint(stroke{model.AnyPort, model.Deny, b.functions.name(model.RuleRestrict), noAlternative})
 	}
 	return b.functions.intern(b.paint.finish()), nil
 }

@@ -5,6 +5,7 @@ import (
 	"math/rand/v2"
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
 
 	"bulkhead/internal/core/model"
@@ -16,8 +17,8 @@ import (
 func TestPartitionAgreesWithContains(t *testing.T) {
 	checked := 0
 	for seed := uint64(0); seed < 300; seed++ {
-		docs, _, _ := policytest.Generate(seed, policytest.Small)
-		rules, l := lower(docs, policytest.Now)
+		docs, inv, _ := policytest.Generate(seed, policytest.Alternate(seed))
+		rules, l := lower(docs, inv, policytest.Now)
 		if len(l.errs) > 0 {
 			t.Fatal(l.errs)
 		}
@@ -31,7 +32,7 @@ func TestPartitionAgreesWithContains(t *testing.T) {
 			for _, name := range p.names {
 				n := l.networks[name]
 				if n == nil {
-					n = &model.Network{CIDRs: []netip.Prefix{netip.MustParsePrefix(name)}}
+					n = literal(name)
 				}
 				if n.Contains(a) {
 					want = append(want, name)
@@ -52,6 +53,21 @@ func TestPartitionAgreesWithContains(t *testing.T) {
 	if checked < 10_000 {
 		t.Errorf("only %d addresses probed", checked)
 	}
+}
+
+// literal returns the network that a literal CIDR, with what is left out of it, or a domain stands for.
+func literal(name string) *model.Network {
+	n := &model.Network{}
+	for i, part := range strings.Split(name, "!") {
+		switch p, err := netip.ParsePrefix(part); {
+		case err != nil: // a domain has no address by itself
+		case i == 0:
+			n.CIDRs = append(n.CIDRs, p)
+		default:
+			n.Except = append(n.Except, p)
+		}
+	}
+	return n
 }
 
 func lastAddr(p netip.Prefix) netip.Addr {
@@ -76,49 +92,99 @@ func TestUnmapPrefix(t *testing.T) {
 	}
 }
 
-func randomStrokes(r *rand.Rand) []stroke {
-	protos := []model.Proto{model.ProtoTCP, model.ProtoUDP, model.ProtoICMP}
-	edges := []uint16{0, 1, 2, 100, 101, 65534, 65535}
-	var out []stroke
-	for range r.IntN(12) {
-		lo, hi := edges[r.IntN(len(edges))], edges[r.IntN(len(edges))]
-		s := stroke{model.PortRange{Proto: protos[r.IntN(3)], Lo: min(lo, hi), Hi: max(lo, hi)}, model.Verdict(r.IntN(3)), uint32(r.IntN(3))}
-		if r.IntN(10) == 0 {
-			s.ports = model.AnyPort
-		}
-		out = append(out, s)
-	}
-	return append(out, stroke{model.AnyPort, model.Deny, 0})
+// op is something that a table asks: a stroke for every process or for some, or a pass over the rest of its stage.
+type op struct {
+	stroke
+	process *model.Process
+	pass    bool
+	staged  bool
 }
 
-// TestPainterKeepsTheFirst compares painted functions with asking the strokes one by one.
+var somebody = []*model.Process{nil, {Unit: "a"}, {Unit: "b"}, {User: "x"}, {Unit: "a", User: "x"}, {Unit: "a", User: "y"}}
+
+func randomOps(r *rand.Rand) []op {
+	protos := []model.Proto{model.ProtoTCP, model.ProtoUDP, model.ProtoICMP}
+	edges := []uint16{0, 1, 2, 100, 101, 65534, 65535}
+	var out []op
+	for i := range r.IntN(12) {
+		lo, hi := edges[r.IntN(len(edges))], edges[r.IntN(len(edges))]
+		o := op{staged: i < 5, stroke: stroke{model.PortRange{Proto: protos[r.IntN(3)], Lo: min(lo, hi), Hi: max(lo, hi)}, model.Verdict(r.IntN(3)), uint32(r.IntN(3)), noAlternative}}
+		if r.IntN(10) == 0 {
+			o.ports = model.AnyPort
+		}
+		if r.IntN(3) == 0 {
+			o.process = somebody[r.IntN(len(somebody))]
+		}
+		o.pass = o.staged && o.process == nil && r.IntN(3) == 0
+		out = append(out, o)
+	}
+	return append(out, op{stroke: stroke{model.AnyPort, model.Deny, 0, noAlternative}})
+}
+
+func paintAll(f *functionBuilder, p *painter, ops []op) int32 {
+	p.start()
+	for _, o := range ops {
+		if !o.staged {
+			p.resume()
+		}
+		switch {
+		case o.pass:
+			p.pass(o.ports)
+		case o.process != nil:
+			p.paintFor(f.process(*o.process), o.stroke)
+		default:
+			p.paint(o.stroke)
+		}
+	}
+	return f.intern(p.finish())
+}
+
+// ask asks one after the other.
+func ask(ops []op, proto model.Proto, port uint16, process *model.Process) *op {
+	passed := false
+	for i := range ops {
+		o := &ops[i]
+		if !o.ports.Contains(proto, port) || o.staged && passed || o.process != nil && !o.process.Admits(process) {
+			continue
+		}
+		if !o.pass {
+			return o
+		}
+		passed = true
+	}
+	return nil
+}
+
+var (
+	probedProtos = []model.Proto{model.ProtoTCP, model.ProtoUDP, model.ProtoICMP, model.ProtoSCTP}
+	probedPorts  = []uint16{0, 1, 2, 3, 99, 100, 101, 102, 65533, 65534, 65535}
+)
+
+// TestPainterKeepsTheFirst compares painted functions with asking one by one.
 func TestPainterKeepsTheFirst(t *testing.T) {
 	r := rand.New(rand.NewPCG(1, 1))
-	var p painter
 	f := newFunctionBuilder()
+	p := painter{functions: f}
 	for i := range 3 {
 		f.name(model.RuleID(fmt.Sprint("rule-", i)))
 	}
-	for range 5_000 {
-		strokes := randomStrokes(r)
-		p.start()
-		for _, s := range strokes {
-			p.paint(s)
-		}
-		fn := f.intern(p.finish())
-		for _, proto := range []model.Proto{model.ProtoTCP, model.ProtoUDP, model.ProtoICMP, model.ProtoSCTP} {
-			for _, port := range []uint16{0, 1, 2, 3, 99, 100, 101, 102, 65533, 65534, 65535} {
-				first := strokes[slices.IndexFunc(strokes, func(s stroke) bool { return s.ports.Contains(proto, port) })]
-				got := decide(f.of(fn), proto, port)
-				public := f.funcs[fn].Cell(proto, port)
-				if got.verdict != first.verdict || got.rule != first.rule ||
-					public.Verdict != first.verdict || public.Rule != f.names[first.rule] {
-					t.Fatalf("%v\n%s/%d: %v and %v, want %v", strokes, proto, port, *got, *public, first)
+	for range 20_000 {
+		ops := randomOps(r)
+		fn := paintAll(f, &p, ops)
+		for _, proto := range probedProtos {
+			for _, port := range probedPorts {
+				for _, process := range somebody {
+					want := ask(ops, proto, port, process)
+					v, rule := f.choose(decide(f.of(fn), proto, port), process)
+					public := f.funcs[fn].Cell(proto, port).For(process)
+					if v != want.verdict || rule != want.rule || public.Verdict != v || public.Rule != f.names[rule] {
+						t.Fatalf("%+v\n%s/%d %v: %v %v and %v, want %+v", ops, proto, port, process, v, rule, public, want)
+					}
 				}
 			}
 		}
 		for i, c := range f.of(fn) { // nothing is said twice
-			if i > 1 && c.ports.Proto == f.of(fn)[i-1].ports.Proto && c.verdict == f.of(fn)[i-1].verdict && c.rule == f.of(fn)[i-1].rule {
+			if i > 1 && c.ports.Proto == f.of(fn)[i-1].ports.Proto && c.says(&f.of(fn)[i-1]) {
 				t.Fatalf("cells %v are not merged", f.of(fn))
 			}
 		}
@@ -127,19 +193,13 @@ func TestPainterKeepsTheFirst(t *testing.T) {
 
 func TestMostPermissiveIsPointwise(t *testing.T) {
 	r := rand.New(rand.NewPCG(2, 2))
-	b := &tableBuilder{functions: newFunctionBuilder(), maxOf: map[[2]int32]int32{}}
+	f := newFunctionBuilder()
+	b := &tableBuilder{functions: f, paint: painter{functions: f}, maxOf: map[[2]int32]int32{}}
 	for i := range 3 {
-		b.functions.name(model.RuleID(fmt.Sprint("rule-", i)))
+		f.name(model.RuleID(fmt.Sprint("rule-", i)))
 	}
-	make := func() int32 {
-		b.paint.start()
-		for _, s := range randomStrokes(r) {
-			b.paint.paint(s)
-		}
-		return b.functions.intern(b.paint.finish())
-	}
-	for range 3_000 {
-		x, y := make(), make()
+	for range 10_000 {
+		x, y := paintAll(f, &b.paint, randomOps(r)), paintAll(f, &b.paint, randomOps(r))
 		if x == y {
 			continue
 		}
@@ -147,14 +207,16 @@ func TestMostPermissiveIsPointwise(t *testing.T) {
 		if again := b.mostPermissive(x, y); again != max {
 			t.Fatalf("the second answer is another")
 		}
-		for _, proto := range []model.Proto{model.ProtoTCP, model.ProtoUDP, model.ProtoICMP, model.ProtoSCTP} {
-			for _, port := range []uint16{0, 1, 2, 3, 99, 100, 101, 102, 65533, 65534, 65535} {
-				want := decide(b.functions.of(x), proto, port)
-				if other := decide(b.functions.of(y), proto, port); other.verdict > want.verdict {
-					want = other
-				}
-				if got := decide(b.functions.of(max), proto, port); got.verdict != want.verdict || got.rule != want.rule {
-					t.Fatalf("%s/%d: %v, want %v", proto, port, *got, *want)
+		for _, proto := range probedProtos {
+			for _, port := range probedPorts {
+				for _, process := range somebody {
+					v, rule := f.choose(decide(f.of(x), proto, port), process)
+					if w, other := f.choose(decide(f.of(y), proto, port), process); w > v {
+						v, rule = w, other
+					}
+					if got, by := f.choose(decide(f.of(max), proto, port), process); got != v || by != rule {
+						t.Fatalf("%s/%d %v: %v by %d, want %v by %d", proto, port, process, got, by, v, rule)
+					}
 				}
 			}
 		}

@@ -50,6 +50,7 @@ func AppendRecord(dst []byte, r *model.RecordedFlow) []byte {
 	dst = appendPort(dst, r.Proto, r.Port)
 	dst = appendProcess(dst, "from_process", r.FromProcess)
 	dst = appendProcess(dst, "to_process", r.ToProcess)
+	dst = appendOptional(dst, "to_domain", r.ToDomain)
 	dst = appendAddr(dst, "from_addr", r.FromAddr)
 	dst = appendAddr(dst, "to_addr", r.ToAddr)
 	dst = appendOptional(dst, "from_process_name", r.FromName)

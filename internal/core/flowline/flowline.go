@@ -12,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"strings"
 	"time"
 
 	"bulkhead/internal/core/model"
@@ -98,6 +99,7 @@ const (
 	hasCode
 	hasFromProcess
 	hasToProcess
+	hasToDomain
 	hasConnections
 	hasFirst
 	hasLast
@@ -173,6 +175,8 @@ func fieldBit(key []byte, record bool) uint32 {
 		return hasFromProcess
 	case "to_process":
 		return hasToProcess
+	case "to_domain":
+		return hasToDomain
 	}
 	if !record {
 		return 0
@@ -220,6 +224,8 @@ func (p *Parser) flowField(bit uint32, f *model.Flow, ic *icmp) (err error) {
 		f.FromProcess, err = p.process("from_process")
 	case hasToProcess:
 		f.ToProcess, err = p.process("to_process")
+	case hasToDomain:
+		f.ToDomain, err = p.domain("to_domain")
 	}
 	return err
 }
@@ -319,6 +325,12 @@ func (p *Parser) word(field string) (string, error) {
 		return "", err
 	}
 	return p.name(s).text, nil
+}
+
+// domain reads a host name: DNS knows no capital letters, and a final dot says nothing.
+func (p *Parser) domain(field string) (string, error) {
+	s, err := p.word(field)
+	return strings.ToLower(strings.TrimSuffix(s, ".")), err
 }
 
 func (p *Parser) address(field string) (netip.Addr, error) {

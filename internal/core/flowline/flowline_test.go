@@ -74,6 +74,8 @@ func TestParse(t *testing.T) {
 				f.FromProcess = &model.Process{Unit: "x.service", Path: "/bin/x", User: "x"}
 				f.ToProcess = &model.Process{}
 			})},
+		{`{"from":"a","to":"b","proto":"tcp","port":443,"to_domain":"API.Example.org."}`,
+			with(func(f *model.Flow) { f.ToDomain = "api.example.org" })},
 	} {
 		for _, p := range []interface {
 			Parse([]byte, *model.Flow) error

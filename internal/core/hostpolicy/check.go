@@ -74,6 +74,13 @@ func (f Func) check() error {
 	if len(f) == 0 || f[0].Ports != model.AnyPort {
 		return fmt.Errorf("the first cell is not every port of every protocol")
 	}
+	for i := range f {
+		for _, a := range f[i].When {
+			if a.Process == (model.Process{}) {
+				return fmt.Errorf("cell %d: an alternative is for every process", i)
+			}
+		}
+	}
 	for i := 1; i < len(f); i++ {
 		c, before := f[i].Ports, f[i-1].Ports
 		sameProto := i > 1 && before.Proto == c.Proto

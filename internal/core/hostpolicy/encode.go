@@ -61,6 +61,14 @@ func (p *Policy) Hash() Hash {
 		e.addr(c.Addr())
 		e.num(uint64(c.Port()))
 	}
+	if len(p.Domains) > 0 { // so that a policy without names has the hash that it had before there were any
+		e.num(uint64(len(p.Domains)))
+		for _, d := range p.Domains {
+			e.str(d.Pattern)
+			e.num(uint64(d.Base))
+			e.num(uint64(d.Identity))
+		}
+	}
 	return sha256.Sum256(e.buf)
 }
 
@@ -98,8 +106,15 @@ func HashTable(funcs []Func, rows int, row func(i int) PeerFunc) Hash {
 			e.num(uint64(c.Ports.Proto))
 			e.num(uint64(c.Ports.Lo))
 			e.num(uint64(c.Ports.Hi))
-			e.num(uint64(c.Verdict))
+			e.num(uint64(c.Verdict) + 4*uint64(len(c.When)))
 			e.str(string(c.Rule))
+			for _, a := range c.When {
+				e.str(a.Process.Unit)
+				e.str(a.Process.Path)
+				e.str(a.Process.User)
+				e.num(uint64(a.Verdict))
+				e.str(string(a.Rule))
+			}
 			if len(e.buf) >= chunk {
 				flush()
 			}

@@ -23,6 +23,7 @@ type Policy struct {
 	Sets      []PolicySet // sorted by ID; exactly those that Subjects name
 	Addresses []Address   // sorted by prefix; only what some policy set tells apart
 	Ports     []PortOwner // sorted; tells the units behind shared addresses apart
+	Domains   []Domain    // sorted; what a host name makes of the addresses it resolves to
 	// Controllers are the addresses at which the agent's controllers answer. The host's own subject may always
 	// reach them (essential/controller).
 	Controllers []netip.AddrPort
@@ -91,6 +92,26 @@ type Cell struct {
 	Ports   model.PortRange
 	Verdict model.Verdict // a mode that does not drop is already WouldDeny here
 	Rule    model.RuleID
+	// When lists what decides for some processes of the subject: the first alternative whose constraint the process
+	// meets; Verdict and Rule hold for every other.
+	When []Alternative
+}
+
+// Alternative is the verdict for the processes that meet a constraint.
+type Alternative struct {
+	Process model.Process
+	Verdict model.Verdict
+	Rule    model.RuleID
+}
+
+// For returns the verdict for a process of the subject; nil if it is not known. It allocates nothing.
+func (c *Cell) For(process *model.Process) model.EndVerdict {
+	for i := range c.When {
+		if a := &c.When[i]; a.Process.Admits(process) {
+			return model.EndVerdict{Verdict: a.Verdict, Rule: a.Rule}
+		}
+	}
+	return model.EndVerdict{Verdict: c.Verdict, Rule: c.Rule}
 }
 
 // Address says which identity an address or a prefix has. The longest prefix wins; an address that none contains has
@@ -107,6 +128,14 @@ type PortOwner struct {
 	Proto    model.Proto
 	Port     uint16
 	Identity model.IdentityID
+}
+
+// Domain says which identity an address has that no workload owns and that a host name resolves to. Of the patterns that
+// cover the name, the most specific one counts.
+type Domain struct {
+	Pattern  string           // a host name, or "*." and a suffix
+	Base     model.IdentityID // what Addresses says of the address
+	Identity model.IdentityID // what it is by its name
 }
 
 // Find returns the function that judges the peer.
@@ -144,10 +173,26 @@ func (f Func) Cell(proto model.Proto, port uint16) *Cell {
 	return &f[0]
 }
 
-// Judge returns the verdict for traffic with the peer.
+// Judge returns the verdict for traffic with the peer, of a process that is not known.
 func (t *Table) Judge(peer model.IdentityID, proto model.Proto, port uint16) model.EndVerdict {
-	c := t.Find(peer).Cell(proto, port)
-	return model.EndVerdict{Verdict: c.Verdict, Rule: c.Rule}
+	return t.Find(peer).Cell(proto, port).For(nil)
+}
+
+// ProcessRule returns a rule that depends on the process at the host's end, "" if none does: a dataplane that cannot see
+// processes must refuse the policy.
+func (p *Policy) ProcessRule() model.RuleID {
+	for i := range p.Sets {
+		for _, d := range model.Directions {
+			for _, f := range p.Sets[i].Table(d).Funcs {
+				for k := range f {
+					if len(f[k].When) > 0 {
+						return f[k].When[0].Rule
+					}
+				}
+			}
+		}
+	}
+	return ""
 }
 
 // Set returns the policy set of that ID, or nil.

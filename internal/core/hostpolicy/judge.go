@@ -3,6 +3,7 @@ package hostpolicy
 import (
 	"net/netip"
 	"slices"
+	"strings"
 
 	"github.com/gaissmai/bart"
 
@@ -17,7 +18,9 @@ type Packet struct {
 	Local, Remote  netip.Addr      // addresses of the flow, mapped or not
 	RemoteWorkload string          // set when the other end is a socket of this host: the subject that owns it
 	Proto          model.Proto
-	Port           uint16 // destination port; of ICMP type<<8|code
+	Port           uint16         // destination port; of ICMP type<<8|code
+	Process        *model.Process // of the subject; nil if it is not known
+	Domain         string         // of Egress: the host name that the subject resolved to Remote; "" if it is not known
 }
 
 // Judge answers for a Policy exactly what a dataplane must answer for it. It is the reference for every
@@ -29,6 +32,13 @@ type Judge struct {
 	subjects map[string]*judged
 	prefixes bart.Table[int] // index into policy.Addresses
 	ports    map[portKey]model.IdentityID
+	domains  map[domainKey]model.IdentityID
+	patterns map[string]bool
+}
+
+type domainKey struct {
+	pattern string
+	base    model.IdentityID
 }
 
 type judged struct {
@@ -54,6 +64,8 @@ func NewJudge(p *Policy) *Judge {
 		policy:   p,
 		subjects: make(map[string]*judged, len(p.Subjects)),
 		ports:    make(map[portKey]model.IdentityID, len(p.Ports)),
+		domains:  make(map[domainKey]model.IdentityID, len(p.Domains)),
+		patterns: make(map[string]bool),
 	}
 	for i := range p.Subjects {
 		s := &p.Subjects[i]
@@ -71,6 +83,10 @@ func NewJudge(p *Policy) *Judge {
 	}
 	for _, o := range p.Ports {
 		j.ports[portKey{o.Addr, o.Proto, o.Port}] = o.Identity
+	}
+	for _, d := range p.Domains {
+		j.domains[domainKey{d.Pattern, d.Base}] = d.Identity
+		j.patterns[d.Pattern] = true
 	}
 	return j
 }
@@ -97,7 +113,7 @@ func (j *Judge) Judge(pkt *Packet) (model.EndVerdict, model.IdentityID) {
 	if l, ok := s.local[local]; ok {
 		set = l.set
 	}
-	return set.Table(pkt.Dir).Judge(peer, pkt.Proto, pkt.Port), peer
+	return set.Table(pkt.Dir).Find(peer).Cell(pkt.Proto, pkt.Port).For(pkt.Process), peer
 }
 
 // Peer returns the identity that the other end of the packet is judged for. A socket of this host is known exactly;
@@ -112,7 +128,7 @@ func (j *Judge) Peer(pkt *Packet) model.IdentityID {
 	}
 	i, ok := j.prefixes.Lookup(remote)
 	if !ok {
-		return 0
+		return j.named(pkt, 0)
 	}
 	a := &j.policy.Addresses[i]
 	if a.Shared && pkt.Dir == model.Egress {
@@ -120,7 +136,27 @@ func (j *Judge) Peer(pkt *Packet) model.IdentityID {
 			return id
 		}
 	}
-	return a.Identity
+	return j.named(pkt, a.Identity)
+}
+
+// named returns what the other end is by its name, where it is base by its address. The most specific pattern that
+// covers the name counts.
+func (j *Judge) named(pkt *Packet, base model.IdentityID) model.IdentityID {
+	if pkt.Dir != model.Egress || len(j.domains) == 0 {
+		return base
+	}
+	pattern := pkt.Domain
+	for rest := pkt.Domain; !j.patterns[pattern]; {
+		dot := strings.IndexByte(rest, '.')
+		if dot < 0 {
+			return base
+		}
+		pattern, rest = "*"+rest[dot:], rest[dot+1:]
+	}
+	if id, ok := j.domains[domainKey{pattern, base}]; ok {
+		return id
+	}
+	return base
 }
 
 // controller reports whether the flow is one between an agent and its controller: the host's own subject on its way

@@ -32,6 +32,11 @@ func ComparePorts(a, b *PortOwner) int {
 	return cmp.Or(a.Addr.Compare(b.Addr), cmp.Compare(a.Proto, b.Proto), cmp.Compare(a.Port, b.Port))
 }
 
+// CompareDomains orders entries by pattern, then by what the address is without the name.
+func CompareDomains(a, b *Domain) int {
+	return cmp.Or(strings.Compare(a.Pattern, b.Pattern), cmp.Compare(a.Base, b.Base))
+}
+
 // sorted returns the first index at which the list is not strictly in order, or -1.
 func sorted[T any](list []T, compare func(a, b *T) int) int {
 	for i := 1; i < len(list); i++ {
@@ -53,6 +58,9 @@ func (p *Policy) checkOrder() error {
 	if i := sorted(p.Ports, ComparePorts); i >= 0 {
 		o := &p.Ports[i]
 		return outOfOrder("ports", o.Addr.String()+" "+model.PortRange{Proto: o.Proto, Lo: o.Port, Hi: o.Port}.String())
+	}
+	if i := sorted(p.Domains, CompareDomains); i >= 0 {
+		return outOfOrder("domains", p.Domains[i].Pattern)
 	}
 	return nil
 }

@@ -66,6 +66,9 @@ type Instance struct {
 // IsUnit reports whether the workload is a unit of a host.
 func (i *Instance) IsUnit() bool { return i.Unit != "" }
 
+// IsPod reports whether the workload is a pod with an address of its own.
+func (i *Instance) IsPod() bool { return i.Node != "" && i.Labels[PodLabel] == PodValue }
+
 // Listener is a socket that accepts traffic. An unspecified address means every address of the host.
 type Listener struct {
 	Addr    netip.Addr

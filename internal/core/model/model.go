@@ -275,13 +275,6 @@ type Peer struct {
 	Pos       Position
 }
 
-// Process constrains, or describes, the process at one end. Empty fields do not constrain; set ones are and-ed.
-type Process struct {
-	Unit string `json:"unit,omitempty"`
-	Path string `json:"path,omitempty"`
-	User string `json:"user,omitempty"`
-}
-
 // PortRef is a port as a rule names it: a Service by name, or a literal range.
 type PortRef struct {
 	Service string // empty: Range counts

@@ -27,6 +27,10 @@ func Judge(docs *model.Documents, inv *model.Inventory, o compile.Options, f *mo
 		return model.FlowVerdict{}, err
 	}
 	chooseAddresses(&from, &to)
+	from.process, to.process = f.FromProcess, f.ToProcess
+	if to.workload == nil {
+		to.domain = f.ToDomain
+	}
 	return model.Join(j.end(model.Egress, from, to), j.end(model.Ingress, to, from)), nil
 }
 
@@ -43,6 +47,8 @@ type endpoint struct {
 	workload *model.Instance
 	addr     netip.Addr
 	given    bool // the flow gave the address, or it has been chosen
+	process  *model.Process
+	domain   string // the host name that the source resolved to the address
 }
 
 // find: an end is the workload of that name, else its address.
@@ -123,6 +129,9 @@ func (j *judge) end(d model.Direction, self, other endpoint) model.EndVerdict {
 	if self.workload == other.workload {
 		return allow(model.RuleSameWorkload)
 	}
+	if self.workload.Node != "" && other.workload != nil && self.workload.Node == other.workload.Node && self.workload.IsPod() != other.workload.IsPod() {
+		return allow(model.RuleOwnNode)
+	}
 	if j.isController(d, self, other) {
 		return allow(model.RuleController)
 	}
@@ -167,7 +176,7 @@ func (j *judge) faces(d model.Direction, self, other endpoint) []endpoint {
 	}
 	var out []endpoint
 	for _, w := range j.owners(other.addr) {
-		out = append(out, endpoint{workload: w, addr: other.addr})
+		out = append(out, endpoint{workload: w, addr: other.addr, process: other.process})
 	}
 	slices.SortStableFunc(out, func(a, b endpoint) int {
 		return strings.Compare(a.workload.Labels.String(), b.workload.Labels.String())
@@ -199,22 +208,93 @@ func (j *judge) decide(d model.Direction, self, other endpoint) model.EndVerdict
 		}
 	}
 	segments := j.segments(self.workload)
+	if v, ok := j.tier(model.TierAdmin, d, self, other); ok {
+		return v
+	}
 	if rule, ok := j.firstRule(model.ActionDeny, d, self, other); ok {
 		return model.EndVerdict{Verdict: denialByRule(segments), Rule: rule}
 	}
 	if rule, ok := j.firstRule(model.ActionAllow, d, self, other); ok {
 		return allow(rule)
 	}
+	if v, ok := j.tier(model.TierNamespace, d, self, other); ok {
+		return v
+	}
 	if rule, ok := j.membersRule(self, other); ok {
 		return allow(rule)
 	}
+	if j.isolated(d, self) {
+		return model.EndVerdict{Verdict: model.Deny, Rule: model.RuleDefaultDeny}
+	}
+	if v, ok := j.tier(model.TierBaseline, d, self, other); ok {
+		return v
+	}
 	return j.byDefault(d, segments)
+}
+
+// tier asks the one-sided policies of a tier: by priority, then by name, and the rules of each as they stand. The first
+// rule that applies decides; if it passes, nothing of the tier does.
+func (j *judge) tier(t model.Tier, d model.Direction, self, other endpoint) (model.EndVerdict, bool) {
+	policies := slices.Clone(j.docs.OneSided)
+	slices.SortStableFunc(policies, func(a, b model.OneSided) int { return strings.Compare(a.Name, b.Name) })
+	if t != model.TierNamespace {
+		slices.SortStableFunc(policies, func(a, b model.OneSided) int { return a.Priority - b.Priority })
+	}
+	for i := range policies {
+		p := &policies[i]
+		if p.Tier != t || !p.Subject.Matches(self.workload.Labels) {
+			continue
+		}
+		for k := range p.Rules {
+			r := &p.Rules[k]
+			if r.Direction != d || !j.oneSided(r, self, other) {
+				continue
+			}
+			v := model.EndVerdict{Rule: model.OneSidedRuleID(p.Name, r.Name)}
+			switch r.Action {
+			case model.ActionPass:
+				return v, false
+			case model.ActionAllow:
+				v.Verdict = model.Allow
+			}
+			return v, true
+		}
+	}
+	return model.EndVerdict{}, false
+}
+
+// oneSided: the rule means the other end, on this port.
+func (j *judge) oneSided(r *model.OneSidedRule, self, other endpoint) bool {
+	if slices.ContainsFunc(r.Ports, func(p model.PortRange) bool { return p.Contains(j.proto, j.port) }) && j.any(r.Peers, other, false) {
+		return true
+	}
+	for _, n := range r.Named {
+		destination, peers := self, r.Peers
+		if r.Direction == model.Egress {
+			// Who has no named ports is not meant by one.
+			destination = other
+			peers = slices.DeleteFunc(slices.Clone(peers), func(p model.Peer) bool {
+				return p.Kind != model.PeerWorkloads && p.Kind != model.PeerAny
+			})
+		}
+		if destination.workload != nil && j.proto == n.Proto && destination.workload.Labels[n.PortLabel()] == fmt.Sprint(j.port) && j.any(peers, other, false) {
+			return true
+		}
+	}
+	return false
+}
+
+// isolated: a one-sided policy that closes the direction selects the workload.
+func (j *judge) isolated(d model.Direction, self endpoint) bool {
+	return slices.ContainsFunc(j.docs.OneSided, func(p model.OneSided) bool {
+		return p.Isolates[d] && p.Subject.Matches(self.workload.Labels)
+	})
 }
 
 // serves: the endpoint's address is in a network of that purpose.
 func (j *judge) serves(e endpoint, purpose model.Purpose) bool {
 	for i := range j.docs.Networks {
-		if n := &j.docs.Networks[i]; n.Purpose == purpose && e.addr.IsValid() && n.Contains(e.addr) {
+		if n := &j.docs.Networks[i]; n.Purpose == purpose && inNetwork(n, e) {
 			return true
 		}
 	}
@@ -254,8 +334,8 @@ func (j *judge) networksOf(a netip.Addr) []string {
 	add := func(p *model.Peer) {
 		switch p.Kind {
 		case model.PeerCIDR:
-			if plainPrefix(p.CIDR).Contains(a) {
-				out = append(out, plainPrefix(p.CIDR).String())
+			if j.any([]model.Peer{*p}, endpoint{addr: a}, false) {
+				out = append(out, model.CIDRName(plainPrefix(p.CIDR), p.Except...))
 			}
 		case model.PeerNetwork:
 			if n := j.network(p.Network); n != nil && n.Contains(a) {
@@ -271,6 +351,13 @@ func (j *judge) networksOf(a netip.Addr) []string {
 			}
 			for m := range r.To {
 				add(&r.To[m])
+			}
+		}
+	}
+	for i := range j.docs.OneSided {
+		for k := range j.docs.OneSided[i].Rules {
+			for m := range j.docs.OneSided[i].Rules[k].Peers {
+				add(&j.docs.OneSided[i].Rules[k].Peers[m])
 			}
 		}
 	}
@@ -353,12 +440,25 @@ func (j *judge) firstRule(action model.Action, d model.Direction, self, other en
 		for k := range policies[i].Rules {
 			r := &policies[i].Rules[k]
 			expired := !r.Expires.IsZero() && !j.o.Now.Before(r.Expires)
-			if r.Action == action && !expired && j.any(r.From, from) && j.any(r.To, to) && j.on(r.On) {
+			if r.Action != action || expired || !j.on(r.On) {
+				continue
+			}
+			nearFrom, nearTo := d == model.Egress, d == model.Ingress
+			listFrom, listTo := visible(action, r.From, nearFrom), visible(action, r.To, nearTo)
+			if j.any(listFrom, from, nearFrom) && j.any(listTo, to, nearTo) {
 				return model.NamedRule(policies[i].Name, r.Name), true
 			}
 		}
 	}
 	return "", false
+}
+
+// visible: a rule that denies does not mean a process where it cannot be seen.
+func visible(action model.Action, peers []model.Peer, near bool) []model.Peer {
+	if near || action == model.ActionAllow {
+		return peers
+	}
+	return slices.DeleteFunc(slices.Clone(peers), func(p model.Peer) bool { return p.Process != nil })
 }
 
 // membersRule: members: allow is an allow rule from the segment to itself on everything, asked after the policies.
@@ -377,21 +477,46 @@ func (j *judge) membersRule(self, other endpoint) (model.RuleID, bool) {
 	return model.MembersRule(names[0]), true
 }
 
-func (j *judge) any(peers []model.Peer, e endpoint) bool {
+// any: one of the peers means the endpoint. Near, its process must meet the constraint; far, somebody must be there who
+// sees the process.
+func (j *judge) any(peers []model.Peer, e endpoint, near bool) bool {
 	return slices.ContainsFunc(peers, func(p model.Peer) bool {
 		switch p.Kind {
 		case model.PeerWorkloads:
-			return e.workload != nil && p.Workloads.Matches(e.workload.Labels)
+			if e.workload == nil || !p.Workloads.Matches(e.workload.Labels) {
+				return false
+			}
+			if p.Process != nil && near {
+				return p.Process.Admits(e.process)
+			}
+			return p.Process == nil || e.workload.Managed
 		case model.PeerNetwork:
 			n := j.network(p.Network)
-			return n != nil && e.addr.IsValid() && n.Contains(e.addr)
+			return n != nil && inNetwork(n, e)
 		case model.PeerCIDR:
-			return e.addr.IsValid() && plainPrefix(p.CIDR).Contains(e.addr)
+			return e.addr.IsValid() && plainPrefix(p.CIDR).Contains(e.addr) &&
+				!slices.ContainsFunc(p.Except, func(x netip.Prefix) bool { return plainPrefix(x).Contains(e.addr) })
+		case model.PeerDomain:
+			return named(p.Domain, e.domain)
 		case model.PeerAny:
 			return true
 		}
 		return false
 	})
+}
+
+// inNetwork: its address is in the network, or the name that it was found by is.
+func inNetwork(n *model.Network, e endpoint) bool {
+	return e.addr.IsValid() && n.Contains(e.addr) ||
+		slices.ContainsFunc(n.Domains, func(pattern string) bool { return named(pattern, e.domain) })
+}
+
+// named: the pattern is the host name, or "*." and a suffix of it.
+func named(pattern, name string) bool {
+	if suffix, ok := strings.CutPrefix(pattern, "*."); ok {
+		return strings.HasSuffix(name, "."+suffix)
+	}
+	return name != "" && pattern == name
 }
 
 func (j *judge) on(ports []model.PortRef) bool {

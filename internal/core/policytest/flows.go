@@ -14,6 +14,15 @@ func (g *generator) flow() model.Flow {
 	}
 	f := model.Flow{From: g.end(), To: g.end()}
 	f.Proto, f.Port = g.service()
+	if g.chance(60) {
+		f.FromProcess = g.process()
+	}
+	if g.chance(60) {
+		f.ToProcess = g.process()
+	}
+	if g.chance(30) {
+		f.ToDomain = pick(g, []string{"eu.api.stripe.com", "us.api.stripe.com", "api.stripe.com", "stripe.com", "example.org", "api.example.net", "www.example.org"})
+	}
 	return f
 }
 

@@ -31,14 +31,31 @@ type Size struct {
 	Guardrails   int
 	Expectations int
 	Flows        int
-	// NotYet also generates what the language parses and refuses as not supported yet: process constraints, domains
-	// and guardrails over many hops.
+	// OneSided is how many policies of Kubernetes to generate, of all tiers. With any, some hosts are pods and nodes.
+	// Their documents are not written by policy.Marshal.
+	OneSided int
+	// NotYet also generates what the language parses and refuses as not supported yet: guardrails over many hops.
 	NotYet bool
 }
 
 // Small is a world in which everything is close to everything else; property tests run many of it.
 var Small = Size{
 	Hosts: 8, Services: 4, Networks: 5, Segments: 4, Policies: 4, Rules: 5, Guardrails: 2, Expectations: 2, Flows: 100,
+}
+
+// Kubernetes is Small with policies and pods of Kubernetes.
+var Kubernetes = func() Size {
+	s := Small
+	s.OneSided = 7
+	return s
+}()
+
+// Alternate returns Small and Kubernetes by turns.
+func Alternate(seed uint64) Size {
+	if seed%2 == 1 {
+		return Kubernetes
+	}
+	return Small
 }
 
 // Large is a world of about a thousand workloads and a thousand rules.
@@ -54,9 +71,11 @@ func Generate(seed uint64, size Size) (*model.Documents, *model.Inventory, []mod
 	g := &generator{Rand: rand.New(rand.NewPCG(seed, 0x6275_6c6b_6865_6164)), size: size, docs: &model.Documents{}}
 	g.services()
 	g.workloads()
+	g.pods()
 	g.networks()
 	g.segments()
 	g.policies()
+	g.oneSided()
 	g.guardrails()
 	g.quarantine()
 	g.sort()
@@ -197,8 +216,8 @@ func (g *generator) networks() {
 		}
 		g.prefixes = append(g.prefixes, n.Except...)
 		g.prefixes = append(g.prefixes, n.CIDRs...)
-		if g.size.NotYet && g.chance(40) {
-			n.Domains = some(g, []string{"*.stripe.com", "example.org", "api.example.net"}, 2)
+		if g.chance(15) {
+			n.Domains = some(g, domains, 2)
 		}
 		g.docs.Networks = append(g.docs.Networks, n)
 	}
@@ -377,22 +396,31 @@ func (g *generator) peer(to bool) model.Peer {
 		return model.Peer{Kind: model.PeerCIDR, CIDR: c}
 	case n < 30:
 		return model.Peer{Kind: model.PeerAny}
-	case n < 36 && g.size.NotYet && to:
-		return model.Peer{Kind: model.PeerDomain, Domain: pick(g, []string{"*.stripe.com", "example.org"})}
+	case n < 35 && to:
+		return model.Peer{Kind: model.PeerDomain, Domain: pick(g, domains)}
 	}
 	p := model.Peer{Kind: model.PeerWorkloads, Workloads: g.selector()}
-	if g.size.NotYet && g.chance(15) {
-		p.Process = &model.Process{}
-		for p.Process.Unit == "" && p.Process.Path == "" && p.Process.User == "" {
-			if g.chance(40) {
-				p.Process.Unit = "payapi.service"
-			}
-			if g.chance(40) {
-				p.Process.Path = "/usr/bin/curl"
-			}
-			if g.chance(40) {
-				p.Process.User = "www-data"
-			}
+	if g.chance(12) {
+		p.Process = g.process()
+	}
+	return p
+}
+
+// domains are the patterns that documents name; flows go to hosts that one, several or none of them cover.
+var domains = []string{"*.stripe.com", "*.api.stripe.com", "eu.api.stripe.com", "example.org", "api.example.net"}
+
+// process returns a constraint, or what one process is.
+func (g *generator) process() *model.Process {
+	p := &model.Process{}
+	for *p == (model.Process{}) {
+		if g.chance(50) {
+			p.Unit = pick(g, []string{"payapi.service", "cron.service"})
+		}
+		if g.chance(40) {
+			p.Path = pick(g, []string{"/usr/bin/curl", "/usr/bin/python3"})
+		}
+		if g.chance(40) {
+			p.User = pick(g, []string{"www-data", "1000"})
 		}
 	}
 	return p
@@ -418,6 +446,7 @@ func (g *generator) sort() {
 	slices.SortFunc(d.Segments, func(a, b model.Segment) int { return byName(a.Meta, b.Meta) })
 	slices.SortFunc(d.Policies, func(a, b model.Policy) int { return byName(a.Meta, b.Meta) })
 	slices.SortFunc(d.Guardrails, func(a, b model.Guardrail) int { return byName(a.Meta, b.Meta) })
+	slices.SortFunc(d.OneSided, func(a, b model.OneSided) int { return byName(a.Meta, b.Meta) })
 	slices.SortFunc(g.instances, func(a, b model.Instance) int { return strings.Compare(a.Name, b.Name) })
 	g.owners = map[netip.Addr][]int{}
 	for i := range g.instances {

@@ -485,11 +485,8 @@ func (h *hypothesis) boxes(r *rule, self, peer int) []*clause {
 		return nil
 	}
 	processes := []conjunction{nil}
-	if len(r.SubjectProcess) > 0 {
-		processes = processes[:0]
-		for i := range r.SubjectProcess {
-			processes = append(processes, h.running(self, &r.SubjectProcess[i]))
-		}
+	if r.SubjectProcess != nil {
+		processes[0] = h.running(self, r.SubjectProcess)
 	}
 	var out []*clause
 	for _, a := range h.of(self, h.kinds[self], r.subject) {

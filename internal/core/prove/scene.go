@@ -161,12 +161,7 @@ func (s *space) applying(d model.Direction, self, peer *figure) []*rule {
 
 // runs reports whether the process meets what the rule asks of it.
 func runs(r *compile.Rule, p *model.Process) bool {
-	if len(r.SubjectProcess) == 0 {
-		return true
-	}
-	return slices.ContainsFunc(r.SubjectProcess, func(c model.Process) bool {
-		return (c.Unit == "" || c.Unit == p.Unit) && (c.Path == "" || c.Path == p.Path) && (c.User == "" || c.User == p.User)
-	})
+	return r.SubjectProcess == nil || r.SubjectProcess.Admits(p)
 }
 
 // essential reports whether the traffic to the destination is essential there.

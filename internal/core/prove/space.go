@@ -177,7 +177,7 @@ func (s *space) findTwins() {
 }
 
 // plain reports whether a rule asks for nothing but labels, addresses and ports.
-func plain(r *compile.Rule) bool { return len(r.SubjectProcess) == 0 }
+func plain(r *compile.Rule) bool { return r.SubjectProcess == nil }
 
 // findDevices lists what the workloads are that nothing enforces on.
 func (s *space) findDevices() {
@@ -261,8 +261,8 @@ func (s *space) findKeys() {
 	}
 	for d := range s.rules {
 		for i := range s.rules[d] {
-			for k := range s.rules[d][i].SubjectProcess {
-				mention(&s.rules[d][i].SubjectProcess[k])
+			if p := s.rules[d][i].SubjectProcess; p != nil {
+				mention(p)
 			}
 		}
 	}

@@ -74,6 +74,7 @@ type Outcome string
 // The outcomes.
 const (
 	Decided    Outcome = "decided"
+	Passed     Outcome = "passed" // it applies and leaves the rest of its tier out
 	NoMatch    Outcome = "no match"
 	NotReached Outcome = "not reached" // it would apply, but something before it decided
 )
@@ -81,13 +82,14 @@ const (
 // Step is one thing that was asked.
 type Step struct {
 	Rule    model.RuleID `json:"rule"`
-	Action  string       `json:"action"` // allow or deny
+	Action  string       `json:"action"` // allow, deny or pass
 	From    string       `json:"from,omitempty"`
 	To      string       `json:"to,omitempty"`
 	On      []string     `json:"on,omitempty"`
-	At      string       `json:"at,omitempty"` // file:line:column
+	Process string       `json:"process,omitempty"` // constraint on the process at this end
+	At      string       `json:"at,omitempty"`      // file:line:column
 	Outcome Outcome      `json:"outcome"`
-	Misses  []string     `json:"misses,omitempty"` // what does not match: from, to, ports, expired
+	Misses  []string     `json:"misses,omitempty"` // what does not match: from, to, ports, process, expired
 	Why     string       `json:"why"`
 }
 
@@ -186,10 +188,18 @@ func (x *explainer) identity(p *party) (model.IdentityID, model.Identity) {
 	if p.seat != nil {
 		index = p.seat.Exact
 	} else {
-		index = x.e.world.UnownedIndex(p.addr)
+		index = x.e.world.UnownedByName(p.addr, x.domain(p))
 	}
 	id := x.e.world.IdentityID(index)
 	return id, x.e.world.Identity(id)[0]
+}
+
+// domain returns the host name by which an end was found, if it is the destination.
+func (x *explainer) domain(p *party) string {
+	if p == &x.c.to {
+		return x.c.domain
+	}
+	return ""
 }
 
 func (x *explainer) segments(p *party, d model.Direction) []Segment {
@@ -251,6 +261,8 @@ func whyEssential(rule model.RuleID, c *connection) string {
 		return "both ends are one workload"
 	case model.RuleController:
 		return "an agent must always reach its controller"
+	case model.RuleOwnNode:
+		return "Kubernetes lets traffic between a pod and its own node through"
 	}
 	for i := range essential.Fixed {
 		if f := &essential.Fixed[i]; f.Ports.Contains(c.proto, c.port) {
@@ -315,22 +327,33 @@ func (x *explainer) decide(d model.Direction, self *party, other *candidate) (mo
 		_, me     = x.identity(self)
 		segments  = x.e.world.Segments(x.workload(self))
 		rules     = x.e.world.Rules(d)
+		passed    = false
 	)
 	for i := range rules {
 		r := &rules[i]
-		s, related := x.ask(r, &me, &other.identity)
+		s, related := x.ask(r, self, &me, &other.identity)
 		switch {
 		case !related:
 			unrelated++
 			continue
 		case s.Outcome == NoMatch && decided:
 			continue
+		case s.Outcome == Decided && passed && !decided && r.Stage == compile.StageAdmin:
+			s.Outcome, s.Why = NotReached, "applies too, but a rule before it passed the rest of the tier over"
+		case s.Outcome == Decided && !decided && r.Action == compile.Pass:
+			passed = true
+			s.Outcome, s.Why = Passed, "matches: the rest of the tier is not asked"
 		case s.Outcome == Decided && decided:
 			s.Outcome, s.Why = NotReached, "applies too, but "+string(verdict.Rule)+" decided before it"
 		case s.Outcome == Decided:
 			decided = true
 			verdict = model.EndVerdict{Verdict: model.Allow, Rule: r.ID}
-			if r.Action == compile.Deny {
+			switch {
+			case r.Action == compile.Deny && r.Stage == compile.StageIsolation:
+				verdict.Verdict, s.Why = model.Deny, "no rule allows it, and a policy that selects the workload ("+s.At+") closes "+d.String()
+			case r.Action == compile.Deny && r.Drops:
+				verdict.Verdict = model.Deny
+			case r.Action == compile.Deny:
 				verdict.Verdict, s.Why = denial(segments)
 			}
 		}
@@ -419,7 +442,7 @@ func (x *explainer) inUse(d model.Direction, q *model.Quarantine, other *candida
 }
 
 // ask compares a rule with the flow. related is false if it means neither end.
-func (x *explainer) ask(r *compile.Rule, self, other *model.Identity) (s Step, related bool) {
+func (x *explainer) ask(r *compile.Rule, at *party, self, other *model.Identity) (s Step, related bool) {
 	subject, peer := r.Subject.Matches(self), r.Peer.Matches(other)
 	from, to := &r.Peer, &r.Subject
 	fromMatches, toMatches := peer, subject
@@ -447,6 +470,16 @@ func (x *explainer) ask(r *compile.Rule, self, other *model.Identity) (s Step, r
 	}
 	if !r.Covers(x.c.proto, x.c.port) {
 		miss("ports", "it is on "+strings.Join(s.On, ", "))
+	}
+	if r.SubjectProcess != nil {
+		s.Process = r.SubjectProcess.String()
+		if !r.SubjectProcess.Admits(at.process) {
+			is := "is not known"
+			if at.process != nil {
+				is = "is " + at.process.String()
+			}
+			miss("process", "it is for "+s.Process+", and the process "+is)
+		}
 	}
 	s.Why = strings.Join(why, "; ")
 	if s.Outcome == Decided {

@@ -117,7 +117,7 @@ func (x *EndExplanation) segments() string {
 }
 
 func (s *Step) text(b *strings.Builder) {
-	mark := map[Outcome]string{Decided: "=>", NoMatch: " -", NotReached: " ."}[s.Outcome]
+	mark := map[Outcome]string{Decided: "=>", NoMatch: " -", NotReached: " .", Passed: " ~"}[s.Outcome]
 	fmt.Fprintf(b, "   %s %s %s", mark, s.Action, s.Rule)
 	if s.At != "" {
 		fmt.Fprintf(b, " (%s)", s.At)

@@ -47,6 +47,7 @@ type connection struct {
 	sameHost bool
 	proto    model.Proto
 	port     uint16
+	domain   string // the host name by which the source found to; "" if it is not known
 }
 
 // party is one end: a workload at one of its addresses, or an address that nobody owns.
@@ -54,11 +55,14 @@ type party struct {
 	seat  *compile.Seat // nil: nobody owns addr
 	given bool          // the flow names the address
 	addr  netip.Addr    // if given
+	// process is the one that talks there; nil if it is not known.
+	process *model.Process
 }
 
 // resolve finds the ends of the flow.
 func (e *Evaluator) resolve(f *model.Flow, c *connection) error {
-	c.proto, c.port = f.Proto, f.Port
+	c.proto, c.port, c.domain = f.Proto, f.Port, f.ToDomain
+	c.from.process, c.to.process = f.FromProcess, f.ToProcess
 	if err := e.party(&f.From, &c.from); err != nil {
 		return err
 	}
@@ -173,7 +177,7 @@ func (e *Evaluator) end(c *connection, d model.Direction) model.EndVerdict {
 	if rule := e.essential(c, d); rule != "" {
 		return model.EndVerdict{Verdict: model.Allow, Rule: rule}
 	}
-	return e.world.Decide(self.seat, d, e.peer(c, d), c.proto, c.port)
+	return e.world.Decide(self.seat, d, e.peer(c, d), c.proto, c.port, self.process)
 }
 
 // essential returns the essential that the flow is at this end, of those that no policy set holds; "" if none.
@@ -183,6 +187,9 @@ func (e *Evaluator) essential(c *connection, d model.Direction) model.RuleID {
 	}
 	if c.from.seat != nil && c.to.seat != nil && c.from.seat.Workload == c.to.seat.Workload {
 		return model.RuleSameWorkload
+	}
+	if c.ownNode() {
+		return model.RuleOwnNode
 	}
 	if len(e.controllers) == 0 || c.proto != model.ProtoTCP || d == model.Egress && c.from.seat.Unit {
 		return ""
@@ -195,6 +202,13 @@ func (e *Evaluator) essential(c *connection, d model.Direction) model.RuleID {
 	return ""
 }
 
+// ownNode reports whether the flow is between a pod and the node it runs on: Kubernetes lets it through, as a node must
+// probe its pods.
+func (c *connection) ownNode() bool {
+	a, b := c.from.seat, c.to.seat
+	return a != nil && b != nil && a.Node != compile.None && a.Node == b.Node && a.Pod != b.Pod
+}
+
 // peer returns the index of the identity that the other end is judged for. The near end is judged for exactly the
 // named workload; the far end of a flow between hosts sees an address, which workloads may share.
 func (e *Evaluator) peer(c *connection, d model.Direction) int32 {
@@ -203,6 +217,8 @@ func (e *Evaluator) peer(c *connection, d model.Direction) int32 {
 		other = &c.to
 	}
 	switch {
+	case other.seat == nil && d == model.Egress:
+		return e.world.UnownedByName(other.addr, c.domain)
 	case other.seat == nil:
 		return e.world.UnownedIndex(other.addr)
 	case d == model.Ingress && !c.sameHost:

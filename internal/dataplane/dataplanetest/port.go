@@ -3,9 +3,12 @@ package dataplanetest
 import (
 	"context"
 	"errors"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
+	"bulkhead/internal/core/hostpolicy"
 	"bulkhead/internal/core/model"
 	"bulkhead/internal/dataplane"
 )
@@ -51,6 +54,48 @@ func RunPort(t *testing.T, fresh func(t testing.TB) (d dataplane.Dataplane, reop
 		}
 		if st, err := d.Apply(ctx, good()); err != nil || st.Changed {
 			t.Errorf("the old policy is not in force any more: %+v, %v", st, err)
+		}
+	})
+	t.Run("what it cannot enforce is refused", func(t *testing.T) {
+		d := open(t)
+		if _, err := d.Apply(ctx, good()); err != nil {
+			t.Fatal(err)
+		}
+		caps := d.Capabilities()
+		processes, domains := good(), good()
+		set := &processes.Policy.Sets[0]
+		cell := &set.Egress.Funcs[0][0]
+		cell.When = []hostpolicy.Alternative{{Process: model.Process{User: "root"}, Verdict: model.Deny, Rule: "p/for-root"}}
+		old := set.ID
+		set.ID = set.ContentID()
+		for i := range processes.Policy.Subjects {
+			if s := &processes.Policy.Subjects[i]; s.Set == old {
+				s.Set = set.ID
+			}
+			if s := &processes.Policy.Subjects[i]; s.Isolation == old {
+				s.Isolation = set.ID
+			}
+		}
+		slices.SortFunc(processes.Policy.Sets, func(a, b hostpolicy.PolicySet) int { return hostpolicy.CompareSets(&a, &b) })
+		domains.Policy.Domains = []hostpolicy.Domain{{Pattern: "*.example.org", Identity: 7}}
+		for _, c := range []struct {
+			able bool
+			s    *dataplane.State
+			says string
+		}{{caps.Processes, processes, "p/for-root"}, {caps.Domains, domains, "*.example.org"}} {
+			if err := c.s.Policy.Check(); err != nil {
+				t.Fatal(err)
+			}
+			st, err := d.Apply(ctx, c.s)
+			if c.able {
+				if err != nil {
+					t.Error(err)
+				}
+				continue
+			}
+			if !errors.Is(err, dataplane.ErrRefused) || !strings.Contains(err.Error(), c.says) || st.Changed {
+				t.Errorf("%+v, %v; want a refusal that names %s", st, err, c.says)
+			}
 		}
 	})
 	t.Run("an unknown workload cannot be isolated", func(t *testing.T) {

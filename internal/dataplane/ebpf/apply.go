@@ -127,6 +127,10 @@ func (d *Dataplane) plan(st *dataplane.State) (*transition, error) {
 	if err := p.Check(); err != nil {
 		return nil, err
 	}
+	caps := d.Capabilities()
+	if err := caps.Check(p); err != nil {
+		return nil, err
+	}
 	gen, err := d.nextGeneration()
 	if err != nil {
 		return nil, err

@@ -21,6 +21,7 @@ var limits = []string{
 	"A connection that this host itself redirects (DNAT) is judged at connect by the address the program asked for, " +
 		"and its replies over UDP are judged as traffic of their own.",
 	"An accepted connection names the process that listens, not the one that accepted it.",
+	"Rules for some processes only, and rules that name hosts (domains), are refused, and the whole policy with them.",
 	"Programs that somebody detaches, or maps that somebody changes, are put right only when an agent starts.",
 }
 

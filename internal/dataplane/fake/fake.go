@@ -60,9 +60,11 @@ func New() *Dataplane {
 // Reopen returns the dataplane as the next agent finds it. The one before should be closed.
 func (d *Dataplane) Reopen() *Dataplane { return &Dataplane{k: d.k} }
 
+var capabilities = dataplane.Capabilities{Kind: "fake", Kernel: "none", ResetTCP: true, ConnectErr: true, ProcessInfo: true, LiveBytes: true}
+
 // Capabilities says that everything is possible.
 func (d *Dataplane) Capabilities() dataplane.Capabilities {
-	return dataplane.Capabilities{Kind: "fake", Kernel: "none", ResetTCP: true, ConnectErr: true, ProcessInfo: true, LiveBytes: true}
+	return capabilities
 }
 
 // RefuseNext makes the next Apply fail with an error that wraps dataplane.ErrRefused and reason.
@@ -142,6 +144,9 @@ func (k *kernel) accept(state *dataplane.State) error {
 		return fmt.Errorf("there is no policy")
 	}
 	if err := state.Policy.Check(); err != nil {
+		return err
+	}
+	if err := capabilities.Check(state.Policy); err != nil {
 		return err
 	}
 	if s := state.Policy.Subjects; len(s) == 0 || s[0].Unit != "" || len(s) > 1 && s[1].Unit == "" {
