@@ -21,6 +21,10 @@ GENERATE_PACKAGES := clang-19 llvm-19 libbpf-dev linux-libc-dev protobuf-compile
 REQUIRE     ?= $(if $(filter 0,$(shell id -u)),netns$(comma)bpf)
 comma       := ,
 
+# A package may take long on a machine that has much else to do; TESTFLAGS are more flags of go test.
+TESTFLAGS   ?=
+GO_TEST     := go test -timeout 20m $(TESTFLAGS)
+
 .PHONY: help
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,15 +45,16 @@ demo-setup:
 
 .PHONY: test
 test: build ## run every test (as root also those that need the kernel)
-	BULKHEAD_REQUIRE=$(REQUIRE) go test ./...
+	BULKHEAD_REQUIRE=$(REQUIRE) $(GO_TEST) ./...
 
 .PHONY: race
 race: ## run the concurrent parts under the race detector
-	go test -race ./internal/core/... ./internal/wire/... ./internal/agent/... ./internal/controller/... ./internal/store/... ./internal/flowstore/...
+	@# Short: the tests that only start our programs, which are not built with the detector, are left to `test`.
+	$(GO_TEST) -race -short ./internal/core/... ./internal/wire/... ./internal/agent/... ./internal/controller/... ./internal/store/... ./internal/flowstore/...
 
 .PHONY: lint
 lint: $(TOOLS)/staticcheck ## gofmt, go vet, staticcheck
-	@unformatted=$$(gofmt -l $$(git ls-files '*.go')); test -z "$$unformatted" || { echo "run gofmt -w on:"; echo "$$unformatted"; exit 1; }
+	@unformatted=$$(gofmt -l .); test -z "$$unformatted" || { echo "run gofmt -w on:"; echo "$$unformatted"; exit 1; }
 	go vet ./...
 	$(TOOLS)/staticcheck ./...
 
@@ -63,8 +68,10 @@ generate-setup:
 	@tools/install-packages $(GENERATE_PACKAGES)
 
 .PHONY: generate-check
-generate-check: generate ## fail if the committed generated code is not what its sources give
-	@changed=$$(git status --porcelain -- api internal/dataplane/ebpf); test -z "$$changed" || { echo "generated code differs; run make generate and commit:"; echo "$$changed"; exit 1; }
+generate-check: ## fail if the generated code is not what its sources give
+	@sums() { find api internal/dataplane/ebpf -type f \( -name '*.pb.go' -o -name '*.connect.go' -o -name 'programs_bpf*' \) | sort | xargs sha256sum; }; \
+	before=$$(sums) && $(MAKE) --no-print-directory generate && after=$$(sums) && \
+	{ diff <(echo "$$before") <(echo "$$after") || { echo "generated code differs; commit what make generate has written"; exit 1; }; }
 
 .PHONY: bench
 bench: build ## run the benchmarks that docs/benchmarks.md records
@@ -72,7 +79,7 @@ bench: build ## run the benchmarks that docs/benchmarks.md records
 
 $(TOOLS)/%: tools/go.mod tools/go.sum
 	@mkdir -p $(TOOLS)
-	cd tools && GOBIN=$(CURDIR)/$(TOOLS) go install $$(go list -f '{{.ImportPath}}' tool | grep '/$*$$')
+	cd tools && GOBIN=$(CURDIR)/$(TOOLS) ./retry go install $$(go list -f '{{.ImportPath}}' tool | grep '/$*$$')
 
 .PHONY: clean
 clean: ## remove what the targets made

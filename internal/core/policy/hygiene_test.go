@@ -5,7 +5,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"bulkhead/internal/core/model"
 	"bulkhead/internal/core/policy"
@@ -145,11 +144,8 @@ func holds(docs *model.Documents, inv *model.Inventory, peers []model.Peer, e mo
 	return false
 }
 
-// TestHygieneScale keeps hygiene usable on large documents.
-func TestHygieneScale(t *testing.T) {
-	if testing.Short() {
-		t.Skip("takes seconds")
-	}
+// BenchmarkHygiene takes large documents: it must stay usable on them.
+func BenchmarkHygiene(b *testing.B) {
 	size := policytest.Large
 	size.Policies, size.Rules, size.Flows = 1000, 19, 0
 	docs, inv, _ := policytest.Generate(1, size)
@@ -157,11 +153,11 @@ func TestHygieneScale(t *testing.T) {
 	for i := range docs.Policies {
 		rules += len(docs.Policies[i].Rules)
 	}
-	start := time.Now()
-	n := len(policy.Hygiene(docs, inv, policytest.Now))
-	took := time.Since(start)
-	t.Logf("%d rules, %d workloads, %d findings in %v", rules, len(inv.Instances), n, took)
-	if took > 30*time.Second {
-		t.Errorf("%v for %d rules", took, rules)
+	findings := 0
+	for b.Loop() {
+		findings = len(policy.Hygiene(docs, inv, policytest.Now))
 	}
+	b.ReportMetric(float64(rules), "rules")
+	b.ReportMetric(float64(len(inv.Instances)), "workloads")
+	b.ReportMetric(float64(findings), "findings")
 }
