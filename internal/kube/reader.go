@@ -273,14 +273,15 @@ var officialGroups = []string{"", "extensions", "networking.k8s.io", policyGroup
 
 // otherPolicies are groups whose policies decide about traffic too and are not judged here, with what to do.
 var otherPolicies = map[string]string{
-	"cilium.io":                 "import them with bulkhead import cilium, or judge the rest without them",
-	"projectcalico.org":         "import them with bulkhead import calico, or judge the rest without them",
-	"crd.projectcalico.org":     "import them with bulkhead import calico, or judge the rest without them",
-	"crd.antrea.io":             "write them as ClusterNetworkPolicy, or judge the rest without them",
-	"k8s.ovn.org":               "write them as ClusterNetworkPolicy, or judge the rest without them",
-	"security.istio.io":         "they are judged above the network; what is said here holds below them",
-	"gateway.networking.k8s.io": "",
+	"cilium.io":             rewrite,
+	"projectcalico.org":     rewrite,
+	"crd.projectcalico.org": rewrite,
+	"crd.antrea.io":         rewrite,
+	"k8s.ovn.org":           rewrite,
+	"security.istio.io":     "judge the rest without it: it is asked above the network, and what is said here holds below it",
 }
+
+const rewrite = "write it as NetworkPolicy or ClusterNetworkPolicy, or judge the rest without it"
 
 // manifest reads one manifest of any kind.
 func (r *reader) manifest(k kind, n *yaml.Node) {

@@ -3,6 +3,7 @@ package kube
 import (
 	"fmt"
 	"slices"
+	"strings"
 
 	"bulkhead/internal/core/model"
 	"bulkhead/internal/core/policy"
@@ -26,7 +27,7 @@ func (r *reader) reviewIgnored() {
 		if x.count > 1 {
 			what = fmt.Sprintf("%s (%d of them)", what, x.count)
 		}
-		if fix, ok := otherPolicies[x.kind.group]; ok && fix != "" {
+		if fix, ok := otherPolicies[x.kind.group]; ok && strings.Contains(x.kind.name, "Policy") {
 			r.note(x.pos, policy.Warning, fix, "%s of %s is not judged here and may decide about traffic too", what, x.kind.apiVersion())
 			continue
 		}
