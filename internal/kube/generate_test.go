@@ -247,13 +247,10 @@ func (g *generator) clusterPolicy(i int) apiClusterPolicy {
 	p.Spec.Priority = &priority
 	p.Spec.Subject = g.podsPeer()
 	actions := []string{"Accept", "Deny", "Pass"}
-	if p.Spec.Tier == "Baseline" {
-		actions = actions[:2]
-	}
 	v1alpha1 := g.chance(25)
 	if v1alpha1 {
 		p.APIVersion, p.Kind, p.Spec.Tier = "policy.networking.k8s.io/v1alpha1", "AdminNetworkPolicy", ""
-		actions = []string{"Allow", "Deny", "Pass"}
+		actions[0] = "Allow"
 	}
 	p.Spec.Ingress = g.clusterRules(false, v1alpha1, actions)
 	p.Spec.Egress = g.clusterRules(true, v1alpha1, actions)

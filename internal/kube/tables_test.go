@@ -9,7 +9,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"sync"
 	"testing"
 
 	"golang.org/x/tools/txtar"
@@ -136,36 +135,10 @@ func (w *world) flow(from, to string, ports model.PortRange) *model.Flow {
 	return &model.Flow{From: end(from), To: end(to), Proto: ports.Proto, Port: ports.Lo}
 }
 
-// judged reports whether the core judges one-sided policies. Until it does, the tables hold the oracle of this package
-// alone.
-var judged = sync.OnceValue(func() bool {
-	docs, _, err := Load([]policy.File{{Data: []byte(`{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: closed}, spec: {}}
----
-{apiVersion: v1, kind: Pod, metadata: {name: web}}`)}})
-	if err != nil {
-		panic(err)
-	}
-	inv, err := inventory.Build(docs, nil, nil)
-	if err != nil {
-		panic(err)
-	}
-	w, err := compile.Compile(docs, inv, compile.Options{})
-	if err != nil {
-		panic(err)
-	}
-	v, err := verdict.New(w).Judge(&model.Flow{
-		From: model.End{Addr: netip.MustParseAddr("10.0.0.1")}, To: model.End{Workload: "default/web"}, Proto: model.ProtoTCP, Port: 80,
-	})
-	return err == nil && v.Verdict == model.Deny
-})
-
 // allows returns the verdict after holding all judges against each other.
 func (w *world) allows(t *testing.T, from, to string, ports model.PortRange) bool {
 	t.Helper()
 	want := w.oracle.allows(packet{from: w.parties[from], to: w.parties[to], proto: strings.ToUpper(ports.Proto.String()), port: int(ports.Lo)})
-	if !judged() {
-		return want
-	}
 	f := w.flow(from, to, ports)
 	got, err := w.judge.Judge(f)
 	if err != nil {

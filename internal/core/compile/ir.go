@@ -31,7 +31,7 @@ type Action uint8
 const (
 	Deny Action = iota
 	Allow
-	Pass // leave the rest of the stage out; in StageAdmin only
+	Pass // leave the rest of the stage out; in StageAdmin and StageBaseline only
 )
 
 // String returns deny, allow or pass.

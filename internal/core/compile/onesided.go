@@ -68,7 +68,7 @@ func (l *lowering) oneSidedRule(p *model.OneSided, r *model.OneSidedRule) {
 	case model.ActionPass:
 		rule.Action = Pass
 	}
-	if rule.Stage == StageAllow && rule.Action != Allow || rule.Action == Pass && rule.Stage != StageAdmin {
+	if rule.Stage == StageAllow && rule.Action != Allow || rule.Action == Pass && rule.Stage != StageAdmin && rule.Stage != StageBaseline {
 		l.fail(r.Pos, rule.ID, "a rule of the %s tier cannot %s", p.Tier, r.Action)
 		return
 	}

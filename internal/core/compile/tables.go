@@ -29,12 +29,17 @@ func everyPort(v model.Verdict, rule uint32) step {
 	return step{ports: anyPorts, verdict: v, rule: rule, process: everyProcess}
 }
 
-// staged reports whether the step belongs to the stage in which rules pass.
-func (s *step) staged() bool { return s.source != nil && s.source.Stage == StageAdmin }
+// tier returns the stage of the step if it is one in which rules pass, else StageAllow.
+func (s *step) tier() Stage {
+	if s.source != nil && (s.source.Stage == StageAdmin || s.source.Stage == StageBaseline) {
+		return s.source.Stage
+	}
+	return StageAllow
+}
 
 // final reports whether nothing is left to decide after the step; passed says that a step before it passed something.
 func (s *step) final(passed bool) bool {
-	return s.process == everyProcess && !s.pass && !(passed && s.staged()) && slices.ContainsFunc(s.ports, func(r model.PortRange) bool { return r.Proto == model.ProtoAny })
+	return s.process == everyProcess && !s.pass && !(passed && s.tier() != StageAllow) && slices.ContainsFunc(s.ports, func(r model.PortRange) bool { return r.Proto == model.ProtoAny })
 }
 
 // subject is everything about a workload that its policy set depends on. Equal subjects share a policy set.
@@ -328,13 +333,15 @@ func (b *tableBuilder) collect(n int32) {
 // restriction.
 func (b *tableBuilder) resolve(steps []int32, open []stroke, restricted bool) (int32, error) {
 	b.paint.start()
+	tier := StageAdmin
 	for _, at := range steps {
 		s := &b.steps[at]
 		if restricted && !s.essential {
 			continue
 		}
-		if !s.staged() {
+		if t := s.tier(); t != tier {
 			b.paint.resume()
+			tier = t
 		}
 		for _, r := range s.ports {
 			switch st := (stroke{r, s.verdict, s.rule, noAlternative}); {

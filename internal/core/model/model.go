@@ -228,7 +228,7 @@ type Action uint8
 const (
 	ActionDeny Action = iota
 	ActionAllow
-	ActionPass // leave the rest of the tier out; one-sided rules of TierAdmin only
+	ActionPass // leave the rest of the tier out; one-sided rules of TierAdmin and TierBaseline only
 )
 
 // String returns allow, deny or pass.

@@ -74,7 +74,8 @@ func (g *generator) oneSided() {
 			p.Tier, p.Priority = model.TierAdmin, g.IntN(3)
 			actions = append(actions, model.ActionPass, model.ActionPass)
 		case 1:
-			p.Tier = model.TierBaseline
+			p.Tier, p.Priority = model.TierBaseline, g.IntN(3)
+			actions = append(actions, model.ActionPass)
 		default:
 			p.Tier = model.TierNamespace
 			p.Isolates = [2]bool{g.chance(70), g.chance(40)}

@@ -327,7 +327,7 @@ func (x *explainer) decide(d model.Direction, self *party, other *candidate) (mo
 		_, me     = x.identity(self)
 		segments  = x.e.world.Segments(x.workload(self))
 		rules     = x.e.world.Rules(d)
-		passed    = false
+		passed    = map[compile.Stage]bool{}
 	)
 	for i := range rules {
 		r := &rules[i]
@@ -338,10 +338,10 @@ func (x *explainer) decide(d model.Direction, self *party, other *candidate) (mo
 			continue
 		case s.Outcome == NoMatch && decided:
 			continue
-		case s.Outcome == Decided && passed && !decided && r.Stage == compile.StageAdmin:
+		case s.Outcome == Decided && !decided && passed[r.Stage]:
 			s.Outcome, s.Why = NotReached, "applies too, but a rule before it passed the rest of the tier over"
 		case s.Outcome == Decided && !decided && r.Action == compile.Pass:
-			passed = true
+			passed[r.Stage] = true
 			s.Outcome, s.Why = Passed, "matches: the rest of the tier is not asked"
 		case s.Outcome == Decided && decided:
 			s.Outcome, s.Why = NotReached, "applies too, but "+string(verdict.Rule)+" decided before it"

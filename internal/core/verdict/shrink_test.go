@@ -65,15 +65,6 @@ func smallerWorlds(w world) []world {
 			}
 		}
 	}
-	for i := range w.docs.OneSided {
-		docs(func(d *model.Documents) { d.OneSided = without(d.OneSided, i) })
-		for k := range w.docs.OneSided[i].Rules {
-			docs(func(d *model.Documents) {
-				d.OneSided = slices.Clone(d.OneSided)
-				d.OneSided[i].Rules = without(d.OneSided[i].Rules, k)
-			})
-		}
-	}
 	for i := range w.docs.Segments {
 		docs(func(d *model.Documents) { d.Segments = without(d.Segments, i) })
 	}
