@@ -70,9 +70,9 @@ func (r *run) proof() string {
 	for _, g := range prove.Guardrails(r.world) {
 		switch {
 		case !g.Holds:
-			fmt.Fprintf(&b, "guardrail %s: violated: %s\n", g.Name, g.Counterexample)
+			fmt.Fprintf(&b, "guardrail %s: violated: %s\n", g.Name, g.Why())
 		case !g.Enforced:
-			fmt.Fprintf(&b, "guardrail %s: holds, not enforced: %s\n", g.Name, g.NotEnforced)
+			fmt.Fprintf(&b, "guardrail %s: holds, not enforced: %s\n", g.Name, g.Why())
 		default:
 			fmt.Fprintf(&b, "guardrail %s: holds\n", g.Name)
 		}
@@ -119,7 +119,7 @@ func diffText(d *diff.Diff) string {
 	}{{"opens", d.Opened}, {"closes", d.Closed}, {"would open", d.WouldOpen}, {"would close", d.WouldClose}} {
 		for _, c := range l.list {
 			fmt.Fprintf(&b, "%s: %s -> %s on %s: %s, then %s; pairs %d\n", l.what, strings.Join(c.From, " | "), strings.Join(c.To, " | "),
-				strings.Join(c.On, ", "), c.Before, c.After, c.Pairs)
+				strings.TrimSuffix(strings.Join(c.On, ", ")+" over "+c.Family, " over "), c.Before, c.After, c.Pairs)
 		}
 	}
 	return b.String()

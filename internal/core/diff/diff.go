@@ -40,12 +40,17 @@ type Communication struct {
 	From []string `json:"from"` // selectors, "network NAME", "every workload", "any address", "any"
 	To   []string `json:"to"`
 	On   []string `json:"on"` // names of services and ports; "any"; "any but …"
+	// Family is "IPv4" or "IPv6" if it changes over that family only, although the ends have addresses of both; else "".
+	Family string `json:"family,omitempty"`
 	// Before and After are the verdicts over both ends.
 	Before string `json:"before"`
 	After  string `json:"after"`
 	// Pairs counts the (source, destination) pairs of the inventory that are meant. Addresses in the same networks
 	// count as one.
 	Pairs int `json:"pairs"`
+	// ByDefault says that no rule wanted it: where it passed before, or passes now, that is because nothing closes
+	// it.
+	ByDefault bool `json:"by_default"`
 	// Example is one flow of it, judged in both worlds.
 	Example Example `json:"example"`
 }
@@ -248,14 +253,24 @@ func weight(c *Communication) int {
 	return 0
 }
 
-// distinct drops what is said twice: pairs on one host and pairs on two hosts may have the same description.
+// distinct drops what is said twice: pairs on one host and pairs on two hosts, or over IPv4 and over IPv6, may have the same
+// description.
 func distinct(list []Communication) []Communication {
 	seen := map[string]int{}
 	out := list[:0]
 	for _, c := range list {
+		// What changes alike over both families is one change.
 		key := strings.Join(c.From, "\x00") + "\x01" + strings.Join(c.To, "\x00") + "\x01" + strings.Join(c.On, "\x00") + "\x01" + c.Before + c.After
 		if at, ok := seen[key]; ok {
-			out[at].Pairs = max(out[at].Pairs, c.Pairs)
+			one := &out[at]
+			one.Pairs = max(one.Pairs, c.Pairs)
+			one.ByDefault = one.ByDefault && c.ByDefault
+			if c.Family != one.Family {
+				one.Family = ""
+			}
+			if one.Example.Before.Verdict == "" && c.Example.Before.Verdict != "" {
+				one.Example = c.Example
+			}
 			continue
 		}
 		seen[key] = len(out)
@@ -268,12 +283,21 @@ func distinct(list []Communication) []Communication {
 func (c *comparison) communication(ch *change, b *block, where reach.Where) Communication {
 	from, to := c.members(b.from), c.members(b.to)
 	out := Communication{
-		From: c.u.Describe(from), To: c.u.Describe(to), On: ch.ports.Strings(c.services),
-		Before: ch.before.String(), After: ch.after.String(),
-		Pairs: c.u.CountPairs(from, to),
+		On: ch.ports.Strings(c.services), Before: ch.before.String(), After: ch.after.String(), Pairs: c.u.CountPairs(from, to),
 	}
+	out.From, out.To, out.Family = c.u.Pair(from, to)
 	out.Example = c.example(ch, from, to, where)
+	passed := &out.Example.Before
+	if ch.after > ch.before {
+		passed = &out.Example.After
+	}
+	out.ByDefault = byDefault(passed.EgressRule) && byDefault(passed.IngressRule)
 	return out
+}
+
+// byDefault reports whether no rule decided.
+func byDefault(rule model.RuleID) bool {
+	return rule == model.RuleOpen || rule == model.RuleDefaultDeny || rule == model.RuleUnmanaged
 }
 
 // members lists the actors of the classes, sorted. Blocks are large and many: marking is quicker than sorting.

@@ -2,6 +2,7 @@ package plan
 
 import (
 	"fmt"
+	"strconv"
 	"strings"
 
 	"bulkhead/internal/core/diff"
@@ -11,10 +12,10 @@ import (
 
 // How much of each list the text shows. The JSON has all of it.
 const (
-	shownCommunications = 20
+	shownCommunications = 12
 	shownFlows          = 20
 	shownNames          = 12
-	shownAlternatives   = 6
+	shownAlternatives   = 4
 )
 
 // Text returns the plan for a terminal: what would break, what opens, what closes, and whether it may be applied, in
@@ -78,17 +79,38 @@ func (p *Plan) title() string {
 func (p *Plan) effects() string {
 	var parts []string
 	for _, c := range []struct {
-		n    int
-		verb string
-	}{{len(p.Opened), "opens"}, {len(p.Closed), "closes"}, {len(p.WouldClose), "would close"}, {len(p.WouldOpen), "would open"}} {
-		if c.n > 0 {
-			parts = append(parts, fmt.Sprintf("%s %s", c.verb, plural(c.n, "communication")))
+		list     []diff.Communication
+		verb     string
+		defaults string // what those have in common that no rule wanted
+	}{
+		{p.Opened, "opens", "by default"}, {p.Closed, "closes", "open by default"},
+		{p.WouldClose, "would close", "open by default"}, {p.WouldOpen, "would open", "by default"},
+	} {
+		if len(c.list) == 0 {
+			continue
 		}
+		byDefault := 0
+		for i := range c.list {
+			if c.list[i].ByDefault {
+				byDefault++
+			}
+		}
+		text := fmt.Sprintf("%s %s", c.verb, plural(len(c.list), "communication"))
+		switch {
+		case byDefault == 0:
+		case byDefault < len(c.list):
+			text += fmt.Sprintf(" (%s %s)", number(byDefault), c.defaults)
+		case byDefault > 1:
+			text += fmt.Sprintf(" (all %s)", c.defaults)
+		default:
+			text += fmt.Sprintf(" (%s)", c.defaults)
+		}
+		parts = append(parts, text)
 	}
 	if len(parts) == 0 {
 		return "only spelling changes, every verdict stays as it is"
 	}
-	return strings.Join(parts, ", ")
+	return strings.Join(parts, "; ")
 }
 
 // failed says which checks do not hold.
@@ -168,7 +190,7 @@ func (t *text) flows(f *Flows) {
 	t.heading("Recorded flows whose verdict changes: %s", flowCounts(f))
 	for i := range f.Changed {
 		if i == shownFlows {
-			t.line("  and %d more", len(f.Changed)+f.Omitted-shownFlows)
+			t.line("  … and %s more; -o json has %s", number(len(f.Changed)+f.Omitted-shownFlows), listed(f))
 			break
 		}
 		c := &f.Changed[i]
@@ -220,12 +242,16 @@ func (t *text) communications(title, meaning string, list []diff.Communication) 
 	t.heading("%s (%s)", title, meaning)
 	for i := range list {
 		if i == shownCommunications {
-			t.line("  and %d more", len(list)-shownCommunications)
+			t.line("  … and %s more; -o json has all", number(len(list)-shownCommunications))
 			break
 		}
 		c := &list[i]
 		t.line("  %s -> %s", alternatives(c.From), alternatives(c.To))
-		t.line("      on %s; %s", strings.Join(c.On, ", "), plural(c.Pairs, "pair"))
+		over := ""
+		if c.Family != "" {
+			over = " over " + c.Family
+		}
+		t.line("      on %s%s; %s", strings.Join(c.On, ", "), over, plural(c.Pairs, "pair"))
 		if e := &c.Example; e.From != "" && e.Before.Verdict != "" && e.After.Verdict != "" {
 			t.line("      e.g. %s -> %s %s: %s -> %s", e.From, e.To, e.On, decided(&e.Before), decided(&e.After))
 		}
@@ -293,9 +319,25 @@ func (t *text) warnings(list []string) {
 	}
 }
 
+func listed(f *Flows) string {
+	if f.Omitted == 0 {
+		return "all"
+	}
+	return "the first " + number(len(f.Changed))
+}
+
 func plural(n int, noun string) string {
 	if n == 1 {
 		return "1 " + noun
 	}
-	return fmt.Sprintf("%d %ss", n, noun)
+	return number(n) + " " + noun + "s"
+}
+
+// number writes a number with commas between thousands.
+func number(n int) string {
+	s := strconv.Itoa(n)
+	for i := len(s) - 3; i > 0; i -= 3 {
+		s = s[:i] + "," + s[i:]
+	}
+	return s
 }

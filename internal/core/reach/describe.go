@@ -14,7 +14,7 @@ import (
 // members from others, workloads are named.
 const (
 	describedKeys  = 3   // a selector names at most so many keys, unless only the whole label set will do
-	describedNames = 8   // more workloads that labels cannot tell apart are counted, not named
+	describedNames = 3   // of more workloads that labels cannot tell apart, so many are named as examples
 	rareValues     = 256 // a key with more values names single workloads and is no use for sets of them
 	manyLabelSets  = 1000
 	otherKeys      = 5 // selectors use so many keys beside the customary ones
@@ -23,10 +23,11 @@ const (
 // customary are the keys that people think in. A description names them where it may.
 var customary = []string{"app", "env", "role"}
 
-// describer knows the label sets and networks of a universe.
+// describer knows the label sets and networks of the actors of a universe that have addresses of some families. What changes
+// between two IPv4 addresses is told by the labels of the workloads there, whatever other addresses they have.
 type describer struct {
 	u          *Universe
-	setOf      []int32 // by actor: its label set; -1 for addresses
+	setOf      []int32 // by actor: its label set in sets; -1 for addresses
 	sets       []labelSet
 	candidates []candidate
 	workloads  int // actors that are workloads
@@ -54,13 +55,14 @@ type candidate struct {
 	sets      []int32 // label sets that it selects
 }
 
-func newDescriber(u *Universe) *describer {
+func newDescriber(u *Universe, of families) *describer {
 	d := &describer{u: u, setOf: make([]int32, len(u.Actors)), networks: map[string][]int32{}, same: map[string]int{}, exact: map[int32]string{}}
-	for _, l := range u.LabelSets {
-		d.sets = append(d.sets, labelSet{labels: l})
-	}
+	index := make([]int32, len(u.LabelSets)) // 1 + label set in sets
 	for i := range u.Actors {
 		a := &u.Actors[i]
+		if of&a.families() == 0 {
+			continue
+		}
 		if !a.Owned() {
 			d.setOf[i] = -1
 			d.addresses++
@@ -71,8 +73,13 @@ func newDescriber(u *Universe) *describer {
 			continue
 		}
 		d.workloads++
-		d.sets[a.LabelSet].actors = append(d.sets[a.LabelSet].actors, int32(i))
-		d.setOf[i] = a.LabelSet
+		if index[a.LabelSet] == 0 {
+			d.sets = append(d.sets, labelSet{labels: u.LabelSets[a.LabelSet]})
+			index[a.LabelSet] = int32(len(d.sets))
+		}
+		n := index[a.LabelSet] - 1
+		d.sets[n].actors = append(d.sets[n].actors, int32(i))
+		d.setOf[i] = n
 	}
 	values := map[string]map[string]bool{}
 	for n := range d.sets {
@@ -222,13 +229,98 @@ func contains(all, part model.Labels) bool {
 	return true
 }
 
-// Describe returns the alternatives that together mean exactly the actors, which are sorted: selectors, networks,
-// "every workload", "any address", or "any" for everybody.
-func (u *Universe) Describe(actors []int32) []string {
-	if u.names == nil {
-		u.names = newDescriber(u)
+// families is a set of address families.
+type families uint8
+
+const (
+	withIPv4 families = 1 << iota
+	withIPv6
+	bothFamilies = withIPv4 | withIPv6
+)
+
+// families returns the families that the actor talks in.
+func (a *Actor) families() families {
+	switch familyOf(a.Addr) {
+	case ipv4:
+		return withIPv4
+	case ipv6:
+		return withIPv6
 	}
-	d := u.names
+	return bothFamilies
+}
+
+// Pair describes the flows from any of one list of actors, which are sorted, to any of another: by the alternatives that
+// together mean exactly the one and the other, which are selectors, networks, "every workload", "any address", or "any" for
+// everybody; of workloads that labels do not tell from others it gives the number and some names. Labels are told whatever
+// the family of the addresses. family is "IPv4" or "IPv6" if the flows are of one only, although both ends have addresses
+// of the other too.
+func (u *Universe) Pair(from, to []int32) (sources, destinations []string, family string) {
+	in := u.familiesOf(from) & u.familiesOf(to)
+	switch in {
+	case withIPv4:
+		family = "IPv4"
+	case withIPv6:
+		family = "IPv6"
+	default:
+		in = bothFamilies
+	}
+	if family != "" && !(u.otherwise(from, in) && u.otherwise(to, in)) {
+		family = ""
+	}
+	return u.describe(from, in), u.describe(to, in), family
+}
+
+// familiesOf returns the families of actors that have an address, or both if none has.
+func (u *Universe) familiesOf(actors []int32) families {
+	var out families
+	for _, i := range actors {
+		if f := u.Actors[i].families(); f != bothFamilies {
+			out |= f
+		}
+	}
+	if out == 0 {
+		return bothFamilies
+	}
+	return out
+}
+
+// otherwise reports whether one of the actors is an end that has addresses of another family too.
+func (u *Universe) otherwise(actors []int32, than families) bool {
+	if u.dual == nil {
+		u.dual = map[dualKey]families{}
+		for i := range u.Actors {
+			u.dual[u.Actors[i].dualKey()] |= u.Actors[i].families()
+		}
+	}
+	for _, i := range actors {
+		if u.dual[u.Actors[i].dualKey()]&^than != 0 {
+			return true
+		}
+	}
+	return false
+}
+
+// dualKey is what is one end whatever its address: a workload, or the addresses in the same networks.
+type dualKey struct {
+	workload string
+	networks int32
+}
+
+func (a *Actor) dualKey() dualKey {
+	if a.Owned() {
+		return dualKey{workload: a.Workload}
+	}
+	return dualKey{networks: a.NetworkSet}
+}
+
+// Describe returns the alternatives that together mean exactly the actors, which are sorted, as Pair does.
+func (u *Universe) Describe(actors []int32) []string { return u.describe(actors, bothFamilies) }
+
+func (u *Universe) describe(actors []int32, of families) []string {
+	if u.names[of] == nil {
+		u.names[of] = newDescriber(u, of)
+	}
+	d := u.names[of]
 	if d.counts == nil {
 		d.counts = make([]int32, len(d.sets))
 	}
@@ -236,6 +328,9 @@ func (u *Universe) Describe(actors []int32) []string {
 	workloads := make([]int32, 0, len(actors))
 	var addresses []int32
 	for _, a := range actors {
+		if of&u.Actors[a].families() == 0 {
+			continue // meets nobody at the other end
+		}
 		if n := d.setOf[a]; n >= 0 {
 			d.counts[n]++
 			workloads = append(workloads, a)
@@ -365,26 +460,25 @@ func (q *queue) Less(i, j int) bool {
 	return q.d.candidates[a.candidate].rank < q.d.candidates[b.candidate].rank
 }
 
-// name lists the workloads of label sets of which only a part is meant.
+// name tells of the workloads of label sets of which only a part is meant: their names if they are few, else how many they
+// are, with some names.
 func (d *describer) name(workloads []int32, partial map[int32]bool) []string {
 	var names []string
-	of := map[int32]int{}
 	for _, a := range workloads {
-		if n := d.setOf[a]; partial[n] {
-			of[n]++
-			names = append(names, "workload "+d.u.Actors[a].Workload)
+		if partial[d.setOf[a]] {
+			names = append(names, d.u.Actors[a].Workload)
 		}
 	}
 	slices.Sort(names)
-	if names = slices.Compact(names); len(names) <= describedNames {
-		return names
+	names = slices.Compact(names)
+	if len(names) > describedNames {
+		some := names[:describedNames]
+		return []string{fmt.Sprintf("%d workloads such as %s and %s", len(names), strings.Join(some[:len(some)-1], ", "), some[len(some)-1])}
 	}
-	var out []string
-	for n, k := range of {
-		out = append(out, fmt.Sprintf("%d of the %d workloads with %s", k, len(d.sets[n].actors), d.exactly(n)))
+	for i := range names {
+		names[i] = "workload " + names[i]
 	}
-	slices.Sort(out)
-	return out
+	return names
 }
 
 func (d *describer) describeAddresses(addresses []int32) []string {

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 
+	"bulkhead/internal/core/compile"
 	"bulkhead/internal/core/estate"
 	"bulkhead/internal/core/model"
 	"bulkhead/internal/core/policytest"
@@ -79,6 +80,60 @@ func TestDescriptionsAreExact(t *testing.T) {
 	}
 }
 
+// TestPairsAreExactInTheirFamily describes flows over one family: what the description means there is what was asked.
+func TestPairsAreExactInTheirFamily(t *testing.T) {
+	exact := 0
+	for seed := range uint64(60) {
+		docs, inv, _ := policytest.Generate(seed, policytest.Small)
+		w, err := compile.Compile(docs, inv, compile.Options{Now: policytest.Now})
+		if err != nil {
+			t.Fatal(err)
+		}
+		u := reach.New(w)
+		for _, is4 := range []bool{true, false} {
+			in := func(a *reach.Actor) bool { return !a.Addr.IsValid() || a.Addr.Is4() == is4 }
+			var all, some []int32
+			chosen := map[string]bool{}
+			rng := rand.New(rand.NewPCG(seed, 5))
+			for i := range u.Actors {
+				a := &u.Actors[i]
+				if !in(a) {
+					continue
+				}
+				all = append(all, int32(i))
+				key := a.Is()
+				if _, ok := chosen[key]; !ok {
+					chosen[key] = rng.IntN(2) == 0
+				}
+				if chosen[key] {
+					some = append(some, int32(i))
+				}
+			}
+			if len(some) == 0 || len(all) == len(u.Actors) {
+				continue
+			}
+			text, other, _ := u.Pair(some, all)
+			for _, c := range []struct {
+				text []string
+				want []int32
+			}{{text, some}, {other, all}} {
+				got, ok := read(t, u, c.text)
+				if !ok {
+					continue
+				}
+				exact++
+				got = slices.DeleteFunc(got, func(i int32) bool { return !in(&u.Actors[i]) })
+				if !slices.Equal(got, c.want) {
+					t.Fatalf("seed %d: %q means %s, not %s", seed, c.text, names(u, got), names(u, c.want))
+				}
+			}
+		}
+	}
+	if exact < 100 {
+		t.Fatalf("only %d descriptions were exact", exact)
+	}
+}
+
 func wholeWorkloads(u *reach.Universe, some []int32) []int32 {
 	in := map[string]bool{}
 	for _, i := range some {
@@ -139,7 +194,7 @@ func reader(t *testing.T, s string) (func(*reach.Actor) bool, bool) {
 		return func(a *reach.Actor) bool { return !a.Owned() && len(a.Networks) == 0 }, true
 	case s == "workloads without labels":
 		return func(a *reach.Actor) bool { return a.Owned() && len(a.Labels) == 0 }, true
-	case strings.Contains(s, "workloads with "):
+	case strings.Contains(s, "workloads such as "):
 		return nil, false
 	}
 	for _, family := range []string{" (IPv4)", " (IPv6)"} {

@@ -158,7 +158,8 @@ type Universe struct {
 	controls  bool       // some class has a controller's address
 	source    Source     // space for From
 	address   *addressSpace
-	names     *describer
+	names     [bothFamilies + 1]*describer
+	dual      map[dualKey]families // the families of all addresses of an end
 	counted   *ends
 	joint     map[jointKey]FuncID
 	masked    map[maskKey]FuncID
