@@ -51,9 +51,6 @@ func lower(docs *model.Documents, inv *model.Inventory, now time.Time) ([2][]Rul
 	}
 	for i := range docs.Guardrails {
 		g := &docs.Guardrails[i]
-		if g.Via == model.ViaAny {
-			l.fail(g.Pos, "", "guardrail %q: via: any is not supported yet: leave via out to check direct traffic", g.Name)
-		}
 		l.match("", g.From, nearEnd) // for its errors
 		l.match("", g.To, nearEnd)
 	}

@@ -31,6 +31,8 @@ type Guardrail struct {
 	Enforced       bool     `json:"enforced"`
 	Counterexample *Witness `json:"counterexample,omitempty"` // set unless Holds or Undecided
 	NotEnforced    *Witness `json:"not_enforced,omitempty"`   // set if Holds and not Enforced, unless that is undecided
+	// TodayOnly says that the answer is about the workloads of today only: so it is for guardrails over many hops.
+	TodayOnly bool `json:"today_only,omitempty"`
 	// Undecided says why the proof was given up. What is undecided does not hold.
 	Undecided string `json:"undecided,omitempty"`
 }
@@ -53,7 +55,8 @@ func (g *Guardrail) Why() string {
 //
 // The proof is over every workload that could exist: an agent enforces on it, it has any labels, and an address of its own
 // anywhere or none; guardrails speak about it by its labels. It is also over the workloads of the inventory as they are, and over all addresses that no workload
-// owns. A counterexample that exists is given before one that could.
+// owns. A counterexample that exists is given before one that could. Guardrails over many hops are decided over the
+// workloads of today.
 func Guardrails(w *compile.World) []Guardrail {
 	docs := w.Documents()
 	if len(docs.Guardrails) == 0 {
@@ -61,19 +64,24 @@ func Guardrails(w *compile.World) []Guardrail {
 	}
 	s := newSpace(w)
 	ideas := make([]idea, len(docs.Guardrails))
-	for i := range docs.Guardrails {
-		ideas[i] = s.think(&docs.Guardrails[i])
-	}
 	p := newProof(w)
-	for i := range ideas {
-		if ideas[i].allows == nothing && ideas[i].passes == nothing {
+	for i := range docs.Guardrails {
+		if docs.Guardrails[i].Via == model.ViaAny {
+			p.pending[i/64] &^= 1 << (i % 64) // has ways of its own
+			continue
+		}
+		if ideas[i] = s.think(&docs.Guardrails[i]); ideas[i].allows == nothing && ideas[i].passes == nothing {
 			p.proved[i/64] |= 1 << (i % 64)
 		}
 	}
 	p.run()
 	out := make([]Guardrail, len(docs.Guardrails))
 	for i := range docs.Guardrails {
-		out[i] = p.result(i, &ideas[i])
+		if docs.Guardrails[i].Via == model.ViaAny {
+			out[i] = p.overHops(i)
+		} else {
+			out[i] = p.result(i, &ideas[i])
+		}
 	}
 	return out
 }
@@ -108,6 +116,7 @@ type proof struct {
 	unkept   []*finding
 	pending  []uint64 // guardrails that are not violated so far
 	lax      []uint64 // guardrails that are enforced as far as has been seen
+	over     [2]*ways // by aim: for guardrails over many hops
 	proved   []uint64 // guardrails that no workload which is what its labels say can break
 }
 

@@ -22,6 +22,8 @@ type Witness struct {
 	IngressRule  model.RuleID `json:"ingress_rule"`        // and at the destination
 	EgressAt     string       `json:"egress_at,omitempty"` // places of those rules, if they are rules
 	IngressAt    string       `json:"ingress_at,omitempty"`
+	// Hops are the flows from From to To if there is more than one. The ports and rules above are those of the last.
+	Hops []Hop `json:"hops,omitempty"`
 }
 
 // String returns the witness in one sentence.
@@ -34,14 +36,24 @@ func (w *Witness) String() string {
 	if w.Hypothetical {
 		text = "nothing breaks it today, but " + text
 	}
+	if len(w.Hops) > 0 {
+		return fmt.Sprintf("%s in %d hops: %s", text, len(w.Hops), hopsText(w.Hops))
+	}
+	if who := w.deciders(); who != "" {
+		return fmt.Sprintf("%s; for %s, %s", text, w.Port, who)
+	}
+	return text
+}
+
+// deciders says who decides at each end; "" if that is not known.
+func (w *Witness) deciders() string {
 	switch {
 	case w.Port == "" || w.EgressRule == "":
-		return text
+		return ""
 	case w.EgressRule == w.IngressRule:
-		return fmt.Sprintf("%s; for %s, %s decides at both ends", text, w.Port, decider(w.EgressRule, w.EgressAt))
+		return decider(w.EgressRule, w.EgressAt) + " decides at both ends"
 	}
-	return fmt.Sprintf("%s; for %s, %s decides at the source and %s at the destination",
-		text, w.Port, decider(w.EgressRule, w.EgressAt), decider(w.IngressRule, w.IngressAt))
+	return fmt.Sprintf("%s decides at the source and %s at the destination", decider(w.EgressRule, w.EgressAt), decider(w.IngressRule, w.IngressAt))
 }
 
 // Ends returns the pair and its ports, without who decides.
