@@ -73,6 +73,8 @@ func (r *run) proof() string {
 			fmt.Fprintf(&b, "guardrail %s: violated: %s\n", g.Name, g.Why())
 		case !g.Enforced:
 			fmt.Fprintf(&b, "guardrail %s: holds, not enforced: %s\n", g.Name, g.Why())
+		case g.TodayOnly:
+			fmt.Fprintf(&b, "guardrail %s: holds over the workloads of today\n", g.Name)
 		default:
 			fmt.Fprintf(&b, "guardrail %s: holds\n", g.Name)
 		}

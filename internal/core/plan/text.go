@@ -285,6 +285,8 @@ func (t *text) guardrails(list []prove.Guardrail) {
 			t.line("  VIOLATED %s: %s", g.Name, g.Why())
 		case !g.Enforced:
 			t.line("  holds    %s (not enforced yet: %s)", g.Name, notEnforced(g))
+		case g.TodayOnly:
+			t.line("  holds    %s (over the workloads of today)", g.Name)
 		default:
 			t.line("  holds    %s", g.Name)
 		}
