@@ -91,7 +91,7 @@ Exit status: 0 good, 1 the answer is no, 2 wrong use, 3 it cannot be done.`,
 		a.tokenCommand())
 	add(groupObserve, a.statusCommand(), a.getCommand(), a.flowsCommand(), a.mapCommand(), a.agentsCommand(),
 		a.historyCommand(), a.auditCommand())
-	add(groupOther, append(others, a.versionCommand(), a.benchCommand())...)
+	add(groupOther, append(others, a.schemaCommand(), a.versionCommand(), a.benchCommand())...)
 	return root
 }
 
