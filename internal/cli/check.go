@@ -31,31 +31,54 @@ type problemView struct {
 	Code     string `json:"code,omitempty"`
 	Message  string `json:"message"`
 	Fix      string `json:"fix,omitempty"`
+	// Also are the places of what it is about beside this one.
+	Also []placeView `json:"also,omitempty"`
+	// Edit is the fix where a program can make it.
+	Edit *policy.Edit `json:"edit,omitempty"`
 }
 
-func problem(pos model.Position, severity, code, message, fix string) problemView {
-	return problemView{pos.File, pos.Line, pos.Column, severity, code, message, fix}
+type placeView struct {
+	File   string `json:"file"`
+	Line   int    `json:"line"`
+	Column int    `json:"column"`
+}
+
+func problem(pos model.Position, severity, message string) problemView {
+	return problemView{File: pos.File, Line: pos.Line, Column: pos.Column, Severity: severity, Message: message}
+}
+
+func finding(f *policy.Finding) problemView {
+	v := problem(f.Pos, f.Severity.String(), f.Msg)
+	v.Code, v.Fix, v.Edit = string(f.Code), f.Fix, f.Edit
+	for _, p := range f.Also {
+		v.Also = append(v.Also, placeView{p.File, p.Line, p.Column})
+	}
+	return v
 }
 
 func (a *app) checkCommand() *cobra.Command {
 	var (
 		f      sceneFlags
 		strict bool
+		flows  string
 	)
 	cmd := &cobra.Command{
 		Use:   "check",
 		Short: "Find errors in documents, and rules that look wrong",
 		Long: `Check documents: every error with file, line and column, and hygiene: rules that are
-duplicate, shadowed, never match or are too broad. Manifests of Kubernetes may stand beside
-them; what was left out of those is listed too.
+duplicate, shadowed, redundant, contradictory, mergeable, never match, too broad, expired, or
+have no owner. With --flows also rules that are broader than the recorded flows use. Every
+finding says what to do; -o json adds the edit where a program can make it.
+Manifests of Kubernetes may stand beside them; what was left out of those is listed too.
 
 Exit status 1 if there is an error; with --strict also if there is a warning.`,
 		Example: `  bulkhead check -f policy/
   bulkhead check -f policy/ --strict -o json
+  bulkhead check -f policy/ --flows flows.jsonl  # what is broader than it is used for
   bulkhead check                                 # what the controller holds`,
 		Args: takes(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			v, err := a.check(cmd, &f)
+			v, err := a.check(cmd, &f, flows)
 			if err != nil {
 				return err
 			}
@@ -74,12 +97,16 @@ Exit status 1 if there is an error; with --strict also if there is a warning.`,
 	}
 	f.register(cmd)
 	cmd.Flags().BoolVar(&strict, "strict", false, "warnings fail too")
+	cmd.Flags().StringVar(&flows, "flows", "", "recorded flows to hold the rules against: JSON lines, a file or -")
 	return cmd
 }
 
 // check looks for everything that can be said about the documents, errors included.
-func (a *app) check(cmd *cobra.Command, f *sceneFlags) (*checkView, error) {
+func (a *app) check(cmd *cobra.Command, f *sceneFlags, flows string) (*checkView, error) {
 	v := &checkView{Errors: []problemView{}, Findings: []problemView{}}
+	if err := onlyOneStdin(append([]string{flows, f.workloads}, f.files...)...); err != nil {
+		return nil, err
+	}
 	var s *scene
 	var manifests []policy.Finding
 	if len(f.files) > 0 {
@@ -90,7 +117,7 @@ func (a *app) check(cmd *cobra.Command, f *sceneFlags) (*checkView, error) {
 		docs, findings, err := kube.Load(files)
 		if err != nil {
 			for _, e := range parseErrors(err) {
-				v.Errors = append(v.Errors, problem(e.Pos, "error", "", e.Msg, ""))
+				v.Errors = append(v.Errors, problem(e.Pos, "error", e.Msg))
 			}
 			return v, nil
 		}
@@ -111,11 +138,20 @@ func (a *app) check(cmd *cobra.Command, f *sceneFlags) (*checkView, error) {
 			if e.Rule != "" {
 				message = fmt.Sprintf("rule %s: %s", e.Rule, e.Msg)
 			}
-			v.Errors = append(v.Errors, problem(e.Pos, "error", "", message, ""))
+			v.Errors = append(v.Errors, problem(e.Pos, "error", message))
 		}
 	}
-	for _, x := range slices.Concat(manifests, policy.Hygiene(s.docs, s.inv, s.options.Now)) {
-		v.Findings = append(v.Findings, problem(x.Pos, x.Severity.String(), string(x.Code), x.Msg, x.Fix))
+	found := slices.Concat(manifests, policy.Hygiene(s.docs, s.inv, s.options.Now))
+	if flows != "" {
+		records, err := readRecords(cmd, flows)
+		if err != nil {
+			return nil, err
+		}
+		found = append(found, policy.Usage(s.docs, s.inv, records, s.options.Now)...)
+		slices.SortStableFunc(found, func(a, b policy.Finding) int { return a.Pos.Compare(b.Pos) })
+	}
+	for i := range found {
+		v.Findings = append(v.Findings, finding(&found[i]))
 	}
 	return v, nil
 }

@@ -17,7 +17,7 @@ import (
 func (r *run) render(kind, arg string) (string, error) {
 	switch kind {
 	case secHygiene:
-		return r.hygiene(), nil
+		return r.hygiene()
 	case secCanonical:
 		return r.canonical()
 	case secCompiled:
@@ -30,13 +30,39 @@ func (r *run) render(kind, arg string) (string, error) {
 	return r.change(kind)
 }
 
-// hygiene returns what check finds, a finding a line.
-func (r *run) hygiene() string {
-	var b strings.Builder
-	for _, f := range policy.Hygiene(r.w.Docs, r.w.Inventory, r.w.Options.Now) {
-		fmt.Fprintln(&b, f)
+// hygiene returns what check finds, a finding a line, and a line for the edit where there is one. Recorded flows are asked
+// too, if there are any.
+func (r *run) hygiene() (string, error) {
+	found := policy.Hygiene(r.w.Docs, r.w.Inventory, r.w.Options.Now)
+	if r.c.section(secRecorded) >= 0 {
+		flows, err := r.c.recorded()
+		if err != nil {
+			return "", err
+		}
+		found = append(found, policy.Usage(r.w.Docs, r.w.Inventory, flows, r.w.Options.Now)...)
 	}
-	return b.String()
+	var b strings.Builder
+	for _, f := range found {
+		fmt.Fprintln(&b, f)
+		switch {
+		case f.Edit == nil:
+		case f.Edit.Replace == "":
+			b.WriteString("\tremove\n")
+		case f.Edit.Remove:
+			fmt.Fprintf(&b, "\treplace, and remove %s: %s\n", positions(f.Also), f.Edit.Replace)
+		default:
+			fmt.Fprintf(&b, "\treplace: %s\n", f.Edit.Replace)
+		}
+	}
+	return b.String(), nil
+}
+
+func positions(list []model.Position) string {
+	out := make([]string, len(list))
+	for i, p := range list {
+		out[i] = p.String()
+	}
+	return strings.Join(out, ", ")
 }
 
 // canonical returns the documents as they are stored, which must mean the same when they are read again.

@@ -403,7 +403,7 @@ func (p *Parser) moment(field string) (time.Time, error) {
 		return time.Time{}, err
 	}
 	var t time.Time
-	if err := t.UnmarshalText(s); err != nil {
+	if err := t.UnmarshalText(s); err != nil || t.UTC().Year() < 0 || t.UTC().Year() > 9999 { // a zone may lead out of what can be written
 		return time.Time{}, fmt.Errorf("%s %q is no moment; write it as 2026-12-31T23:59:59Z", field, clip(s))
 	}
 	return t.UTC(), nil

@@ -195,6 +195,7 @@ func TestParseRecordErrors(t *testing.T) {
 	for _, c := range []struct{ fields, want string }{
 		{`"connections":0`, `connections must be at least 1`},
 		{`"connections":18446744073709551616`, `connections 18446744073709551616 is out of range`},
+		{`"first":"0000-01-01T00:00:00+01:00"`, `first "0000-01-01T00:00:00+01:00" is no moment; write it as 2026-12-31T23:59:59Z`},
 		{`"first":"yesterday"`, `first "yesterday" is no moment; write it as 2026-12-31T23:59:59Z`},
 		{`"first":"2026-01-02T00:00:00Z","last":"2026-01-01T00:00:00Z"`, `last is before first`},
 		{`"from_addr":"a"`, `from_addr "a" is no address`},

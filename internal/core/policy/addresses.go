@@ -119,7 +119,7 @@ func (r *reader) disjoint(list []placedPrefix, what string) []placedPrefix {
 		}
 		wide := out[len(out)-1]
 		later, earlier := p, wide
-		if comparePositions(r.pos(p.node), r.pos(wide.node)) < 0 {
+		if r.pos(p.node).Compare(r.pos(wide.node)) < 0 {
 			later, earlier = wide, p
 		}
 		if p.Prefix == wide.Prefix {

@@ -32,10 +32,12 @@ func (b *box) covers(a *box) bool {
 	if b.needs&^a.has != 0 {
 		return false
 	}
-	if !b.rule.Expires.IsZero() && (a.rule.Expires.IsZero() || a.rule.Expires.After(b.rule.Expires)) {
-		return false
-	}
-	return b.on.covers(a.on) && coverPeers(b.from, a.from) && coverPeers(b.to, a.to)
+	return b.outlives(a) && b.on.covers(a.on) && coverPeers(b.from, a.from) && coverPeers(b.to, a.to)
+}
+
+// outlives reports whether b is in force for as long as a is.
+func (b *box) outlives(a *box) bool {
+	return b.rule.Expires.IsZero() || !a.rule.Expires.IsZero() && !a.rule.Expires.After(b.rule.Expires)
 }
 
 // peerSet is a peer in the form in which it is compared.
@@ -86,7 +88,7 @@ func (o *peerSet) covers(i *peerSet) bool {
 	case model.PeerWorkloads:
 		return i.peer.Kind == model.PeerWorkloads && coverProcess(o.peer.Process, i.peer.Process) && coverKeys(o.keys, i.keys)
 	case model.PeerDomain:
-		return i.peer.Kind == model.PeerDomain && i.peer.Domain == o.peer.Domain
+		return i.peer.Kind == model.PeerDomain && coverDomain(o.peer.Domain, i.peer.Domain)
 	}
 	switch {
 	case i.peer.Kind != model.PeerNetwork && i.peer.Kind != model.PeerCIDR:
@@ -105,8 +107,29 @@ func (o *peerSet) covers(i *peerSet) bool {
 	return true
 }
 
+// coverProcess reports whether every process that meets inner meets outer. Nil is met by all.
 func coverProcess(outer, inner *model.Process) bool {
-	return outer == nil || inner != nil && *outer == *inner
+	if outer == nil || inner == nil {
+		return outer == nil
+	}
+	within := func(o, i string) bool { return o == "" || o == i }
+	return within(outer.Unit, inner.Unit) && within(outer.Path, inner.Path) && within(outer.User, inner.User)
+}
+
+// coverDomain reports whether every name that inner means is meant by outer. "*." stands for one or more labels.
+func coverDomain(outer, inner string) bool {
+	suffix, wild := strings.CutPrefix(outer, "*")
+	return outer == inner || wild && strings.HasSuffix(inner, suffix)
+}
+
+// anyProcess reports whether some of the peers is constrained to a process.
+func anyProcess(lists ...[]peerSet) bool {
+	for _, list := range lists {
+		if slices.ContainsFunc(list, func(p peerSet) bool { return p.peer.Process != nil }) {
+			return true
+		}
+	}
+	return false
 }
 
 // keySet is what a selector lets the value of one key be: absent if absent, one of values, or with others any value
@@ -242,6 +265,37 @@ func (s portSet) covers(inner portSet) bool {
 		}
 	}
 	return true
+}
+
+// meets reports whether the sets have a port in common.
+func (s portSet) meets(other portSet) bool {
+	if s.every() || other.every() {
+		return true
+	}
+	for i := range other {
+		for _, r := range other[i].ranges {
+			if slices.ContainsFunc(s.of(other[i].proto), func(o [2]int) bool { return o[0] <= r[1] && r[0] <= o[1] }) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// with returns the ports of both sets.
+func (s portSet) with(other portSet) portSet {
+	var out portSet
+	for _, set := range []portSet{s, other} {
+		for _, p := range set {
+			i := slices.IndexFunc(out, func(x protoPorts) bool { return x.proto == p.proto })
+			if i < 0 {
+				i = len(out)
+				out = append(out, protoPorts{proto: p.proto})
+			}
+			out[i].ranges = mergeRanges(append(slices.Clone(out[i].ranges), p.ranges...))
+		}
+	}
+	return out
 }
 
 // every reports whether the set holds every port of every protocol.

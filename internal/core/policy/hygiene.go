@@ -51,15 +51,20 @@ type Code string
 
 // The kinds of finding.
 const (
-	CodeDuplicate    Code = "duplicate"     // says the same as another
-	CodeShadowed     Code = "shadowed"      // an allow rule that deny rules leave nothing of
-	CodeRedundant    Code = "redundant"     // another, wider one says it already
-	CodeNeverMatches Code = "never-matches" // selects nobody of the inventory
-	CodeTooBroad     Code = "too-broad"     // opens more than anybody can mean
-	CodeExpired      Code = "expired"       // no longer in force
-	CodeUnused       Code = "unused"        // nothing names it
-	CodeIgnored      Code = "ignored"       // has no effect as it stands
-	CodeLookalike    Code = "lookalike"     // reads as a name but is a selector
+	CodeDuplicate     Code = "duplicate"         // says the same as another
+	CodeShadowed      Code = "shadowed"          // an allow rule that deny rules leave nothing of
+	CodeRedundant     Code = "redundant"         // one that is wider, or several together, say it already
+	CodeContradictory Code = "contradictory"     // says the opposite of another
+	CodeMergeable     Code = "mergeable"         // could be one with others
+	CodeNeverMatches  Code = "never-matches"     // selects nobody of the inventory
+	CodeTooBroad      Code = "too-broad"         // opens more than anybody can mean
+	CodeBroaderThan   Code = "broader-than-used" // opens more than recorded flows use
+	CodeNotUsed       Code = "not-used"          // no recorded flow needs it
+	CodeExpired       Code = "expired"           // no longer in force
+	CodeUnused        Code = "unused"            // nothing names it
+	CodeIgnored       Code = "ignored"           // has no effect as it stands
+	CodeLookalike     Code = "lookalike"         // reads as a name but is a selector
+	CodeNoOwner       Code = "no-owner"          // nobody answers for it
 )
 
 // Finding is something that is allowed but looks wrong, and what to do about it.
@@ -68,7 +73,19 @@ type Finding struct {
 	Severity Severity       `json:"severity"`
 	Code     Code           `json:"code"`
 	Msg      string         `json:"msg"`
-	Fix      string         `json:"fix"`
+	Fix      string         `json:"fix"` // in words
+	// Also are the places of the others that it is about, such as the rule that makes this one pointless.
+	Also []model.Position `json:"also,omitempty"`
+	// Edit is the fix where it is as simple as that.
+	Edit *Edit `json:"edit,omitempty"`
+}
+
+// Edit is a change of what stands at the position of a finding: the rule, the element of a list or the value of a field.
+type Edit struct {
+	// Replace is YAML in flow style to write in its place; "" to remove it.
+	Replace string `json:"replace,omitempty"`
+	// Remove says that what stands there goes; with Replace, that what stands at the Also positions goes.
+	Remove bool `json:"remove,omitempty"`
 }
 
 // String returns "file:line:column: severity: message; fix (code)".
@@ -84,24 +101,21 @@ func (f Finding) String() string {
 // matches nobody; without one, nil or empty, it leaves that out. Rules that have expired at now count as absent. The findings
 // are sorted by position.
 func Hygiene(docs *model.Documents, inv *model.Inventory, now time.Time) []Finding {
-	h := &hygiene{docs: docs, now: now, networks: map[string]*model.Network{}, services: map[string]*model.Service{}}
-	for i := range docs.Networks {
-		h.networks[docs.Networks[i].Name] = &docs.Networks[i]
-	}
-	for i := range docs.Services {
-		h.services[docs.Services[i].Name] = &docs.Services[i]
-	}
+	h := newHygiene(docs, now)
 	h.expired()
 	h.overlapping()
 	h.repeated()
+	h.contradictory()
+	h.mergeable()
 	h.broad()
 	h.unused()
 	h.ignored()
+	h.unowned()
 	h.lookalikes(inv)
 	if inv != nil && len(inv.Instances) > 0 {
 		h.unmatched(inv)
 	}
-	slices.SortStableFunc(h.findings, func(a, b Finding) int { return comparePositions(a.Pos, b.Pos) })
+	slices.SortStableFunc(h.findings, func(a, b Finding) int { return a.Pos.Compare(b.Pos) })
 	return h.findings
 }
 
@@ -111,11 +125,43 @@ type hygiene struct {
 	networks map[string]*model.Network
 	services map[string]*model.Service
 	findings []Finding
+
+	boxes     []*box
+	pointless map[model.RuleID]bool // rules that a finding says to remove
 }
 
-func (h *hygiene) add(pos model.Position, s Severity, code Code, fix, format string, args ...any) {
-	h.findings = append(h.findings, Finding{Pos: pos, Severity: s, Code: code, Msg: fmt.Sprintf(format, args...), Fix: fix})
+func newHygiene(docs *model.Documents, now time.Time) *hygiene {
+	h := &hygiene{
+		docs: docs, now: now, networks: map[string]*model.Network{}, services: map[string]*model.Service{},
+		pointless: map[model.RuleID]bool{},
+	}
+	for i := range docs.Networks {
+		h.networks[docs.Networks[i].Name] = &docs.Networks[i]
+	}
+	for i := range docs.Services {
+		h.services[docs.Services[i].Name] = &docs.Services[i]
+	}
+	return h
 }
+
+// add reports a finding and returns it, so that positions and an edit can be added before the next one.
+func (h *hygiene) add(pos model.Position, s Severity, code Code, fix, format string, args ...any) *Finding {
+	h.findings = append(h.findings, Finding{Pos: pos, Severity: s, Code: code, Msg: fmt.Sprintf(format, args...), Fix: fix})
+	return &h.findings[len(h.findings)-1]
+}
+
+// also adds the places of others, as far as they are known.
+func (f *Finding) also(places ...model.Position) *Finding {
+	for _, p := range places {
+		if p != (model.Position{}) {
+			f.Also = append(f.Also, p)
+		}
+	}
+	return f
+}
+
+func (f *Finding) remove()             { f.Edit = &Edit{Remove: true} }
+func (f *Finding) replace(text string) { f.Edit = &Edit{Replace: text} }
 
 // alive reports whether the rule is in force.
 func (h *hygiene) alive(r *model.Rule) bool { return r.Expires.IsZero() || h.now.Before(r.Expires) }
@@ -138,85 +184,10 @@ func (h *hygiene) expired() {
 		for j := range p.Rules {
 			if r := &p.Rules[j]; !h.alive(r) {
 				h.add(r.Pos, Warning, CodeExpired, "remove it, or give it a later expires",
-					"the rule %s expired on %s and is not in force", model.NamedRule(p.Name, r.Name), r.Expires.UTC().Format(time.RFC3339))
+					"the rule %s expired on %s and is not in force", model.NamedRule(p.Name, r.Name), r.Expires.UTC().Format(time.RFC3339)).remove()
 			}
 		}
 	}
-}
-
-// overlapping finds rules that another rule, or a segment open among its members, makes pointless.
-func (h *hygiene) overlapping() {
-	var boxes []*box
-	var needs []uint64
-	h.rules(func(id model.RuleID, r *model.Rule) {
-		b := h.box(id, r)
-		boxes = append(boxes, b)
-		needs = append(needs, b.needs)
-	})
-	for i, a := range boxes {
-		var shadow, twin, wider *box // the first of each
-		for j, b := range boxes {
-			if needs[j]&^a.has != 0 || i == j || shadow != nil {
-				continue
-			}
-			same := a.rule.Action == b.rule.Action
-			if same && twin != nil || !same && a.rule.Action == model.ActionDeny || !b.covers(a) {
-				continue
-			}
-			switch {
-			case !same:
-				shadow = b
-			case !a.covers(b):
-				if wider == nil {
-					wider = b
-				}
-			case j < i:
-				twin = b
-			}
-		}
-		h.overlap(a, shadow, twin, wider)
-	}
-}
-
-// overlap reports the weightiest reason why a rule is pointless.
-func (h *hygiene) overlap(a, shadow, twin, wider *box) {
-	switch {
-	case shadow != nil:
-		h.add(a.rule.Pos, Warning, CodeShadowed, fmt.Sprintf("remove it, or narrow %s", shadow.id),
-			"the rule %s never allows anything: %s%s denies all of it, and deny comes first", a.id, shadow.id, at(shadow.rule.Pos))
-	case twin != nil:
-		h.add(a.rule.Pos, Warning, CodeDuplicate, "remove one of them",
-			"the rule %s says the same as %s%s", a.id, twin.id, at(twin.rule.Pos))
-	case wider != nil && a.rule.Action == model.ActionAllow:
-		h.add(a.rule.Pos, Notice, CodeRedundant, fmt.Sprintf("remove it, or narrow %s", wider.id),
-			"the rule %s adds nothing: %s%s allows all of it already", a.id, wider.id, at(wider.rule.Pos))
-	case wider != nil:
-		h.add(a.rule.Pos, Notice, CodeRedundant, fmt.Sprintf("remove it, or narrow %s", wider.id),
-			"the rule %s adds nothing: %s%s denies all of it already", a.id, wider.id, at(wider.rule.Pos))
-	default:
-		if s := h.ring(a); s != nil {
-			h.add(a.rule.Pos, Notice, CodeRedundant, "remove it, or set members: deny in the segment",
-				"the rule %s adds nothing: members of segment %q%s may talk to each other on everything", a.id, s.Name, at(s.Pos))
-		}
-	}
-}
-
-// ring returns a segment that is open among its members and holds both ends of an allow rule.
-func (h *hygiene) ring(a *box) *model.Segment {
-	if a.rule.Action != model.ActionAllow {
-		return nil
-	}
-	for i := range h.docs.Segments {
-		s := &h.docs.Segments[i]
-		if !s.MembersOpen {
-			continue
-		}
-		members := []peerSet{workloadSet(&s.Selector)}
-		if coverPeers(members, a.from) && coverPeers(members, a.to) {
-			return s
-		}
-	}
-	return nil
 }
 
 func at(pos model.Position) string {
@@ -233,7 +204,7 @@ func (h *hygiene) repeated() {
 		for i := range sets {
 			for j := range sets {
 				if i != j && sets[j].covers(&sets[i]) && (j < i || !sets[i].covers(&sets[j])) {
-					h.add(list[i].Pos, Notice, CodeRedundant, "remove it", "%s adds nothing beside %s", peerText(&list[i]), peerText(&list[j]))
+					h.add(list[i].Pos, Notice, CodeRedundant, "remove it", "%s adds nothing beside %s", peerText(&list[i]), peerText(&list[j])).also(list[j].Pos).remove()
 					break
 				}
 			}
@@ -246,7 +217,7 @@ func (h *hygiene) repeated() {
 				other := h.portSet(list[j : j+1])
 				if i != j && other.covers(own) && (j < i || !own.covers(other)) {
 					texts := portTexts([]model.PortRef{list[i], list[j]})
-					h.add(list[i].Pos, Notice, CodeRedundant, "remove it", "%s adds nothing beside %s", texts[0], texts[1])
+					h.add(list[i].Pos, Notice, CodeRedundant, "remove it", "%s adds nothing beside %s", texts[0], texts[1]).also(list[j].Pos).remove()
 					break
 				}
 			}
@@ -338,6 +309,15 @@ func (h *hygiene) ignored() {
 	}
 }
 
+// unowned finds policies for which nobody answers: whoever wants to change or remove a rule has nobody to ask.
+func (h *hygiene) unowned() {
+	for i := range h.docs.Policies {
+		if p := &h.docs.Policies[i]; p.Owner == "" {
+			h.add(p.Pos, Notice, CodeNoOwner, "write owner: under metadata", "nobody answers for the policy %q", p.Name)
+		}
+	}
+}
+
 // lookalikes finds selectors of one bare word that is the name of a document: "corp-vpn" selects the workloads that
 // have a label of that key, not the Network.
 func (h *hygiene) lookalikes(inv *model.Inventory) {
@@ -364,10 +344,11 @@ func (h *hygiene) lookalikes(inv *model.Inventory) {
 				continue
 			}
 			word := r[0].Key
-			var is, fix string
+			var is, fix, text string
 			switch {
 			case h.networks[word] != nil:
-				is, fix = "Network", "write {network: "+word+"}"
+				text = "{network: " + flow(word) + "}"
+				is, fix = "Network", "write "+text
 			case workloads.has[word]:
 				is, fix = "Workload", "give the workload a label and select that"
 			case segments.has[word]:
@@ -375,7 +356,10 @@ func (h *hygiene) lookalikes(inv *model.Inventory) {
 			default:
 				continue
 			}
-			h.add(p.Pos, Warning, CodeLookalike, fix, "%q selects the workloads that have a label named %s, but %s is the name of a %s", word, word, word, is)
+			f := h.add(p.Pos, Warning, CodeLookalike, fix, "%q selects the workloads that have a label named %s, but %s is the name of a %s", word, word, word, is)
+			if text != "" {
+				f.replace(text)
+			}
 		}
 	}
 	h.rules(func(_ model.RuleID, r *model.Rule) {

@@ -115,22 +115,12 @@ func (p *problems) full() bool { return len(p.list) >= maxErrors }
 
 // sorted returns the collected errors in the order of their positions, each once.
 func (p *problems) sorted() Errors {
-	slices.SortStableFunc(p.list, func(a, b *Error) int { return comparePositions(a.Pos, b.Pos) })
+	slices.SortStableFunc(p.list, func(a, b *Error) int { return a.Pos.Compare(b.Pos) })
 	p.list = slices.CompactFunc(p.list, func(a, b *Error) bool { return *a == *b })
 	if p.more {
 		return append(p.list, errorf(model.Position{}, "mend these %d problems first; the rest was not looked at", len(p.list)))
 	}
 	return p.list
-}
-
-func comparePositions(a, b model.Position) int {
-	if c := strings.Compare(a.File, b.File); c != 0 {
-		return c
-	}
-	if a.Line != b.Line {
-		return a.Line - b.Line
-	}
-	return a.Column - b.Column
 }
 
 func sortDocuments(d *model.Documents) {
