@@ -199,10 +199,8 @@ func (r *run) judge(e *verdict.Evaluator, f *model.Flow) (judged, error) {
 	slow, slowErr := oracle.Judge(r.w.Docs, r.w.Inventory, r.w.Options, f)
 	x, xErr := e.Explain(f)
 	if err != nil {
-		for _, other := range []error{slowErr, xErr} {
-			if other == nil || other.Error() != err.Error() {
-				return judged{}, fmt.Errorf("a mistake in Bulkhead: the evaluator refuses it (%w), another does not (%v)", err, other)
-			}
+		if slowErr == nil || xErr == nil || xErr.Error() != err.Error() { // the oracle has words of its own
+			return judged{}, fmt.Errorf("a mistake in Bulkhead: the evaluator refuses it (%w), another does not (oracle: %v, explanation: %v)", err, slowErr, xErr)
 		}
 		return judged{err: err.Error()}, nil
 	}
