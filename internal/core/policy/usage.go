@@ -195,9 +195,9 @@ func (u *usage) report(r *ruleUse) {
 
 // evidence says what was seen of a rule.
 func (r *ruleUse) evidence() string {
-	text := fmt.Sprintf("%d recorded connections", r.connections)
+	text := fmt.Sprintf("%d connections", r.connections)
 	if r.connections == 1 {
-		text = "1 recorded connection"
+		text = "1 connection"
 	}
 	if !r.last.IsZero() {
 		text += ", the last on " + r.last.UTC().Format(time.DateOnly)
@@ -222,10 +222,10 @@ func (u *usage) reportPorts(r *ruleUse) {
 		used = slices.Compact(used)
 		switch text := portRefText(ref); {
 		case len(used) == 0:
-			u.add(ref.Pos, Notice, CodeBroaderThan, "remove it", "the rule %s allows %s, which was not used in %s", r.id, text, r.evidence()).remove()
+			u.add(ref.Pos, Notice, CodeBroaderThan, "remove it", "the rule %s allows %s, which recorded flows do not use (%s)", r.id, text, r.evidence()).remove()
 		case len(used) <= fewPorts && own.size() > len(used) && own.size() > 1:
 			f := u.add(ref.Pos, Notice, CodeBroaderThan, "write "+strings.Join(used, ", "),
-				"the rule %s allows %s, of which only %s was used in %s", r.id, text, both(used), r.evidence())
+				"the rule %s allows %s, of which recorded flows use only %s (%s)", r.id, text, both(used), r.evidence())
 			if len(used) == 1 {
 				f.replace(used[0])
 			}
@@ -259,7 +259,7 @@ func (s portSet) size() int {
 func (u *usage) reportPeer(r *ruleUse, what string, list []model.Peer, i int, use *peerUse) {
 	p := &list[i]
 	if !use.used() {
-		u.add(p.Pos, Notice, CodeBroaderThan, "remove it", "%s is no %s in %s of the rule %s", peerText(p), what, r.evidence(), r.id).remove()
+		u.add(p.Pos, Notice, CodeBroaderThan, "remove it", "the rule %s has %s as %s, which is in no recorded flow (%s)", r.id, peerText(p), what, r.evidence()).remove()
 		return
 	}
 	switch p.Kind {
@@ -267,12 +267,12 @@ func (u *usage) reportPeer(r *ruleUse, what string, list []model.Peer, i int, us
 		u.reportSelector(r, what, p, use)
 	case model.PeerAny:
 		if s := u.common(use); len(use.workloads) > 0 && !s.Empty() && !u.strangers(use) {
-			u.add(p.Pos, Notice, CodeBroaderThan, "write "+selectorText(&s), "the rule %s means every endpoint as %s, but only workloads with %s were seen in %s",
+			u.add(p.Pos, Notice, CodeBroaderThan, "write "+selectorText(&s), "the rule %s means every endpoint as %s, but recorded flows have only workloads with %s (%s)",
 				r.id, what, s.String(), r.evidence()).replace(selectorText(&s))
 		}
 	case model.PeerCIDR:
 		if narrow := span(use.addresses); narrow.IsValid() && narrow.Bits() >= p.CIDR.Bits()+8 {
-			u.add(p.Pos, Notice, CodeBroaderThan, "write {cidr: "+address(narrow.String())+"}", "the rule %s means %s as %s, but only addresses within %s were seen in %s",
+			u.add(p.Pos, Notice, CodeBroaderThan, "write {cidr: "+address(narrow.String())+"}", "the rule %s means %s as %s, but recorded flows have only addresses within %s (%s)",
 				r.id, p.CIDR, what, narrow, r.evidence()).replace("{cidr: " + address(narrow.String()) + "}")
 		}
 	}
@@ -318,7 +318,7 @@ func (u *usage) reportSelector(r *ruleUse, what string, p *model.Peer, use *peer
 	narrowed := *p
 	narrowed.Workloads = s
 	text := peersText([]model.Peer{narrowed})
-	u.add(p.Pos, Notice, CodeBroaderThan, "write "+text, "the rule %s means %d workloads as %s by %q, but of those only the %d with %s=%s were seen in %s",
+	u.add(p.Pos, Notice, CodeBroaderThan, "write "+text, "the rule %s means %d workloads as %s by %q, but recorded flows have only the %d with %s=%s (%s)",
 		r.id, meant, what, p.Workloads.String(), fewest, best, shared[best], r.evidence()).replace(text)
 }
 
