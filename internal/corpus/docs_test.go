@@ -36,6 +36,7 @@ func TestExamplesInDocs(t *testing.T) {
 					t.Fatal(err)
 				}
 				r := c.Run()
+				skipUnsupported(t, r)
 				for _, p := range r.Problems {
 					t.Error(p)
 				}
