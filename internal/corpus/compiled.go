@@ -52,6 +52,9 @@ func (c *compiledText) text() string {
 	for _, o := range c.p.Ports {
 		fmt.Fprintf(&c.b, "port %s %s: %s\n", o.Addr, PortText(o.Proto, o.Port), identityName(c.w, o.Identity))
 	}
+	for _, d := range c.p.Domains {
+		fmt.Fprintf(&c.b, "domain %s: %s, then %s\n", d.Pattern, identityName(c.w, d.Base), identityName(c.w, d.Identity))
+	}
 	for _, at := range c.p.Controllers {
 		fmt.Fprintf(&c.b, "controller %s\n", at)
 	}
@@ -98,6 +101,9 @@ func (c *compiledText) table(d model.Direction, t *hostpolicy.Table) {
 		fmt.Fprintf(&c.b, "  %s %s\n", d, strings.Join(who, " | "))
 		for _, cell := range f {
 			fmt.Fprintf(&c.b, "    %s %s %s\n", cell.Ports, cell.Verdict, cell.Rule)
+			for _, w := range cell.When {
+				fmt.Fprintf(&c.b, "      %s: %s %s\n", w.Process, w.Verdict, w.Rule)
+			}
 		}
 	}
 }

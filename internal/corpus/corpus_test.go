@@ -35,7 +35,6 @@ func TestCorpus(t *testing.T) {
 				t.Fatal(err)
 			}
 			r := c.Run()
-			skipUnsupported(t, r)
 			if *update && r.Updated != nil {
 				if err := os.WriteFile(path, r.Updated, 0o644); err != nil {
 					t.Fatal(err)
@@ -52,16 +51,6 @@ func TestCorpus(t *testing.T) {
 				t.Errorf("%s passes, but an update would change it:\n%s", path, corpus.Diff(string(data), string(r.Updated)))
 			}
 		})
-	}
-}
-
-// skipUnsupported skips a case about what the language has and the compiler does not take yet.
-func skipUnsupported(t *testing.T, r *corpus.Result) {
-	t.Helper()
-	for _, p := range r.Problems {
-		if strings.Contains(p.Msg, "not supported yet") {
-			t.Skip(p)
-		}
 	}
 }
 

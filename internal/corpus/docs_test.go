@@ -36,7 +36,6 @@ func TestExamplesInDocs(t *testing.T) {
 					t.Fatal(err)
 				}
 				r := c.Run()
-				skipUnsupported(t, r)
 				for _, p := range r.Problems {
 					t.Error(p)
 				}

@@ -20,7 +20,6 @@ func TestFixesChangeNoVerdict(t *testing.T) {
 	for seed := range uint64(150) {
 		size := policytest.Small
 		size.Policies, size.Rules, size.Segments, size.Flows = 5, 8, 5, 200
-		size.NotYet = processesCompile
 		docs, inv, flows := policytest.Generate(seed, size)
 		addRelatives(docs)
 		docs = parse(t, string(policy.Marshal(docs))) // now with positions
@@ -181,6 +180,3 @@ func (f *fixer) peers(list []model.Peer) []model.Peer {
 func (f *fixer) ports(list []model.PortRef) []model.PortRef {
 	return slices.DeleteFunc(slices.Clone(list), func(p model.PortRef) bool { return f.remove[p.Pos] })
 }
-
-// processesCompile says that the compiler takes process constraints and domains.
-const processesCompile = false
