@@ -21,7 +21,6 @@ var (
 // testSupport is for tests; the product does not import it.
 var testSupport = []string{
 	"bulkhead/internal/core/policytest",
-	"bulkhead/internal/core/compile/compiletest",
 	"bulkhead/internal/agent/agenttest",
 	"bulkhead/internal/dataplane/dataplanetest",
 	"bulkhead/internal/store/storetest",

@@ -18,6 +18,7 @@
 //	canonical         the documents as they are stored
 //	compiled HOST     what the agent of that host is given
 //	explain FLOW      the decision, rule by rule
+//	essentials        what is never blocked
 //	proof             guardrails and expectations
 //	diff, plan        what the change from base opens and closes
 //
@@ -53,20 +54,21 @@ const (
 	secOptions    = "options"
 	secRecorded   = "recorded"
 
-	secFlows     = "flows"
-	secErrors    = "errors"
-	secHygiene   = "hygiene"
-	secCanonical = "canonical"
-	secCompiled  = "compiled"
-	secExplain   = "explain"
-	secProof     = "proof"
-	secDiff      = "diff"
-	secPlan      = "plan"
+	secFlows      = "flows"
+	secErrors     = "errors"
+	secHygiene    = "hygiene"
+	secCanonical  = "canonical"
+	secCompiled   = "compiled"
+	secExplain    = "explain"
+	secEssentials = "essentials"
+	secProof      = "proof"
+	secDiff       = "diff"
+	secPlan       = "plan"
 )
 
 var (
 	given    = []string{secAgents, secQuarantine, secOptions, secRecorded}
-	expected = []string{secFlows, secErrors, secHygiene, secCanonical, secCompiled, secExplain, secProof, secDiff, secPlan}
+	expected = []string{secFlows, secErrors, secHygiene, secCanonical, secCompiled, secExplain, secEssentials, secProof, secDiff, secPlan}
 	withArg  = []string{secCompiled, secExplain}
 )
 
@@ -158,6 +160,19 @@ func (c *Case) textLines(name string) []line {
 		}
 	}
 	return out
+}
+
+// Flows returns the lines of the case's flows, for tests that judge them in yet another way.
+func (c *Case) Flows() ([]*FlowLine, error) {
+	var out []*FlowLine
+	for _, l := range c.textLines(secFlows) {
+		f, err := ParseFlowLine(l.text)
+		if err != nil {
+			return nil, c.errorf(l.at, "%w", err)
+		}
+		out = append(out, f)
+	}
+	return out, nil
 }
 
 // uncommented returns what a line says, without the space around it.

@@ -24,6 +24,8 @@ func (r *run) render(kind, arg string) (string, error) {
 		return r.compiled(arg)
 	case secExplain:
 		return r.explain(arg)
+	case secEssentials:
+		return verdict.New(r.world).ExplainEssentials().Text(), nil
 	case secProof:
 		return r.proof(), nil
 	}
