@@ -122,10 +122,11 @@ func TestKilledAtAnyTime(t *testing.T) {
 	var newest uint64
 	for round := range 4 {
 		p := start(t, config, socket)
-		killed := make(chan struct{})
+		begun, killed := make(chan struct{}), make(chan struct{})
 		go func() {
 			defer close(killed)
-			time.Sleep(time.Duration(100+70*round) * time.Millisecond)
+			<-begun
+			time.Sleep(time.Duration(10+37*round) * time.Millisecond) // somewhere in the middle
 			if err := p.cmd.Process.Kill(); err != nil {
 				t.Error(err)
 			}
@@ -134,6 +135,9 @@ func TestKilledAtAnyTime(t *testing.T) {
 			resp, err := p.api.Apply(t.Context(), &pb.ApplyRequest{Files: []*pb.File{{Name: "a.yaml", Content: fmt.Sprintf(
 				"apiVersion: bulkhead/v1\nkind: Service\nmetadata: {name: s}\nspec: {ports: [tcp/%d]}\n", round*10_000+n+1)}}})
 			if err != nil {
+				if n <= 3 {
+					t.Fatalf("before it was killed: %v\n%s", err, &p.log)
+				}
 				break
 			}
 			if resp.Revision <= newest {
@@ -141,6 +145,9 @@ func TestKilledAtAnyTime(t *testing.T) {
 			}
 			newest = resp.Revision
 			accepted[newest] = resp.Hash
+			if n == 3 {
+				close(begun)
+			}
 		}
 		<-killed
 		_ = p.cmd.Wait() // "signal: killed"
