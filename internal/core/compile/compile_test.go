@@ -182,7 +182,6 @@ func TestCompileRefuses(t *testing.T) {
 		"network":   {rule(model.Rule{From: []model.Peer{{Kind: model.PeerNetwork, Network: "n", Pos: pos}}, To: anyone, On: onAny}), some, `p.yaml:7:3: rule p/r: there is no network "n"`},
 		"cells":     {rule(model.Rule{Action: model.ActionAllow, From: anyone, To: anyone, On: odd}), some, "p.yaml:7:3: rule p/r: its ports, with those of other rules between the same workloads, make more than 32 ranges"},
 		"slash":     {&model.Documents{Networks: []model.Network{{Meta: model.Meta{Name: "10.0.0.0/8", Pos: pos}}}}, some, `p.yaml:7:3: network "10.0.0.0/8": a name has no '/' and no ':'`},
-		"via":       {&model.Documents{Guardrails: []model.Guardrail{{Meta: model.Meta{Name: "g", Pos: pos}, Via: model.ViaAny}}}, some, `p.yaml:7:3: guardrail "g": via: any is not supported yet`},
 		"selective": {&model.Documents{Segments: []model.Segment{{Meta: model.Meta{Name: "s"}, Mode: model.ModeSelective, Services: []model.PortRef{{Service: "x", Pos: pos}}}}}, some, `p.yaml:7:3: there is no service "x"`},
 		"selective cells": {
 			&model.Documents{Segments: []model.Segment{{Meta: model.Meta{Name: "s"}, Mode: model.ModeSelective, Services: odd, Directions: model.Directions[:]}}},
