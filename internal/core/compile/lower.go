@@ -75,6 +75,13 @@ func lower(docs *model.Documents, inv *model.Inventory, now time.Time) ([2][]Rul
 	return l.rules, l
 }
 
+// Lower returns the rules of each direction as Compile makes them of the documents for the inventory: the numbers that named
+// ports may have are those that some workload gives them. The documents must compile.
+func Lower(docs *model.Documents, inv *model.Inventory, now time.Time) [2][]Rule {
+	rules, _ := lower(docs, inv, now)
+	return rules
+}
+
 // byName returns pointers to the documents, sorted by name.
 func byName[T any](list []T, name func(*T) string) []*T {
 	out := make([]*T, len(list))

@@ -51,7 +51,7 @@ type way struct {
 	last    bool      // the default
 	boxes   []*clause // one of them must be met
 	before  int       // no denial before this place applies,
-	skip    [2]int    // but for those of these places, which a rule that passes leaves out
+	skips   [][2]int  // but for those from one of these places to the other, which a rule that passes leaves out
 	lax     bool      // and but for native ones, which do not drop
 	forbids []*clause // nor may one of these be met
 }
@@ -164,6 +164,9 @@ func (h *hypothesis) start(end int, f addressFamily, isolated bool) bool {
 	}
 	set := make([]uint64, (len(h.cells)+64)/64)
 	for i := range h.cells {
+		if h.cells[i].Domain != "" && (h.kinds[end] == managed || end == 0) {
+			continue // a source knows the name of an address that no workload owns, and nobody else does
+		}
 		if h.cells[i].Addr.Is4() == (f == family4) {
 			set[i/64] |= 1 << (i % 64)
 		}
@@ -211,6 +214,8 @@ func (s *space) peers(end int, k kind, peers []model.Peer) []conjunction {
 			t = compile.Term{Network: p.Network}
 		case model.PeerCIDR:
 			t = compile.Term{Network: cidrName(p)}
+		case model.PeerDomain:
+			t = compile.Term{Network: model.DomainNetwork(p.Domain)}
 		}
 		for _, c := range s.term(end, k, &t) {
 			if p.Process != nil && k == managed {
@@ -355,7 +360,8 @@ func (h *hypothesis) forbidden(out, in *way) []*clause {
 
 // counts reports whether the denial would keep a flow from passing in this way.
 func (w *way) counts(x *denial) bool {
-	return x.at < w.before && !(w.skip[0] <= x.at && x.at < w.skip[1]) && !(w.lax && x.native)
+	left := slices.ContainsFunc(w.skips, func(s [2]int) bool { return s[0] <= x.at && x.at < s[1] })
+	return x.at < w.before && !left && !(w.lax && x.native)
 }
 
 // essentials forbid what no guardrail is about: name service, time, and the way to a controller.
@@ -365,7 +371,7 @@ func (h *hypothesis) essentials() []*clause {
 		purpose model.Purpose
 		ports   []model.PortRange
 	}{{model.PurposeResolvers, dnsPorts}, {model.PurposeTime, timePorts}} {
-		if l, ok := h.serving(1, h.kinds[1], e.purpose); ok {
+		if l, ok := h.byAddress(e.purpose); ok {
 			out = append(out, &clause{parts: [4]conjunction{{l}, {inBits(h.port(), h.cuts.set(e.ports))}}})
 		}
 	}
@@ -378,6 +384,24 @@ func (h *hypothesis) essentials() []*clause {
 		}
 	}
 	return out
+}
+
+// byAddress returns where the destination is in a network of that purpose by its address: by a name alone nothing becomes
+// essential.
+func (h *hypothesis) byAddress(purpose model.Purpose) (l literal, ok bool) {
+	l, ok = h.serving(1, h.kinds[1], purpose)
+	if !ok || h.kinds[1] == device {
+		return l, ok
+	}
+	set := slices.Clone(l.bits)
+	for i := range h.cells {
+		c := &h.cells[i]
+		if c.Domain != "" && !slices.ContainsFunc(c.Base, func(n string) bool { return h.purpose(n) == purpose }) {
+			set[i/64] &^= 1 << (i % 64)
+		}
+	}
+	l = inBits(l.variable, set)
+	return l, l.count > 0
 }
 
 // findWays lists the denials of a direction and the ways past them.
@@ -398,7 +422,7 @@ func (h *hypothesis) findWays(d model.Direction) {
 		if len(boxes) == 0 {
 			continue
 		}
-		native := r.Stage == compile.StageDeny
+		native := !r.Drops
 		switch r.Action {
 		case compile.Deny:
 			denials = append(denials, denial{at: i, clauses: boxes, native: native, twin: r.twin})
@@ -410,7 +434,7 @@ func (h *hypothesis) findWays(d model.Direction) {
 			for end < len(h.rules[d]) && h.rules[d][end].Stage == r.Stage {
 				end++
 			}
-			passes = append(passes, way{boxes: boxes, before: i, skip: [2]int{i + 1, end}})
+			passes = append(passes, way{boxes: boxes, before: i, skips: [][2]int{{i + 1, end}}})
 		case compile.Allow:
 			ways = append(ways, way{rule: int32(i), twin: r.twin, boxes: boxes, before: i})
 		}
@@ -419,11 +443,20 @@ func (h *hypothesis) findWays(d model.Direction) {
 	h.denials[d], h.ways[d] = denials, h.past(ways, passes)
 }
 
-// past adds to each way those that lead past a rule which leaves the rest of its stage out.
+// past adds to each way those that lead past a rule which leaves the rest of its stage out, stage after stage.
 func (h *hypothesis) past(ways, passes []way) []way {
-	if len(passes) == 0 {
-		return ways
+	for len(passes) > 0 {
+		n := 1
+		for n < len(passes) && passes[n].skips[0][1] == passes[0].skips[0][1] {
+			n++
+		}
+		ways, passes = pastStage(ways, passes[:n]), passes[n:]
 	}
+	return ways
+}
+
+// pastStage adds the ways past the rules of one stage.
+func pastStage(ways, passes []way) []way {
 	out := make([]way, 0, len(ways)*(1+len(passes)))
 	for _, w := range ways {
 		plain := w
@@ -431,11 +464,11 @@ func (h *hypothesis) past(ways, passes []way) []way {
 			p := &passes[i]
 			switch {
 			case p.before > w.before: // asked later
-			case w.before < p.skip[1]: // of the same stage: left out where the rule passes
+			case w.before < p.skips[0][1]: // of the same stage: left out where the rule passes
 				plain.forbids = slices.Concat(plain.forbids, p.boxes)
 			default:
 				over := w
-				over.skip = p.skip
+				over.skips = slices.Concat(w.skips, p.skips)
 				over.boxes = product(w.boxes, p.boxes)
 				out = append(out, over)
 			}
@@ -484,9 +517,9 @@ func (h *hypothesis) boxes(r *rule, self, peer int) []*clause {
 	if !h.meets(ports) {
 		return nil
 	}
-	processes := []conjunction{nil}
+	var process conjunction
 	if r.SubjectProcess != nil {
-		processes[0] = h.running(self, r.SubjectProcess)
+		process = h.running(self, r.SubjectProcess)
 	}
 	var out []*clause
 	for _, a := range h.of(self, h.kinds[self], r.subject) {
@@ -497,9 +530,7 @@ func (h *hypothesis) boxes(r *rule, self, peer int) []*clause {
 			if !h.meets(b) {
 				continue
 			}
-			for _, p := range processes {
-				out = append(out, &clause{parts: [4]conjunction{a, b, p, ports}})
-			}
+			out = append(out, &clause{parts: [4]conjunction{a, b, process, ports}})
 		}
 	}
 	return out

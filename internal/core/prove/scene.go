@@ -25,6 +25,8 @@ type figure struct {
 	kind     kind
 	identity model.Identity
 	addr     netip.Addr // invalid for none
+	domain   string     // pattern of the names that the address was found by; "" for none
+	base     []string   // what the address is in without
 	process  model.Process
 }
 
@@ -107,7 +109,7 @@ func (h *hypothesis) figure(end int) figure {
 	place := h.domains[h.place(end)]
 	if f.kind == address || !place.has(h.noAddress()) {
 		cell := &h.cells[place.first()]
-		f.addr, f.identity.Networks = cell.Addr, cell.Networks
+		f.addr, f.identity.Networks, f.domain, f.base = cell.Addr, cell.Networks, cell.Domain, cell.Base
 	}
 	if f.kind == address {
 		return f
@@ -169,7 +171,11 @@ func (h *hypothesis) essential(to *figure, p model.PortRange) bool {
 	in := func(list []model.PortRange) bool {
 		return slices.ContainsFunc(list, func(x model.PortRange) bool { return x.Contains(p.Proto, p.Lo) })
 	}
-	for _, n := range to.identity.Networks {
+	networks := to.identity.Networks
+	if to.domain != "" {
+		networks = to.base
+	}
+	for _, n := range networks {
 		switch h.purpose(n) {
 		case model.PurposeResolvers:
 			if in(dnsPorts) {
@@ -243,7 +249,7 @@ func (h *hypothesis) decide(sc *scene, d model.Direction, asked [2][]*rule, piec
 
 // denied says what a denial comes to: where every segment of the subject merely observes, a native one only records.
 func (s *space) denied(r *rule, self *model.Identity) model.Verdict {
-	if r.Stage != compile.StageDeny {
+	if r.Drops {
 		return model.Deny
 	}
 	for i := range s.docs.Segments {
@@ -257,6 +263,8 @@ func (s *space) denied(r *rule, self *model.Identity) model.Verdict {
 // name returns the end as a counterexample names it, and what it is.
 func (f *figure) name() (name, is string) {
 	switch {
+	case f.kind == address && f.domain != "":
+		return "an address", "found by the name " + f.domain
 	case f.kind == address && len(f.identity.Networks) == 0:
 		return f.addr.String(), "an address in no network"
 	case f.kind == address:

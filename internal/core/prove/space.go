@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"encoding/binary"
 	"slices"
+	"strconv"
 	"strings"
 
 	"bulkhead/internal/core/compile"
@@ -98,9 +99,15 @@ func newSpace(w *compile.World) *space {
 		}
 	}
 	s.findDevices()
-	s.readRules()
-	s.findKeys()
+	s.readRules([2][]compile.Rule{w.Rules(model.Ingress), w.Rules(model.Egress)})
 	s.cuts.build(w, s.docs, s.rules)
+	if inv := s.namePorts(); inv != nil {
+		s.rules = [2][]rule{}
+		s.readRules(compile.Lower(s.docs, inv, w.Options().Now))
+		s.cuts = portCuts{}
+		s.cuts.build(w, s.docs, s.rules)
+	}
+	s.findKeys()
 	for d := range s.rules {
 		for i := range s.rules[d] {
 			s.rules[d][i].ports = s.cuts.number(s.rules[d][i].Ports)
@@ -116,9 +123,43 @@ func newSpace(w *compile.World) *space {
 	return s
 }
 
-func (s *space) readRules() {
+// namePorts returns the inventory with workloads beside that give every port name a number in each piece of the ports, for
+// a workload that could exist may give it any; nil if no rule names a port. A piece is told apart by no rule, so one number
+// of it stands for all.
+func (s *space) namePorts() *model.Inventory {
+	named := map[model.NamedPort]bool{}
+	for i := range s.docs.OneSided {
+		for k := range s.docs.OneSided[i].Rules {
+			for _, n := range s.docs.OneSided[i].Rules[k].Named {
+				named[n] = true
+			}
+		}
+	}
+	if len(named) == 0 {
+		return nil
+	}
+	inv := &model.Inventory{Instances: slices.Clone(s.world.Inventory().Instances)}
+	for n := range named {
+		number := func(port uint16) {
+			inv.Instances = append(inv.Instances, model.Instance{Labels: model.Labels{n.PortLabel(): strconv.Itoa(int(port))}})
+		}
+		cut := false
+		for _, p := range s.cuts.pieces {
+			if p.Proto == n.Proto {
+				cut = true
+				number(p.Hi)
+			}
+		}
+		if !cut {
+			number(1)
+		}
+	}
+	return inv
+}
+
+func (s *space) readRules(all [2][]compile.Rule) {
 	for _, d := range model.Directions {
-		compiled := s.world.Rules(d)
+		compiled := all[d]
 		for i := range compiled {
 			if r := &compiled[i]; !r.Expired {
 				s.rules[d] = append(s.rules[d], rule{Rule: r, subject: s.number(&r.Subject), peer: s.number(&r.Peer), twin: unset})

@@ -267,6 +267,10 @@ type Cell struct {
 	Addr        netip.Addr // one of them
 	Networks    []string   // the networks and literal CIDRs that hold them, sorted
 	Controllers []uint16   // the ports at which a controller answers there
+	// Domain is the pattern of host names that the addresses were found by; Networks then holds what that makes them be in
+	// too, and Base what they are in without. Only addresses that no workload owns are in such a cell. "" for others.
+	Domain string
+	Base   []string
 }
 
 // Cells cuts all addresses there are into cells; cells of one family in the same networks are one. IPv4 comes first.
@@ -291,6 +295,49 @@ func Cells(w *compile.World) []Cell {
 		if !seen[k] {
 			seen[k] = true
 			out = append(out, cell)
+		}
+	}
+	return append(out, byName(w, out)...)
+}
+
+// byName returns the cells of addresses that were found by a name that some document tells from others.
+func byName(w *compile.World, cells []Cell) []Cell {
+	docs := w.Documents()
+	holds := map[string][]string{} // pattern to what lists it
+	for _, pattern := range w.Domains() {
+		holds[pattern] = append(holds[pattern], model.DomainNetwork(pattern))
+	}
+	for i := range docs.Networks {
+		for _, pattern := range docs.Networks[i].Domains {
+			holds[pattern] = append(holds[pattern], docs.Networks[i].Name)
+		}
+	}
+	for i := range docs.Guardrails {
+		for _, p := range docs.Guardrails[i].To {
+			if p.Kind == model.PeerDomain {
+				holds[p.Domain] = append(holds[p.Domain], model.DomainNetwork(p.Domain))
+			}
+		}
+	}
+	patterns := make([]string, 0, len(holds))
+	for pattern := range holds {
+		patterns = append(patterns, pattern)
+	}
+	slices.Sort(patterns)
+	var out []Cell
+	for _, pattern := range patterns {
+		var in []string
+		for _, wider := range patterns {
+			if suffix, wild := strings.CutPrefix(wider, "*"); wider == pattern || wild && strings.HasSuffix(pattern, suffix) {
+				in = append(in, holds[wider]...)
+			}
+		}
+		for _, c := range cells {
+			c.Base, c.Domain = c.Networks, pattern
+			c.Networks = slices.Concat(c.Networks, in)
+			slices.Sort(c.Networks)
+			c.Networks = slices.Compact(c.Networks)
+			out = append(out, c)
 		}
 	}
 	return out
