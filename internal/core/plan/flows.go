@@ -17,6 +17,18 @@ type flowKey struct {
 	fromAddr, toAddr netip.Addr
 	proto            model.Proto
 	port             uint16
+	domain           string
+	processes        [2]model.Process // the zero value where it is not known: it meets no constraint either
+}
+
+func keyOf(f *model.Flow) flowKey {
+	k := flowKey{from: f.From.Workload, to: f.To.Workload, fromAddr: f.From.Addr, toAddr: f.To.Addr, proto: f.Proto, port: f.Port, domain: f.ToDomain}
+	for i, p := range []*model.Process{f.FromProcess, f.ToProcess} {
+		if p != nil {
+			k.processes[i] = *p
+		}
+	}
+	return k
 }
 
 // effect is what a change does to a flow, the worst first.
@@ -66,7 +78,7 @@ func judgeFlows(before, after *verdict.Evaluator, flows []model.RecordedFlow, li
 		if was.Verdict == is.Verdict {
 			continue
 		}
-		key := flowKey{f.From.Workload, f.To.Workload, f.From.Addr, f.To.Addr, f.Proto, f.Port}
+		key := keyOf(&f.Flow)
 		n, ok := byKey[key]
 		if !ok {
 			n = len(changed)
