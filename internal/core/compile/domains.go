@@ -106,35 +106,42 @@ func (w *World) Domains() []string {
 // domainsOf lists what names make of addresses, as far as the sets tell it. It marks the identities of addresses that
 // must be listed for it.
 func (w *World) domainsOf(told []bool) []hostpolicy.Domain {
-	var out []hostpolicy.Domain
-	is := func(netset int32) bool {
+	out, bases := w.nets.domainsOf(func(netset int32) bool {
 		at := w.nets.netsets[netset].unownedIndex
 		return at >= 0 && told[at]
+	}, func(netset int32) model.IdentityID { return w.nets.netsets[netset].unowned })
+	for _, base := range bases {
+		if at := w.nets.netsets[base].unownedIndex; at >= 0 {
+			told[at] = true
+		}
 	}
+	return out
+}
+
+// domainsOf lists what names make of addresses, where is says whether the sets tell the unowned addresses of a netset
+// apart and unowned which identity those have. It returns the netsets of which the addresses must be listed for it.
+func (p *partition) domainsOf(is func(netset int32) bool, unowned func(netset int32) model.IdentityID) (out []hostpolicy.Domain, bases []int32) {
 	// All names that policy knows are listed for a netset, or none: a wider pattern must not stand in for one that is not.
 	needed := map[int32]bool{}
-	for _, c := range w.nets.classes {
+	for _, c := range p.classes {
 		for base, with := range c.netset {
 			if base != with && (is(base) || is(with)) {
 				needed[base] = true
 			}
 		}
 	}
-	for _, c := range w.nets.classes {
+	for _, c := range p.classes {
 		for base, with := range c.netset {
 			if base != with && needed[base] {
 				out = append(out, hostpolicy.Domain{
-					Pattern: c.pattern, Base: w.nets.netsets[base].unowned, Identity: w.nets.netsets[with].unowned,
+					Pattern: c.pattern, Base: unowned(base), Identity: unowned(with),
 				})
 			}
 		}
 	}
-	// Only after all have been looked at: a base that is listed for a name says nothing by itself.
-	for _, d := range out {
-		if at, ok := w.ids.index[d.Base]; ok {
-			told[at] = true
-		}
+	for base := range needed {
+		bases = append(bases, base)
 	}
 	slices.SortFunc(out, func(a, b hostpolicy.Domain) int { return hostpolicy.CompareDomains(&a, &b) })
-	return out
+	return out, bases
 }

@@ -32,10 +32,15 @@ func (l *lowering) fail(pos model.Position, rule model.RuleID, format string, ar
 
 // lower returns the rules of each direction in the order in which they are asked.
 func lower(docs *model.Documents, inv *model.Inventory, now time.Time) ([2][]Rule, *lowering) {
+	return lowerFor(docs, newPortValues(docs, inv), now)
+}
+
+// lowerFor is lower where the numbers of named ports are known.
+func lowerFor(docs *model.Documents, values portValues, now time.Time) ([2][]Rule, *lowering) {
 	l := &lowering{
 		services:   make(map[string][]model.PortRange, len(docs.Services)),
 		networks:   make(map[string]*model.Network, len(docs.Networks)),
-		portValues: newPortValues(docs, inv),
+		portValues: values,
 		now:        now,
 		reported:   map[Error]bool{},
 	}

@@ -13,6 +13,19 @@ type portValues map[string][]string // label key to its values, sorted
 
 // newPortValues reads the inventory only if a one-sided policy names a port.
 func newPortValues(docs *model.Documents, inv *model.Inventory) portValues {
+	named := namedPorts(docs)
+	if len(named) == 0 {
+		return nil
+	}
+	for i := range inv.Instances {
+		named.add(inv.Instances[i].Labels)
+	}
+	named.sort()
+	return named
+}
+
+// namedPorts returns the ports that one-sided policies name, without numbers.
+func namedPorts(docs *model.Documents) portValues {
 	named := portValues{}
 	for i := range docs.OneSided {
 		for k := range docs.OneSided[i].Rules {
@@ -21,20 +34,22 @@ func newPortValues(docs *model.Documents, inv *model.Inventory) portValues {
 			}
 		}
 	}
-	if len(named) == 0 {
-		return nil
-	}
-	for i := range inv.Instances {
-		for k, v := range inv.Instances[i].Labels {
-			if list, ok := named[k]; ok && !slices.Contains(list, v) {
-				named[k] = append(list, v)
-			}
+	return named
+}
+
+// add notes the numbers that a workload gives to ports.
+func (p portValues) add(labels model.Labels) {
+	for k, v := range labels {
+		if list, ok := p[k]; ok && !slices.Contains(list, v) {
+			p[k] = append(list, v)
 		}
 	}
-	for _, list := range named {
+}
+
+func (p portValues) sort() {
+	for _, list := range p {
 		slices.Sort(list)
 	}
-	return named
 }
 
 // oneSided lowers a one-sided policy.

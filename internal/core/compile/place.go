@@ -73,11 +73,7 @@ func (w *World) place() error {
 
 func (w *World) placeWorkload(c *collector, i int32, inst *model.Instance, hosts map[string]int32) {
 	wl := &w.workloads[i]
-	labels := inst.Labels
-	if !inst.Managed {
-		labels = labels.With(model.Labels{unmanagedLabel: ""})
-	}
-	*wl = Workload{Instance: inst, labels: c.labelSet(labels), host: None, node: None, family: [2]int32{-1, -1}}
+	*wl = Workload{Instance: inst, labels: c.labelSet(identityLabels(inst)), host: None, node: None, family: [2]int32{-1, -1}}
 	if inst.Host != "" {
 		n, ok := hosts[inst.Host]
 		if !ok {
@@ -212,7 +208,11 @@ func (w *World) index() {
 		at := placedAddr{s.addr, s.seen, -1, w.nets.cellOf(s.addr)}
 		if w.ids.all[s.seen].members != nil {
 			at.shared = int32(i)
-			s.ports = w.portOwners(s)
+			claimants := make([]claimant, len(s.points))
+			for k, p := range s.points {
+				claimants[k] = claimant{w.workloads[w.points[p].workload].Instance, w.points[p].exact}
+			}
+			s.ports = portOwners(s.addr, claimants)
 		}
 		p.addrs = append(p.addrs, at)
 	}
@@ -227,4 +227,13 @@ func (w *World) index() {
 			p.byCell[a.cell] = append(p.byCell[a.cell], int32(i))
 		}
 	}
+}
+
+// identityLabels returns the labels that tell a workload's identities from others: its own, and of one that nothing
+// enforces on a mark.
+func identityLabels(inst *model.Instance) model.Labels {
+	if inst.Managed {
+		return inst.Labels
+	}
+	return inst.Labels.With(model.Labels{unmanagedLabel: ""})
 }

@@ -144,6 +144,17 @@ func (b *setBuilder) of(wl *Workload, at *Point) (int32, error) {
 
 // inUse finds the peers that a restricted workload may still talk to. Workloads of one identity are one peer.
 func (b *setBuilder) inUse(q *model.Quarantine) [2][]restriction {
+	return restrictions(q, func(name string, each func(int32)) {
+		if peer := b.w.Workload(name); peer != nil {
+			for i := range peer.Points {
+				each(peer.Points[i].exact)
+			}
+		}
+	})
+}
+
+// restrictions groups the edges in use by identity of the peer; identities calls each for those of a workload.
+func restrictions(q *model.Quarantine, identities func(workload string, each func(identity int32))) [2][]restriction {
 	var out [2][]restriction
 	for d := range out {
 		ports := map[int32][]model.PortRange{}
@@ -151,17 +162,13 @@ func (b *setBuilder) inUse(q *model.Quarantine) [2][]restriction {
 			if int(edge.Direction) != d {
 				continue
 			}
-			peer := b.w.Workload(edge.Peer)
-			if peer == nil {
-				continue
-			}
 			seen := map[int32]bool{}
-			for i := range peer.Points {
-				if id := peer.Points[i].exact; !seen[id] {
+			identities(edge.Peer, func(id int32) {
+				if !seen[id] {
 					seen[id] = true
 					ports[id] = append(ports[id], edge.Ports)
 				}
-			}
+			})
 		}
 		for id, list := range ports {
 			slices.SortFunc(list, comparePorts)

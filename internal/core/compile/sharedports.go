@@ -16,17 +16,23 @@ type claim struct {
 	identity int32
 }
 
+// claimant is a workload at a shared address, with the identity that it has there.
+type claimant struct {
+	*model.Instance
+	identity int32
+}
+
 // portOwners finds the ports of a shared address whose listening socket belongs to one identity. The kernel gives a
 // connection to the most exactly bound socket, so that one owns the port; where workloads of several identities
 // listen equally exactly, nobody does.
-func (w *World) portOwners(s *sharedAddress) []portOwner {
+func portOwners(addr netip.Addr, claimants []claimant) []portOwner {
 	var claims []claim
-	for _, p := range s.points {
-		wl := &w.workloads[w.points[p].workload]
-		for i := range wl.Listening {
-			l := &wl.Listening[i]
-			if rank, ok := bound(l.Addr.Unmap().WithZone(""), s.addr); ok {
-				claims = append(claims, claim{l.Proto, l.Port, rank, w.points[p].exact})
+	for i := range claimants {
+		c := &claimants[i]
+		for k := range c.Listening {
+			l := &c.Listening[k]
+			if rank, ok := bound(l.Addr.Unmap().WithZone(""), addr); ok {
+				claims = append(claims, claim{l.Proto, l.Port, rank, c.identity})
 			}
 		}
 	}

@@ -1,6 +1,7 @@
 package compile
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 
@@ -86,9 +87,12 @@ type tableBuilder struct {
 	maxOf     map[[2]int32]int32
 	recent    [1 << 12]maxEntry // in front of maxOf; two zeros are no key, as x differs from y
 
+	only []int32 // if not nil: the peers that the build is about, sorted
+	some []int32
+
 	rows       bitset // peers that have a row
 	candidates bitset // shared identities that may have one
-	local      numbering
+	digests    digester
 }
 
 // node is a class of peers: those that step singled out of the class parent.
@@ -124,6 +128,10 @@ func newTableBuilder(w *World, m *matches, groups [2]map[int32][]int32, f *funct
 		rows:       newBitset(len(w.ids.ids)),
 		candidates: newBitset(len(w.ids.ids)),
 	}
+	b.digests.peers = make([]hostpolicy.Sum, len(w.ids.ids))
+	for i, id := range w.ids.ids {
+		b.digests.peers[i] = hostpolicy.PeerDigest(id)
+	}
 	for i, s := range w.nets.netsets {
 		for _, bit := range []purposes{resolver, timeServer, forensic} {
 			if s.purposes&bit != 0 {
@@ -139,6 +147,21 @@ func newTableBuilder(w *World, m *matches, groups [2]map[int32][]int32, f *funct
 
 // build makes the table of one direction.
 func (b *tableBuilder) build(s *subject, d model.Direction) (table, hostpolicy.Hash, error) {
+	t, err := b.rowsOf(s, d)
+	if err != nil {
+		return table{}, hostpolicy.Hash{}, err
+	}
+	return t, b.digests.hash(&t, b.functions.functions), nil
+}
+
+// rowsOf is build without the hash.
+func (b *tableBuilder) rowsOf(s *subject, d model.Direction) (table, error) {
+	b.lay(s, d)
+	return b.finish()
+}
+
+// lay puts the steps of a subject into order.
+func (b *tableBuilder) lay(s *subject, d model.Direction) {
 	b.begin()
 	b.essentials(s, d)
 	switch s.level {
@@ -154,7 +177,74 @@ func (b *tableBuilder) build(s *subject, d model.Direction) (table, hostpolicy.H
 			b.addUniversal(st)
 		}
 	}
-	return b.finish()
+}
+
+// patch makes some rows of the table of one direction: those of the peers, which are sorted and hold with a shared
+// identity all of its members. A peer that the default function judges has a row without function here.
+func (b *tableBuilder) patch(s *subject, d model.Direction, peers []int32) (def int32, rows []row, err error) {
+	b.only = peers
+	defer func() { b.only = nil }()
+	b.lay(s, d)
+	if def, err = b.function(0); err != nil {
+		return 0, nil, err
+	}
+	b.rows.clear()
+	for _, p := range peers {
+		if b.ids.all[p].members != nil {
+			continue
+		}
+		fn, err := b.function(b.class[p])
+		if err != nil {
+			return 0, nil, err
+		}
+		if b.fn[p] = fn; fn != def {
+			b.rows.add(p)
+		}
+	}
+	b.share(def)
+	for _, p := range peers {
+		if !b.rows.has(p) {
+			b.fn[p] = none
+		}
+		rows = append(rows, row{uint32(p), b.fn[p]})
+	}
+	return def, rows, nil
+}
+
+// grow makes room for more identities.
+func (b *tableBuilder) grow(identities int) {
+	for len(b.class) < identities {
+		b.class, b.fn = append(b.class, 0), append(b.fn, 0)
+		b.digests.peers = append(b.digests.peers, hostpolicy.Sum{})
+	}
+	for len(b.rows)*64 < identities {
+		b.rows, b.candidates = append(b.rows, 0), append(b.candidates, 0)
+	}
+}
+
+// among returns which of the peers the build is about.
+func (b *tableBuilder) among(peers []int32) []int32 {
+	b.some = b.some[:0]
+	if len(b.only)*8 < len(peers) {
+		for _, p := range b.only {
+			if _, ok := slices.BinarySearch(peers, p); ok {
+				b.some = append(b.some, p)
+			}
+		}
+		return b.some
+	}
+	for i, j := 0, 0; i < len(b.only) && j < len(peers); {
+		switch {
+		case b.only[i] < peers[j]:
+			i++
+		case b.only[i] > peers[j]:
+			j++
+		default:
+			b.some = append(b.some, peers[j])
+			i, j = i+1, j+1
+		}
+	}
+	return b.some
 }
 
 // constant makes the table that gives one verdict to everything.
@@ -163,7 +253,8 @@ func (b *tableBuilder) constant(v model.EndVerdict) (table, hostpolicy.Hash) {
 	b.rows.clear()
 	b.paint.start()
 	b.paint.paint(stroke{model.AnyPort, v.Verdict, b.functions.name(v.Rule), noAlternative})
-	return b.table(b.functions.intern(b.paint.finish()))
+	t := b.table(b.functions.intern(b.paint.finish()))
+	return t, b.digests.hash(&t, b.functions.functions)
 }
 
 func (b *tableBuilder) begin() {
@@ -201,21 +292,29 @@ func (b *tableBuilder) essentials(s *subject, d model.Direction) {
 // restrict closes the way to and from every workload but those in use.
 func (b *tableBuilder) restrict(inUse []restriction) {
 	closed := b.newNode(node{parent: 0, step: -1, restricted: nothingInUse})
-	for i := range b.ids.all {
+	one := func(i int32) {
 		id := &b.ids.all[i]
 		if !id.Owned || id.members != nil {
-			continue
+			return
 		}
 		at := closed
-		if len(inUse) > 0 && inUse[0].peer == int32(i) {
-			b.inUse = append(b.inUse, inUse[0].ports)
+		if edge, ok := slices.BinarySearchFunc(inUse, i, func(r restriction, i int32) int { return cmp.Compare(r.peer, i) }); ok {
+			b.inUse = append(b.inUse, inUse[edge].ports)
 			at = b.newNode(node{parent: b.class[i], step: -1, restricted: int32(len(b.inUse) - 1)})
-			inUse = inUse[1:]
 		} else if b.class[i] != 0 {
 			// An essential speaks about the peer; it stays above the restriction.
 			at = b.newNode(node{parent: b.class[i], step: -1, restricted: nothingInUse})
 		}
-		b.move(int32(i), at)
+		b.move(i, at)
+	}
+	if b.only != nil {
+		for _, i := range b.only {
+			one(i)
+		}
+		return
+	}
+	for i := range b.ids.all {
+		one(int32(i))
 	}
 }
 
@@ -261,6 +360,9 @@ func (b *tableBuilder) addUniversal(s step) {
 
 // add appends a step that speaks about the peers.
 func (b *tableBuilder) add(s step, peers []int32) {
+	if b.only != nil {
+		peers = b.among(peers)
+	}
 	if len(peers) == 0 || b.sealed {
 		return
 	}
@@ -397,17 +499,17 @@ func (b *tableBuilder) within(fn int32, ports []model.PortRange) []stroke {
 }
 
 // finish turns classes into rows. Peers that the default function judges have none.
-func (b *tableBuilder) finish() (table, hostpolicy.Hash, error) {
+func (b *tableBuilder) finish() (table, error) {
 	def, err := b.function(0)
 	if err != nil {
-		return table{}, hostpolicy.Hash{}, err
+		return table{}, err
 	}
 	b.rows.clear()
 	for _, p := range b.touched {
 		fn := b.nodes[b.class[p]].fn
 		if fn == unknown {
 			if fn, err = b.function(b.class[p]); err != nil {
-				return table{}, hostpolicy.Hash{}, err
+				return table{}, err
 			}
 		}
 		b.fn[p] = fn
@@ -416,12 +518,11 @@ func (b *tableBuilder) finish() (table, hostpolicy.Hash, error) {
 		}
 	}
 	b.share(def)
-	t, hash := b.table(def)
-	return t, hash, nil
+	return b.table(def), nil
 }
 
-// table lists the rows and hashes what they will be for a host.
-func (b *tableBuilder) table(def int32) (table, hostpolicy.Hash) {
+// table lists the rows.
+func (b *tableBuilder) table(def int32) table {
 	t := table{def: def}
 	if n := b.rows.len(); n > 0 {
 		t.rows = make([]row, 0, n)
@@ -429,11 +530,5 @@ func (b *tableBuilder) table(def int32) (table, hostpolicy.Hash) {
 	for p := range b.rows.all() {
 		t.rows = append(t.rows, row{uint32(p), b.fn[p]})
 	}
-	b.local.reset(len(b.functions.funcs))
-	b.local.number(&t)
-	hash := hostpolicy.HashTable(b.local.funcs(b.functions.functions), len(t.rows), func(i int) hostpolicy.PeerFunc {
-		r := &t.rows[i]
-		return hostpolicy.PeerFunc{Peer: b.ids.ids[r.peer], Func: uint32(b.local.index[r.fn])}
-	})
-	return t, hash
+	return t
 }

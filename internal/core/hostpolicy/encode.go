@@ -16,8 +16,21 @@ func (h Hash) String() string { return hex.EncodeToString(h[:]) }
 // Short returns the first twelve digits, for people.
 func (h Hash) Short() string { return h.String()[:12] }
 
-// Hash returns the hash of the canonical encoding of everything but Revision.
+// Hash returns the hash of everything but Revision.
 func (p *Policy) Hash() Hash {
+	var addresses, ports Bag
+	for i := range p.Addresses {
+		addresses.Add(p.Addresses[i].Digest())
+	}
+	for i := range p.Ports {
+		ports.Add(p.Ports[i].Digest())
+	}
+	return p.HashOf(&addresses, &ports)
+}
+
+// HashOf is Hash for who keeps the digests of the addresses and ports in bags: it reads the other fields of p only, and
+// of Sets the IDs.
+func (p *Policy) HashOf(addresses, ports *Bag) Hash {
 	e := encoder{buf: make([]byte, 0, 4096)}
 	e.str(p.Host)
 	e.num(uint64(len(p.Subjects)))
@@ -42,20 +55,8 @@ func (p *Policy) Hash() Hash {
 		// A set's ID is the hash of its content, so the ID stands for it. Seal makes them and Check tests them.
 		e.num(uint64(p.Sets[i].ID))
 	}
-	e.num(uint64(len(p.Addresses)))
-	for _, a := range p.Addresses {
-		e.addr(a.Prefix.Addr())
-		e.num(uint64(a.Prefix.Bits()))
-		e.num(uint64(a.Identity))
-		e.flag(a.Shared)
-	}
-	e.num(uint64(len(p.Ports)))
-	for _, o := range p.Ports {
-		e.addr(o.Addr)
-		e.num(uint64(o.Proto))
-		e.num(uint64(o.Port))
-		e.num(uint64(o.Identity))
-	}
+	e.bag(addresses)
+	e.bag(ports)
 	e.num(uint64(len(p.Controllers)))
 	for _, c := range p.Controllers {
 		e.addr(c.Addr())
@@ -84,57 +85,6 @@ func SetID(ingress, egress Hash) PolicySetID {
 	return 1
 }
 
-// Hash returns the hash of the table's canonical encoding.
-func (t *Table) Hash() Hash {
-	return HashTable(t.Funcs, len(t.Peers), func(i int) PeerFunc { return t.Peers[i] })
-}
-
-// HashTable returns the hash of a table of that many rows without having it in memory. Rows have a fixed width: a
-// table may have a hundred thousand of them, and every one is hashed in a full compile.
-func HashTable(funcs []Func, rows int, row func(i int) PeerFunc) Hash {
-	const chunk = 1 << 12
-	h := sha256.New()
-	e := encoder{buf: make([]byte, 0, chunk+256)}
-	flush := func() {
-		h.Write(e.buf) // a hash never fails
-		e.buf = e.buf[:0]
-	}
-	e.num(uint64(len(funcs)))
-	for _, f := range funcs {
-		e.num(uint64(len(f)))
-		for _, c := range f {
-			e.num(uint64(c.Ports.Proto))
-			e.num(uint64(c.Ports.Lo))
-			e.num(uint64(c.Ports.Hi))
-			e.num(uint64(c.Verdict) + 4*uint64(len(c.When)))
-			e.str(string(c.Rule))
-			for _, a := range c.When {
-				e.str(a.Process.Unit)
-				e.str(a.Process.Path)
-				e.str(a.Process.User)
-				e.num(uint64(a.Verdict))
-				e.str(string(a.Rule))
-			}
-			if len(e.buf) >= chunk {
-				flush()
-			}
-		}
-	}
-	e.num(uint64(rows))
-	for i := range rows {
-		p := row(i)
-		e.buf = binary.LittleEndian.AppendUint64(e.buf, uint64(p.Peer))
-		e.buf = binary.LittleEndian.AppendUint32(e.buf, p.Func)
-		if len(e.buf) >= chunk {
-			flush()
-		}
-	}
-	flush()
-	var out Hash
-	h.Sum(out[:0])
-	return out
-}
-
 type encoder struct{ buf []byte }
 
 func (e *encoder) num(n uint64) { e.buf = binary.AppendUvarint(e.buf, n) }
@@ -156,4 +106,29 @@ func (e *encoder) addr(a netip.Addr) {
 	s := a.AsSlice()
 	e.num(uint64(len(s)))
 	e.buf = append(e.buf, s...)
+}
+
+func (e *encoder) bag(b *Bag) {
+	e.num(b.N)
+	e.buf = b.Sum.bytes(e.buf)
+}
+
+// cells appends a function.
+func (e *encoder) cells(f Func) {
+	e.num(uint64(len(f)))
+	for i := range f {
+		c := &f[i]
+		e.num(uint64(c.Ports.Proto))
+		e.num(uint64(c.Ports.Lo))
+		e.num(uint64(c.Ports.Hi))
+		e.num(uint64(c.Verdict) + 4*uint64(len(c.When)))
+		e.str(string(c.Rule))
+		for _, a := range c.When {
+			e.str(a.Process.Unit)
+			e.str(a.Process.Path)
+			e.str(a.Process.User)
+			e.num(uint64(a.Verdict))
+			e.str(string(a.Rule))
+		}
+	}
 }
