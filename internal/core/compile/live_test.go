@@ -309,16 +309,16 @@ func follow(live *compile.Live, c *compile.Changes, held map[string]*hostpolicy.
 	}
 	var err error
 	n := 0
-	c.Each(func(d *hostpolicy.Delta) {
+	for d := range c.Each {
 		n++
 		p := held[d.Host]
 		if p == nil {
 			err = fmt.Errorf("a delta for host %s, which has no policy", d.Host)
-			return
+			continue
 		}
 		if p.Hash() != d.Base {
 			err = fmt.Errorf("host %s: the delta starts from %s, it has %s", d.Host, d.Base.Short(), p.Hash().Short())
-			return
+			continue
 		}
 		next, failed := p.Patch(d)
 		if failed == nil {
@@ -333,7 +333,7 @@ func follow(live *compile.Live, c *compile.Changes, held map[string]*hostpolicy.
 			err = fmt.Errorf("host %s: a delta that changes nothing", d.Host)
 		}
 		held[d.Host] = next
-	})
+	}
 	if n != c.Len() {
 		return fmt.Errorf("%d deltas, %d announced", n, c.Len())
 	}

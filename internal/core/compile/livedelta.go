@@ -45,17 +45,20 @@ func (c *Changes) Len() int {
 	return n
 }
 
-// Each calls visit with the delta of every host that was there before, is there now and is told something else. The
-// parts that hosts have in common are made already and shared; what is made here is the list of the host's own
-// subjects, and two hashes.
-func (c *Changes) Each(visit func(*hostpolicy.Delta)) {
+// Each yields the delta of every host that was there before, is there now and is told something else. The parts that hosts
+// have in common are made already and shared; what is made here is the list of the host's own subjects, and two hashes.
+func (c *Changes) Each(yield func(*hostpolicy.Delta) bool) {
 	for _, g := range c.groups {
 		for i, h := range g.hosts {
-			visit(c.live.delta(h.name, g.shapes[i], g.shapes[i], g))
+			if !yield(c.live.delta(h.name, g.shapes[i], g.shapes[i], g)) {
+				return
+			}
 		}
 	}
 	for _, m := range c.moves {
-		visit(c.live.delta(m.hosts[0].name, m.shapeBefore, m.shapes[0], &m.groupChange))
+		if !yield(c.live.delta(m.hosts[0].name, m.shapeBefore, m.shapes[0], &m.groupChange)) {
+			return
+		}
 	}
 }
 
