@@ -47,6 +47,8 @@ func TestBruteForceAgrees(t *testing.T) {
 			switch {
 			case p.Holds && allow != "":
 				t.Fatalf("seed %d: guardrail %s is said to hold, but %s is allowed", seed, p.Name, allow)
+			case p.Counterexample != nil && p.Counterexample.Hypothetical && allow != "":
+				t.Fatalf("seed %d: guardrail %s is broken by %s, not only by %s", seed, p.Name, allow, p.Counterexample)
 			case p.Holds && p.Enforced && would != "":
 				t.Fatalf("seed %d: guardrail %s is said to be enforced, but %s is would-deny", seed, p.Name, would)
 			}
