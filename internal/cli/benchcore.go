@@ -24,6 +24,7 @@ type coreBench struct {
 	Processors int            `json:"processors"`
 	Runs       int            `json:"runs"` // of each world; times are those of the quickest
 	Worlds     []compileBench `json:"worlds"`
+	Large      *largeBench    `json:"large"` // the largest world that was asked for
 }
 
 // compileBench is what one world costs.
@@ -47,23 +48,26 @@ type compileBench struct {
 var benchLabelSets = map[int]int{1_000: 100, 10_000: 1_000, 100_000: 5_000}
 
 func (a *app) benchCoreCommand() *cobra.Command {
-	workloads, rules, runs := []int{1_000, 10_000, 100_000}, []int{100, 1_000, 10_000}, 3
+	workloads, rules, runs, samples := []int{1_000, 10_000, 100_000}, []int{100, 1_000, 10_000}, 3, liveSamples
 	cmd := &cobra.Command{
 		Use:   "core",
-		Short: "How long a full compile takes, its memory, and the evaluator in worlds of every size",
+		Short: "Time and memory of a full compile, of single changes, the evaluator, proofs and a plan",
 		Long: `Compile made-up worlds from scratch and print the time, the greatest heap while compiling, and what
 judging one flow costs in each. An app has five roles in two environments, at two sites; a tenth of the
 hosts run two units that share their addresses. Times are those of the quickest of some runs; judging is
-the median of some rounds over flows between any two workloads.`,
+the median of some rounds over flows between any two workloads.
+
+In the largest world also: the latency of each kind of single change until the deltas of all hosts are
+there, 100 guardrails proved, and a plan against a million recorded flows.`,
 		Example: `  bulkhead bench core
   bulkhead bench core --workloads 100000 --rules 10000 -o json`,
 		Args: takes(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if runs < 1 || slices.Min(workloads) < 1 || slices.Min(rules) < 1 {
-				return usagef("use at least one workload, one rule and one run")
+			if runs < 1 || samples < 1 || slices.Min(workloads) < 1 || slices.Min(rules) < 1 {
+				return usagef("use at least one workload, one rule, one run and one sample")
 			}
 			v := &coreBench{Processors: runtime.GOMAXPROCS(0), Runs: runs}
-			bar := newProgress(cmd.ErrOrStderr(), "measuring", int64(len(workloads)*len(rules)))
+			bar := newProgress(cmd.ErrOrStderr(), "measuring", int64(len(workloads)*len(rules)+1))
 			defer bar.finish()
 			for _, w := range workloads {
 				for _, r := range rules {
@@ -78,9 +82,17 @@ the median of some rounds over flows between any two workloads.`,
 					bar.add(1)
 				}
 			}
+			most := slices.Max(workloads)
+			large, err := benchLarge(estate.Size{Workloads: most, LabelSets: labelSetsOf(most), Rules: slices.Max(rules)}, samples)
+			if err != nil {
+				return err
+			}
+			v.Large = large
+			bar.add(1)
 			return a.print(cmd, v, v.text)
 		},
 	}
+	cmd.Flags().IntVar(&samples, "samples", samples, "how often the commonest kinds of single change are measured")
 	cmd.Flags().IntSliceVar(&workloads, "workloads", workloads, "how many workloads, one size or several")
 	cmd.Flags().IntSliceVar(&rules, "rules", rules, "how many rules, one size or several")
 	cmd.Flags().IntVar(&runs, "runs", runs, "how often each world is compiled")
@@ -211,4 +223,5 @@ func (v *coreBench) text(p *page) {
 	p.table(t, "nothing was measured")
 	p.line("")
 	p.line("Full compile, quickest of %s. CPU is the time of all %s in it.", count(v.Runs, "run"), count(v.Processors, "processor"))
+	v.Large.text(p)
 }

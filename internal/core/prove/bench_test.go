@@ -1,42 +1,12 @@
 package prove_test
 
 import (
-	"fmt"
 	"testing"
 
 	"bulkhead/internal/core/compile"
 	"bulkhead/internal/core/estate"
-	"bulkhead/internal/core/model"
 	"bulkhead/internal/core/prove"
 )
-
-// guardrails are what an enterprise would promise itself: about environments, about the data of single apps, about
-// administration ports.
-func guardrails(n int) []model.Guardrail {
-	peer := func(format string, args ...any) []model.Peer {
-		return []model.Peer{{Kind: model.PeerWorkloads, Workloads: model.MustParseSelector(fmt.Sprintf(format, args...))}}
-	}
-	any := []model.PortRef{{Range: model.AnyPort}}
-	tcp := func(port uint16) []model.PortRef {
-		return []model.PortRef{{Range: model.PortRange{Proto: model.ProtoTCP, Lo: port, Hi: port}}}
-	}
-	var out []model.Guardrail
-	for i := range n {
-		g := model.Guardrail{Meta: model.Meta{Name: fmt.Sprintf("guardrail-%03d", i)}}
-		switch i % 4 {
-		case 0:
-			g.From, g.To, g.On = peer("env=dev"), peer("env=prod,role=db"), any
-		case 1:
-			g.From, g.To, g.On = peer("env=dev"), peer("app=app-%05d,env=prod", i), any
-		case 2:
-			g.From, g.To, g.On = []model.Peer{{Kind: model.PeerAny}}, peer("env=prod"), tcp(uint16(22+i))
-		case 3:
-			g.From, g.To, g.On = peer("env=prod,role=web"), peer("env=prod,role=db"), tcp(3306)
-		}
-		out = append(out, g)
-	}
-	return out
-}
 
 // BenchmarkGuardrails proves 100 guardrails over 10,000 rules. It reports how many hold and how many only labels that nobody has could
 // break, so that work not done shows.
@@ -48,7 +18,7 @@ func BenchmarkGuardrails(b *testing.B) {
 	} {
 		b.Run(size.String(), func(b *testing.B) {
 			docs, inv := estate.Make(size)
-			docs.Guardrails = guardrails(100)
+			docs.Guardrails = estate.Guardrails(100)
 			w, err := compile.Compile(docs, inv, compile.Options{})
 			if err != nil {
 				b.Fatal(err)

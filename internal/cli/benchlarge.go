@@ -1,0 +1,113 @@
+package cli
+
+import (
+	"fmt"
+	"slices"
+	"time"
+
+	"bulkhead/internal/core/compile"
+	"bulkhead/internal/core/estate"
+	"bulkhead/internal/core/livebench"
+	"bulkhead/internal/core/model"
+	"bulkhead/internal/core/plan"
+	"bulkhead/internal/core/prove"
+)
+
+// largeBench is what is measured in the largest world only.
+type largeBench struct {
+	Workloads int               `json:"workloads"`
+	Rules     int               `json:"rules"`
+	Changes   *livebench.Result `json:"changes"`
+
+	Guardrails        int     `json:"guardrails"`
+	GuardrailsHold    int     `json:"guardrails_hold"`
+	GuardrailsSeconds float64 `json:"guardrails_seconds"` // to prove all of them
+
+	Flows        int     `json:"flows"` // recorded flows that a plan judges
+	FlowsChanged int     `json:"flows_changed"`
+	PlanSeconds  float64 `json:"plan_seconds"`
+}
+
+const (
+	liveSamples    = 1000
+	liveChecks     = 100 // hosts whose policy is compared with a full compile in the end
+	benchProofs    = 100
+	benchPlanFlows = 1_000_000
+)
+
+// benchLarge measures single changes, proofs and a plan. Each says what it found, so that work not done shows.
+func benchLarge(size estate.Size, samples int) (*largeBench, error) {
+	b := &largeBench{Workloads: size.Workloads, Rules: size.Rules, Guardrails: benchProofs, Flows: benchPlanFlows}
+	start := time.Now()
+	var err error
+	b.Changes, err = livebench.Run(size, samples, liveChecks, func() time.Duration { return time.Since(start) })
+	if err != nil {
+		return nil, fmt.Errorf("measure single changes: %w", err)
+	}
+	docs, inv := estate.Make(size)
+	docs.Guardrails = estate.Guardrails(benchProofs)
+	before, err := compile.Compile(docs, inv, compile.Options{Now: start})
+	if err != nil {
+		return nil, fmt.Errorf("compile the bench: %w", err)
+	}
+	begin := time.Now()
+	proofs := prove.Guardrails(before)
+	b.GuardrailsSeconds = time.Since(begin).Seconds()
+	for i := range proofs {
+		if proofs[i].Undecided != "" {
+			return nil, fmt.Errorf("guardrail %s is undecided: %s", proofs[i].Name, proofs[i].Undecided)
+		}
+		if proofs[i].Holds {
+			b.GuardrailsHold++
+		}
+	}
+	changed := *docs
+	changed.Segments = slices.Clone(docs.Segments)
+	changed.Segments[0].Mode = model.ModeEnforce
+	after, err := compile.Compile(&changed, inv, compile.Options{Now: start})
+	if err != nil {
+		return nil, fmt.Errorf("compile the bench: %w", err)
+	}
+	flows := make([]model.RecordedFlow, benchPlanFlows)
+	any := anyFlows(before, inv)
+	for i := range flows {
+		flows[i] = model.RecordedFlow{Flow: any[i%len(any)], Connections: 1}
+	}
+	begin = time.Now()
+	p, err := plan.Make(before, after, flows, plan.Options{})
+	if err != nil {
+		return nil, fmt.Errorf("plan the bench: %w", err)
+	}
+	b.PlanSeconds = time.Since(begin).Seconds()
+	b.FlowsChanged = len(p.Flows.Changed) + p.Flows.Omitted
+	if p.Flows.Judged != len(flows) {
+		return nil, fmt.Errorf("the plan judged %d of %d flows", p.Flows.Judged, len(flows))
+	}
+	return b, nil
+}
+
+func (b *largeBench) text(p *page) {
+	p.line("")
+	p.line("With %s workloads and %s rules:", thousands(uint64(b.Workloads)), thousands(uint64(b.Rules)))
+	t := newTable("SINGLE CHANGE", ">SAMPLES", ">P50", ">P99", ">GREATEST", ">HOSTS TOLD")
+	for i := range b.Changes.Figures {
+		f := &b.Changes.Figures[i]
+		t.add(f.Kind, thousands(uint64(f.Samples)), micro(f.P50), micro(f.P99), micro(f.Max), thousands(uint64(f.Hosts)))
+	}
+	p.table(t, "no change was measured")
+	p.line("")
+	p.line("Until the deltas of all hosts are there; to make the one of a host from them takes %s.", micro(b.Changes.Host))
+	p.line("%s of %s guardrails hold; proved in %.3f s.", thousands(uint64(b.GuardrailsHold)), thousands(uint64(b.Guardrails)), b.GuardrailsSeconds)
+	p.line("A plan against %s recorded flows, of which %s change, takes %.3f s.", thousands(uint64(b.Flows)), thousands(uint64(b.FlowsChanged)), b.PlanSeconds)
+}
+
+// micro writes a duration to three digits or so.
+func micro(d time.Duration) string {
+	switch {
+	case d < time.Millisecond:
+		return d.Round(100 * time.Nanosecond).String()
+	case d < time.Second:
+		return d.Round(10 * time.Microsecond).String()
+	}
+	return d.Round(time.Millisecond).String()
+}
