@@ -179,7 +179,7 @@ func (j *judge) faces(d model.Direction, self, other endpoint) []endpoint {
 		out = append(out, endpoint{workload: w, addr: other.addr, process: other.process})
 	}
 	slices.SortStableFunc(out, func(a, b endpoint) int {
-		return strings.Compare(a.workload.Labels.String(), b.workload.Labels.String())
+		return strings.Compare(labelsOf(a.workload), labelsOf(b.workload))
 	})
 	return out
 }
@@ -291,6 +291,14 @@ func (j *judge) isolated(d model.Direction, self endpoint) bool {
 	})
 }
 
+// labelsOf: policy tells workloads apart by their labels, and by whether anything enforces on them.
+func labelsOf(w *model.Instance) string {
+	if w.Managed {
+		return w.Labels.String()
+	}
+	return w.Labels.With(model.Labels{"bulkhead/unmanaged": ""}).String()
+}
+
 // serves: the endpoint's address is in a network of that purpose.
 func (j *judge) serves(e endpoint, purpose model.Purpose) bool {
 	for i := range j.docs.Networks {
@@ -309,7 +317,7 @@ func (j *judge) inUse(d model.Direction, self, other endpoint) bool {
 		}
 		for i := range j.inv.Instances {
 			peer := &j.inv.Instances[i]
-			if peer.Name != edge.Peer || peer.Labels.String() != other.workload.Labels.String() {
+			if peer.Name != edge.Peer || labelsOf(peer) != labelsOf(other.workload) {
 				continue
 			}
 			for _, a := range append(slices.Clone(peer.Addresses), netip.Addr{}) {

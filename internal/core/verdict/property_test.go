@@ -18,13 +18,16 @@ import (
 
 // wantPairs is how many generated pairs of policy and flow the evaluator is compared with the oracle on. A pair that is
 // an error for both, as it names an unknown workload or a shared address, is not among them.
-const wantPairs = 110_000
+const wantPairs, wantPairsShort = 1_000_000, 110_000
 
 // TestOracleAgrees compares the evaluator with the oracle. What the pairs are about is counted, so that a generator
 // which stops making something is noticed; TestEveryFeatureDecides does the same for the features of the language.
 func TestOracleAgrees(t *testing.T) {
-	met := tally{}
-	for seed := uint64(0); met["judged"] < wantPairs; seed++ {
+	met, want := tally{}, wantPairs
+	if testing.Short() {
+		want = wantPairsShort
+	}
+	for seed := uint64(0); met["judged"] < want; seed++ {
 		docs, inv, flows := policytest.Generate(seed, policytest.Alternate(seed))
 		o := options(seed, inv)
 		w, err := compile.Compile(docs, inv, o)
