@@ -218,6 +218,8 @@ type batch struct {
 	idle         []*judge
 	empty        []*group
 
+	first         bool               // there was no group before
+	told          map[int32][]*group // identity to the groups that tell it from others, as far as asked for
 	concerned     map[*group]bool
 	groupQueue    []*group
 	recut         map[*group]bool
@@ -244,7 +246,8 @@ func (l *Live) apply(c *Change) (*Changes, error) {
 	b := &batch{
 		Live: l, was: map[*liveAddr]*addrRecord{}, recover: map[int32]bool{}, hosts: map[string]bool{},
 		dirtyPeers: [2]map[int32]*dirtyPeers{{}, {}},
-		concerned:  map[*group]bool{}, recut: map[*group]bool{},
+		first:      len(l.groups) == 0, told: map[int32][]*group{},
+		concerned: map[*group]bool{}, recut: map[*group]bool{},
 		diffs: map[contentPair]*tableDiff{}, setDiffs: map[statePair]*hostpolicy.SetDelta{}, addressDeltas: map[string]*addressSums{},
 	}
 	out, err := b.run(c, x, opts)
@@ -398,6 +401,7 @@ func (b *batch) stateJudge(j *judge) {
 		contents: contents,
 	}
 	for _, g := range j.groups {
+		g.altered = true
 		b.concernGroup(g)
 	}
 }
@@ -405,21 +409,24 @@ func (b *batch) stateJudge(j *judge) {
 // spread finds the groups that changed addresses concern.
 func (b *batch) spread() {
 	l := b.Live
+	if b.first {
+		return // every group is new and lists what it is told of
+	}
 	for u := range b.recover {
 		b.tellers(u, func(g *group) { b.recut[g] = true })
 	}
 	for _, e := range b.dirty {
-		seen := map[int32]bool{}
 		add := func(p int32) {
-			if p < 0 || seen[p] {
-				return
+			groups, ok := b.told[p]
+			if !ok {
+				b.tellers(p, func(g *group) { groups = append(groups, g) })
+				b.told[p] = groups
 			}
-			seen[p] = true
-			b.tellers(p, func(g *group) {
+			for _, g := range groups {
 				if n := len(g.moot); n == 0 || g.moot[n-1] != e {
 					g.moot = append(g.moot, e)
 				}
-			})
+			}
 		}
 		for _, r := range [2]*addrRecord{b.was[e], e.rec} {
 			if r != nil {
@@ -484,7 +491,7 @@ func (b *batch) finish() {
 		t.base, t.pending, t.rebuild, t.queued = nil, nil, false, false
 	}
 	for _, g := range b.groupQueue {
-		g.before, g.moot = nil, nil
+		g.before, g.moot, g.altered = nil, nil, false
 	}
 	for _, e := range b.dirty {
 		e.dirty = false

@@ -20,8 +20,7 @@ type Changes struct {
 
 // groupChange is what changed for all hosts of a group alike.
 type groupChange struct {
-	hosts         []*liveHost
-	shapes        [][]hostSubject
+	hosts         []member
 	before, after *groupState
 	sets          []*hostpolicy.SetDelta
 	gone          []hostpolicy.PolicySetID
@@ -49,14 +48,14 @@ func (c *Changes) Len() int {
 // have in common are made already and shared; what is made here is the list of the host's own subjects, and two hashes.
 func (c *Changes) Each(yield func(*hostpolicy.Delta) bool) {
 	for _, g := range c.groups {
-		for i, h := range g.hosts {
-			if !yield(c.live.delta(h.name, g.shapes[i], g.shapes[i], g)) {
+		for i := range g.hosts {
+			if h := &g.hosts[i]; !yield(c.live.delta(h.host, h.shape, h.shape, g)) {
 				return
 			}
 		}
 	}
 	for _, m := range c.moves {
-		if !yield(c.live.delta(m.hosts[0].name, m.shapeBefore, m.shapes[0], &m.groupChange)) {
+		if !yield(c.live.delta(m.hosts[0].host, m.shapeBefore, m.hosts[0].shape, &m.groupChange)) {
 			return
 		}
 	}
@@ -194,6 +193,15 @@ func (b *batch) restate(g *group) *groupChange {
 	if g.before = g.state; g.state == nil {
 		g.state = b.fresh(g)
 		return nil
+	}
+	if !g.altered && !b.recut[g] {
+		s := *g.state
+		c := &groupChange{before: g.before, after: &s}
+		if c.addresses = b.addressDelta(g.before, &s, nil, g.moot); c.addresses.Empty() {
+			return nil
+		}
+		g.state = &s
+		return c
 	}
 	s := l.describe(g)
 	var doubt []int32 // peers that may be told apart now and were not, or the reverse
@@ -453,12 +461,7 @@ func (b *batch) changes() *Changes {
 		}
 	}
 	for i, c := range restated {
-		for _, h := range owners[i].hosts {
-			if !moved[h] {
-				c.hosts, c.shapes = append(c.hosts, h), append(c.shapes, h.shape)
-			}
-		}
-		if len(c.hosts) > 0 {
+		if c.hosts = owners[i].members(moved); len(c.hosts) > 0 {
 			out.groups = append(out.groups, c)
 		}
 	}
@@ -471,7 +474,7 @@ func (b *batch) changes() *Changes {
 func (b *batch) moveChange(m *move) *hostChange {
 	l := b.Live
 	c := &hostChange{shapeBefore: m.shape}
-	c.hosts, c.shapes = []*liveHost{m.host}, [][]hostSubject{m.host.shape}
+	c.hosts = []member{{m.host.name, m.host.shape}}
 	c.before, c.after = m.from.state, m.to.state
 	if m.from.before != nil {
 		c.before = m.from.before

@@ -40,11 +40,13 @@ type group struct {
 	judges   []*judge // distinct
 	hosts    []*liveHost
 	state    *groupState
-	met      uint32 // mark of the last walk that met it
+	roster   []member // of hosts, as long as they stay what they are; nil if it is to be made
+	met      uint32   // mark of the last walk that met it
 
 	// Of the batch at work.
-	before *groupState
-	moot   []*liveAddr // addresses that changed and that it may be told of
+	before  *groupState
+	moot    []*liveAddr // addresses that changed and that it may be told of
+	altered bool        // more may differ than addresses
 }
 
 type groupSubject struct {
@@ -69,6 +71,32 @@ type subjectState struct {
 	set, isolation *judgeState
 	locals         []*judgeState
 	loss           model.OnAgentLoss
+}
+
+// member is a host of a group at one moment.
+type member struct {
+	host  string
+	shape []hostSubject
+}
+
+// members returns the hosts of the group but those that moved.
+func (g *group) members(moved map[*liveHost]bool) []member {
+	if g.roster == nil {
+		g.roster = make([]member, len(g.hosts))
+		for i, h := range g.hosts {
+			g.roster[i] = member{h.name, h.shape}
+		}
+	}
+	if !slices.ContainsFunc(g.hosts, func(h *liveHost) bool { return moved[h] }) {
+		return g.roster
+	}
+	var out []member
+	for _, h := range g.hosts {
+		if !moved[h] {
+			out = append(out, member{h.name, h.shape})
+		}
+	}
+	return out
 }
 
 // liveHost is a host with an agent.
@@ -291,6 +319,7 @@ func (b *batch) host(name string) {
 		h.at = len(h.group.hosts)
 		h.group.hosts = append(h.group.hosts, h)
 	}
+	h.group.roster = nil
 	m.to = h.group
 	b.moves = append(b.moves, m)
 }
@@ -331,7 +360,7 @@ func (b *batch) quit(h *liveHost) {
 	g := h.group
 	last := g.hosts[len(g.hosts)-1]
 	g.hosts[h.at], last.at = last, h.at
-	g.hosts = g.hosts[:len(g.hosts)-1]
+	g.hosts, g.roster = g.hosts[:len(g.hosts)-1], nil
 	if len(g.hosts) == 0 {
 		b.empty = append(b.empty, g)
 	}

@@ -330,6 +330,7 @@ func (b *batch) resegment(p *documentsPlan) {
 	}
 	for _, g := range l.groups {
 		if slices.ContainsFunc(g.subjects, func(s groupSubject) bool { return changed[s.labels] }) {
+			g.altered = true
 			b.concernGroup(g)
 		}
 	}
