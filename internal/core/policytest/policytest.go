@@ -34,6 +34,8 @@ type Size struct {
 	// OneSided is how many policies of Kubernetes to generate, of all tiers. With any, some hosts are pods and nodes.
 	// Their documents are not written by policy.Marshal.
 	OneSided int
+	// Plain leaves out what not every dataplane enforces: process constraints and domains.
+	Plain bool
 	// NotYet also generates what the language parses and refuses as not supported yet: guardrails over many hops.
 	NotYet bool
 }
@@ -216,7 +218,7 @@ func (g *generator) networks() {
 		}
 		g.prefixes = append(g.prefixes, n.Except...)
 		g.prefixes = append(g.prefixes, n.CIDRs...)
-		if g.chance(15) {
+		if g.chance(15) && !g.size.Plain {
 			n.Domains = some(g, domains, 2)
 		}
 		g.docs.Networks = append(g.docs.Networks, n)
@@ -396,11 +398,11 @@ func (g *generator) peer(to bool) model.Peer {
 		return model.Peer{Kind: model.PeerCIDR, CIDR: c}
 	case n < 30:
 		return model.Peer{Kind: model.PeerAny}
-	case n < 35 && to:
+	case n < 35 && to && !g.size.Plain:
 		return model.Peer{Kind: model.PeerDomain, Domain: pick(g, domains)}
 	}
 	p := model.Peer{Kind: model.PeerWorkloads, Workloads: g.selector()}
-	if g.chance(12) {
+	if g.chance(12) && !g.size.Plain {
 		p.Process = g.process()
 	}
 	return p
