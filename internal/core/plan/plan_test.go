@@ -5,6 +5,7 @@ import (
 	"flag"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -224,6 +225,34 @@ func TestNothingChanges(t *testing.T) {
 	p := make1(t, after, strings.ReplaceAll(after, "portal-calls-api", "web-calls-api"), flows)
 	if len(p.Documents.Changed) != 1 || len(p.Opened)+len(p.Closed)+len(p.Flows.Changed) != 0 || !strings.Contains(p.Text(), "only spelling") {
 		t.Errorf("got\n%s", p.Text())
+	}
+}
+
+// TestConditionalRules: a rule for some processes only is no change of spelling.
+func TestConditionalRules(t *testing.T) {
+	with := func(unit string) string {
+		return after + `
+---
+apiVersion: bulkhead/v1
+kind: Policy
+metadata: {name: conditional}
+spec:
+  rules:
+    - name: by-process
+      allow: {from: {workloads: "app=portal", process: {unit: ` + unit + `}}, to: {domain: "*.example.org"}, on: [tcp/443]}
+`
+	}
+	for _, c := range []struct{ before, after string }{
+		{after, with("a.service")}, {with("a.service"), after}, {with("a.service"), with("b.service")},
+	} {
+		p := make1(t, c.before, c.after, nil)
+		if !slices.Equal(p.Conditional, []model.RuleID{"conditional/by-process"}) || strings.Contains(p.Text(), "only spelling") ||
+			!strings.Contains(p.Text(), "conditional/by-process") {
+			t.Errorf("conditional %v, got\n%s", p.Conditional, p.Text())
+		}
+	}
+	if p := make1(t, with("a.service"), with("a.service"), nil); len(p.Conditional) > 0 {
+		t.Errorf("nothing changes, but %v", p.Conditional)
 	}
 }
 

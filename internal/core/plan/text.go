@@ -107,6 +107,9 @@ func (p *Plan) effects() string {
 		}
 		parts = append(parts, text)
 	}
+	if len(parts) == 0 && len(p.Conditional) > 0 {
+		return fmt.Sprintf("changes %s for some processes or host names only", plural(len(p.Conditional), "rule"))
+	}
 	if len(parts) == 0 {
 		return "only spelling changes, every verdict stays as it is"
 	}
