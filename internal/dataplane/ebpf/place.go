@@ -202,8 +202,13 @@ func openNamespace(path string) (*namespace, error) {
 		return nil, fmt.Errorf("open network namespace: %w", err)
 	}
 	var st unix.Stat_t
-	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
+	var fs unix.Statfs_t
+	if err := errors.Join(unix.Fstat(int(f.Fd()), &st), unix.Fstatfs(int(f.Fd()), &fs)); err != nil {
 		return nil, errors.Join(fmt.Errorf("stat network namespace: %w", err), f.Close())
+	}
+	if fs.Type != unix.NSFS_MAGIC {
+		// A mount that kept a namespace is gone by now, and what it was mounted on is left.
+		return nil, errors.Join(fmt.Errorf("open network namespace: %s: %w", path, os.ErrNotExist), f.Close())
 	}
 	return &namespace{file: f, inode: st.Ino}, nil
 }

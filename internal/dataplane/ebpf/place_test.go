@@ -175,3 +175,21 @@ func TestEachNamespace(t *testing.T) {
 		t.Errorf("%d namespaces in all, %v", here, err)
 	}
 }
+
+// TestNamespaceOfAMountThatIsGone: what a namespace was mounted on is a plain file again, and no namespace.
+func TestNamespaceOfAMountThatIsGone(t *testing.T) {
+	plain := filepath.Join(t.TempDir(), "netns")
+	if err := os.WriteFile(plain, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := openNamespace(plain); !errors.Is(err, os.ErrNotExist) {
+		t.Fatalf("opened %v, %v", n, err)
+	}
+	n, err := openNamespace(threadNamespace)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := n.Close(); err != nil {
+		t.Error(err)
+	}
+}
