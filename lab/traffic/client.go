@@ -12,7 +12,7 @@ import (
 )
 
 // callTimeout is how long a request may take. It is generous: on a busy machine a slow answer is not a lost one.
-const callTimeout = 4 * time.Second
+const callTimeout = 12 * time.Second
 
 // retryAfter is the least time between two tries to open a long-lived connection.
 const retryAfter = 150 * time.Millisecond

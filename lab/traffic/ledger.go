@@ -2,6 +2,7 @@ package traffic
 
 import (
 	"bufio"
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -66,8 +67,9 @@ type Entry struct {
 // Latency is how long the request took.
 func (e *Entry) Latency() time.Duration { return time.Duration(e.End - e.Start) }
 
-// Ledger appends entries to a file, each with one write, so that nothing is lost when the process is killed. It may
-// be used from several goroutines.
+// Ledger appends entries to a file, each with one write, so that nothing is lost when the process is killed; only a write
+// that the kill itself cuts short is. Entries stand between line feeds, so that what is left of such a one stays apart from
+// what is appended next. A Ledger may be used from several goroutines.
 type Ledger struct {
 	mu   sync.Mutex
 	file *os.File
@@ -84,10 +86,11 @@ func OpenLedger(path string) (*Ledger, error) {
 
 // Write appends one entry.
 func (l *Ledger) Write(e *Entry) error {
-	line, err := json.Marshal(e)
+	entry, err := json.Marshal(e)
 	if err != nil {
 		return err
 	}
+	line := append([]byte{'\n'}, entry...)
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	_, err = l.file.Write(append(line, '\n'))
@@ -117,6 +120,10 @@ func ReadLedger(path string, offset int64) ([]Entry, int64, error) {
 		line, err := lines.ReadBytes('\n')
 		if err != nil { // also io.EOF after half a line
 			return out, offset, nil
+		}
+		if text := bytes.TrimSpace(line); len(text) == 0 || text[0] == '{' && text[len(text)-1] != '}' {
+			offset += int64(len(line)) // between entries, or the writer was killed in the middle of one
+			continue
 		}
 		var e Entry
 		if err := json.Unmarshal(line, &e); err != nil {

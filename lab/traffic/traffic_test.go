@@ -423,7 +423,14 @@ func TestLedgerIsReadInPieces(t *testing.T) {
 	if err := b.Update(); err != nil || len(b.Entries(calls)) != 3 {
 		t.Errorf("half a line: %v, %d entries", err, len(b.Entries(calls)))
 	}
-	if _, err := l.file.WriteString("\"}\nrubbish\n"); err != nil {
+	// Its writer is killed; the next one goes on.
+	if err := l.Write(&Entry{ID: "after", Role: RoleCall, Start: 20}); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.Update(); err != nil || len(b.Entries(calls)) != 4 {
+		t.Errorf("after half a line: %v, %d entries", err, len(b.Entries(calls)))
+	}
+	if _, err := l.file.WriteString("rubbish\n"); err != nil {
 		t.Fatal(err)
 	}
 	if err := b.Update(); err == nil || !strings.Contains(err.Error(), "x.jsonl") {
