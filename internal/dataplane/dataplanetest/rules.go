@@ -3,6 +3,7 @@ package dataplanetest
 import (
 	"net/netip"
 	"testing"
+	"time"
 
 	"bulkhead/internal/core/hostpolicy"
 	"bulkhead/internal/core/model"
@@ -256,7 +257,7 @@ func (h *host) essentials() {
 
 // folded makes many denied attempts in a short time.
 func (h *host) folded() {
-	const n = 300
+	const n, unanswered = 300, 100 * time.Millisecond
 	h.apply(policy{})
 	server := h.one.Listen("udp4", at(Near4, 0))
 	defer server.Close()
@@ -266,15 +267,17 @@ func (h *host) folded() {
 		network string
 		to      string
 		port    uint16
+		wait    time.Duration
+		want    string
 	}{
-		"connect":           {h.one, "tcp4", at(Far4, 8300), 8300},
-		"datagrams":         {h.one, "udp4", at(Far4, 8301), 8301},
-		"inbound datagrams": {h.farP, "udp4", server.Addr, server.Port()},
+		"connect":           {h.one, "tcp4", at(Far4, 8300), 8300, patience, "EPERM"},
+		"datagrams":         {h.one, "udp4", at(Far4, 8301), 8301, patience, "EPERM"},
+		"inbound datagrams": {h.farP, "udp4", server.Addr, server.Port(), unanswered, "timeout"},
 	}
 	for name, attempt := range attempts {
-		a := attempt.p.must(request{Do: "burst", Net: attempt.network, To: attempt.to, N: n, Flow: 60, Data: "x", Wait: 100e6})
-		if a.Good != 0 {
-			h.t.Fatalf("%s: %d succeed", name, a.Good)
+		a := attempt.p.must(request{Do: "burst", Net: attempt.network, To: attempt.to, N: n, Flow: 60, Data: "x", Wait: attempt.wait})
+		if a.Errors[attempt.want] != n {
+			h.t.Fatalf("%s: %d succeed, the others fail with %v", name, a.Good, a.Errors)
 		}
 	}
 	for name, attempt := range attempts {

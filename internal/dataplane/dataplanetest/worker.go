@@ -416,7 +416,10 @@ func (w *sockets) dialMany(r request) error {
 }
 
 func dial(r request) (net.Conn, error) {
-	d := net.Dialer{Timeout: r.Wait}
+	d := net.Dialer{}
+	if r.Net[:3] == "tcp" { // nothing else waits for its peer, and a timeout would be one of this process's own
+		d.Timeout = r.Wait
+	}
 	if r.Opts {
 		d.Control = destinationOptions
 	}
@@ -447,10 +450,10 @@ func destinationOptions(_, _ string, c syscall.RawConn) error {
 	return err
 }
 
-// exchange sends Data and waits for it to come back.
+// exchange sends Data and waits for it to come back. The time to wait begins when the data is sent: on a busy machine it
+// could be over before, and then nothing would have been tried.
 func exchange(o *opened, r request) error {
 	b := make([]byte, len(r.Data))
-	deadline := time.Now().Add(r.Wait)
 	if o.packet != nil {
 		to, err := net.ResolveUDPAddr("udp", r.To)
 		if err != nil {
@@ -459,16 +462,19 @@ func exchange(o *opened, r request) error {
 		if _, err := o.packet.WriteTo([]byte(r.Data), to); err != nil {
 			return err
 		}
-		if err := o.packet.SetReadDeadline(deadline); err != nil {
+		if err := o.packet.SetReadDeadline(time.Now().Add(r.Wait)); err != nil {
 			return err
 		}
 		_, _, err = o.packet.ReadFrom(b)
 		return err
 	}
-	if err := o.conn.SetDeadline(deadline); err != nil {
+	if err := o.conn.SetWriteDeadline(time.Now().Add(patience)); err != nil {
 		return err
 	}
 	if _, err := o.conn.Write([]byte(r.Data)); err != nil {
+		return err
+	}
+	if err := o.conn.SetReadDeadline(time.Now().Add(r.Wait)); err != nil {
 		return err
 	}
 	_, err := io.ReadFull(o.conn, b)

@@ -111,7 +111,7 @@ func TestManyKindsOfDenial(t *testing.T) {
 	for i := range keys {
 		keys[i].Tgid = uint32(i + 1)
 		keys[i].Subject = 0
-		values[i].Pending, values[i].Filled = 1, 1
+		values[i].State, values[i].Filled = 1, 1
 	}
 	if err := putAll(d.maps.Denials, keys, values); err != nil {
 		t.Fatal(err)

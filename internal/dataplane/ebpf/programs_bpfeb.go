@@ -57,8 +57,7 @@ type programsConnectionKey struct {
 
 type programsDenial struct {
 	_       structs.HostLayout
-	Last    uint64
-	Pending uint64
+	State   uint64
 	Process programsProcess
 	Flow    struct {
 		_     structs.HostLayout

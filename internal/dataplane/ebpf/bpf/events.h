@@ -111,15 +111,52 @@ static __noinline bool tell_denial(const struct flow *f, const struct decision *
 
 static const struct denial no_denial;
 
+static __always_inline __u64 denial_state(__u64 now, __u64 pending)
+{
+	return now >> DENIAL_TICK << DENIAL_PENDING | pending;
+}
+
+/* denial_due reports whether it is time for an event. Another processor's last event may be later than our now. */
+static __always_inline bool denial_due(__u64 state, __u64 now)
+{
+	return (__s64)((now >> DENIAL_TICK) - (state >> DENIAL_PENDING)) >= DENIAL_EVERY;
+}
+
+/* add_pending has n attempts told later; it reports whether that is possible. */
+static __always_inline bool add_pending(struct denial *v, __u64 n)
+{
+	for (int i = 0; i < DENIAL_TRIES; i++) {
+		__u64 state = READ_ONCE(v->state);
+
+		if (state == DENIAL_GONE || (state & DENIAL_MAX) + n > DENIAL_MAX)
+			return false;
+		if (__sync_val_compare_and_swap(&v->state, state, state + n) == state)
+			return true;
+	}
+	return false;
+}
+
+/* take_pending begins a new second and takes the attempts of the last one, or reports that it is not time. */
+static __always_inline bool take_pending(struct denial *v, __u64 now, __u64 *n)
+{
+	__u64 state = READ_ONCE(v->state);
+
+	if (state == DENIAL_GONE || !denial_due(state, now) ||
+	    __sync_val_compare_and_swap(&v->state, state, denial_state(now, 0)) != state)
+		return false;
+	*n = state & DENIAL_MAX;
+	return true;
+}
+
 /*
  * deny_attempt records one denied attempt to begin a flow. The first of its kind is told at once, those that follow
- * within a second together. Every attempt is told exactly once, or counted as lost: it is either pending or in an
- * event, and what is pending is never forgotten.
+ * within a second together. Every attempt is told exactly once, or counted as lost: when and how many are one word, so
+ * that an attempt is either added before that word says that the kind is gone, or told alone.
  */
 GLOBAL int deny_attempt(const struct flow *f, const struct decision *d, const struct process *p, __u32 subject)
 {
-	__u64 now = bpf_ktime_get_boot_ns(), last, seen, n;
 	struct denial_key key = {.subject = subject};
+	__u64 now = bpf_ktime_get_boot_ns(), n = 0;
 	struct denial *v;
 
 	if (!f || !d)
@@ -137,33 +174,19 @@ GLOBAL int deny_attempt(const struct flow *f, const struct decision *d, const st
 	if (!v) {
 		bpf_map_update_elem(&denials, &key, &no_denial, BPF_NOEXIST);
 		v = bpf_map_lookup_elem(&denials, &key);
-		if (!v) /* too many kinds at once to fold them all */
-			goto alone;
 	}
-	if (!v->filled) { /* two processors may both write the same here */
-		v->flow = *f;
-		v->decision = *d;
-		if (p)
-			v->process = *p;
-		v->filled = 1;
-	}
-	last = READ_ONCE(v->last);
-	if (last != DENIAL_GONE && now - last >= SECOND) {
-		seen = __sync_val_compare_and_swap(&v->last, last, now);
-		if (seen == last) {
-			n = __sync_lock_test_and_set(&v->pending, 0) + 1;
-			if (!tell_denial(f, d, p, subject, n))
-				__sync_fetch_and_add(&v->pending, n);
-			return 0;
+	if (v) { /* else there are too many kinds at once to fold them all */
+		if (!v->filled) { /* two processors may both write the same here */
+			v->flow = *f;
+			v->decision = *d;
+			if (p)
+				v->process = *p;
+			v->filled = 1;
 		}
-		last = seen;
+		if (!take_pending(v, now, &n) && add_pending(v, 1))
+			return 0;
 	}
-	if (last != DENIAL_GONE) {
-		__sync_fetch_and_add(&v->pending, 1);
-		return 0;
-	}
-alone:
-	if (!tell_denial(f, d, p, subject, 1))
+	if (!tell_denial(f, d, p, subject, n + 1) && !(v && add_pending(v, n + 1)))
 		count(COUNT_LOST);
 	return 0;
 }
@@ -171,20 +194,17 @@ alone:
 /* flush_denial tells what has been pending for a second, and forgets what has not happened for one. */
 static long flush_denial(struct bpf_map *map, struct denial_key *key, struct denial *v, void *unused)
 {
-	__u64 now = bpf_ktime_get_boot_ns(), last = READ_ONCE(v->last), n;
-	bool idle = !READ_ONCE(v->pending);
+	__u64 now = bpf_ktime_get_boot_ns(), state = READ_ONCE(v->state), n;
 
-	if (now - last < SECOND || __sync_val_compare_and_swap(&v->last, last, idle ? DENIAL_GONE : now) != last)
+	if (state == DENIAL_GONE || !denial_due(state, now))
 		return 0;
-	n = __sync_lock_test_and_set(&v->pending, 0);
-	if (n && !tell_denial(&v->flow, &v->decision, &v->process, key->subject, n)) {
-		if (idle)
-			count(COUNT_LOST);
-		else
-			__sync_fetch_and_add(&v->pending, n);
+	if (!(state & DENIAL_MAX)) {
+		if (__sync_val_compare_and_swap(&v->state, state, DENIAL_GONE) == state)
+			bpf_map_delete_elem(&denials, key);
+	} else if (take_pending(v, now, &n) && !tell_denial(&v->flow, &v->decision, &v->process, key->subject, n) &&
+		   !add_pending(v, n)) {
+		count(COUNT_LOST);
 	}
-	if (idle)
-		bpf_map_delete_elem(&denials, key);
 	return 0;
 }
 

@@ -233,14 +233,18 @@ struct denial_key {
 };
 
 struct denial {
-	__u64 last;    /* time of the last event, or DENIAL_GONE */
-	__u64 pending; /* attempts since */
+	__u64 state; /* time of the last event in ticks, then the number of attempts since, or DENIAL_GONE */
 	struct process process;
 	struct flow flow;
 	struct decision decision;
 	__u64 filled;
 };
 
+#define DENIAL_PENDING 24 /* bits of the attempts */
+#define DENIAL_MAX ((1ull << DENIAL_PENDING) - 1)
+#define DENIAL_TICK 20 /* a tick is 2^20 ns, about a millisecond */
+#define DENIAL_EVERY 1000 /* ticks */
+#define DENIAL_TRIES 16
 #define DENIAL_GONE ~0ull
 
 /* A connection attempt that was denied here; a retransmission has the same sequence number. */
