@@ -13,6 +13,7 @@ import (
 
 	"github.com/cilium/ebpf"
 
+	"bulkhead/internal/core/budget"
 	"bulkhead/internal/core/hostpolicy"
 	"bulkhead/internal/core/model"
 	"bulkhead/internal/dataplane"
@@ -185,8 +186,8 @@ func (t *transition) planSets(h *held) error {
 			return fmt.Errorf("more than %d policy sets", maxSets)
 		}
 		used[next] = true
-		s := &heldSet{number: next}
-		s.rows, s.ranges = size(set)
+		cost := budget.OfSet(set)
+		s := &heldSet{number: next, rows: cost[budget.Rows], ranges: cost[budget.Ranges]}
 		t.sets[set.ID] = s
 		t.newSets = append(t.newSets, set)
 	}
@@ -201,11 +202,10 @@ func (t *transition) planRooms(d *Dataplane) error {
 		ranges += t.sets[set.ID].ranges
 	}
 	if limit := int(d.maps.Rows.MaxEntries()); rows > limit {
-		return fmt.Errorf("%d policy rows do not fit into %d; widen or merge rules, or raise the limit", rows, limit)
+		return fmt.Errorf("%d policy rows do not fit into %d; widen or merge rules", rows, limit)
 	}
 	if limit := int(d.maps.Ranges.MaxEntries()); ranges > limit {
-		return fmt.Errorf("%d policy rows for port ranges do not fit into %d; use fewer ranges, or raise the limit",
-			ranges, limit)
+		return fmt.Errorf("%d policy rows for port ranges do not fit into %d; use fewer ranges", ranges, limit)
 	}
 	if n, limit := len(d.held.sets)+len(t.newSets), int(d.maps.PolicySets.MaxEntries()); n > limit {
 		return fmt.Errorf("%d policy sets do not fit into %d", n, limit)
@@ -288,6 +288,23 @@ func (t *transition) planSubjects(h *held, limit int) error {
 // planRules collects the names of rules. Those of the policy before stay for one more, since events may still name
 // them.
 func (t *transition) planRules(d *Dataplane) error {
+	if err := t.nameRules(); err != nil {
+		return err
+	}
+	for n := range t.rules {
+		if _, ok := d.held.rules[n]; !ok {
+			t.newRules = append(t.newRules, n)
+		}
+	}
+	slices.Sort(t.newRules)
+	if n, limit := len(d.held.rules)+len(t.newRules), int(d.maps.Rules.MaxEntries()); n > limit {
+		return fmt.Errorf("%d rules do not fit into %d", n, limit)
+	}
+	return nil
+}
+
+// nameRules numbers the rules of the policy, but for those that programs know by themselves.
+func (t *transition) nameRules() error {
 	t.rules = map[uint64]model.RuleID{}
 	for i := range t.policy.Sets {
 		for _, dir := range model.Directions {
@@ -307,15 +324,6 @@ func (t *transition) planRules(d *Dataplane) error {
 				}
 			}
 		}
-	}
-	for n := range t.rules {
-		if _, ok := d.held.rules[n]; !ok {
-			t.newRules = append(t.newRules, n)
-		}
-	}
-	slices.Sort(t.newRules)
-	if n, limit := len(d.held.rules)+len(t.newRules), int(d.maps.Rules.MaxEntries()); n > limit {
-		return fmt.Errorf("%d rules do not fit into %d", n, limit)
 	}
 	return nil
 }

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"slices"
 
+	"bulkhead/internal/core/budget"
 	"bulkhead/internal/dataplane"
 )
 
@@ -31,13 +32,16 @@ const confined = "Live TCP connections in the network namespaces of containers f
 
 // Capabilities says what this dataplane can and cannot enforce on this kernel.
 func (d *Dataplane) Capabilities() dataplane.Capabilities {
+	target := budget.EBPF()
 	return dataplane.Capabilities{
-		Kind:        "ebpf",
+		Kind:        target.Kind,
 		Kernel:      kernelRelease(),
 		ResetTCP:    d.programs[programsProgBulkheadSweep] != nil,
 		ConnectErr:  true,
 		ProcessInfo: true,
 		LiveBytes:   d.programs[programsProgBulkheadUpdate] != nil,
+		Processes:   target.Processes,
+		Domains:     target.Domains,
 		Limits:      append(slices.Clone(limits), d.missing...),
 	}
 }

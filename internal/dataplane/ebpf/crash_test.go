@@ -184,8 +184,8 @@ func (d *Dataplane) mustBeClean(t testing.TB, p *hostpolicy.Policy) {
 	t.Helper()
 	wantRows, wantRanges := 0, 0
 	for i := range p.Sets {
-		r, g := size(&p.Sets[i])
-		wantRows, wantRanges = wantRows+r, wantRanges+g
+		l := lower(&p.Sets[i], 1)
+		wantRows, wantRanges = wantRows+len(l.rows), wantRanges+len(l.ranges)
 	}
 	var rows, ranges, addresses, sets int
 	if _, err := countRows(d.maps.Rows, func(rowKey) bool { rows++; return true }); err != nil {

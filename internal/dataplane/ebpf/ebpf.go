@@ -24,6 +24,7 @@ import (
 	"github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
 
+	"bulkhead/internal/core/budget"
 	"bulkhead/internal/dataplane"
 )
 
@@ -52,15 +53,17 @@ type Config struct {
 	withoutSockDestroy bool // tests do as if the kernel were older
 }
 
-// DefaultConfig returns a Config for a host of some hundred units and some ten thousand peers, without directories.
+// DefaultConfig returns a Config for a host of some hundred units and some ten thousand peers, without directories. It
+// holds as much as package budget promises of this target.
 func DefaultConfig() Config {
+	holds := budget.EBPF().Max
 	return Config{
 		UpdateInterval:   10 * time.Second,
-		MaxSubjects:      4096,
-		MaxRows:          524288,
-		MaxRanges:        131072,
-		MaxAddresses:     262144,
-		MaxPrefixes:      65536,
+		MaxSubjects:      holds[budget.Subjects],
+		MaxRows:          holds[budget.Rows],
+		MaxRanges:        holds[budget.Ranges],
+		MaxAddresses:     holds[budget.Addresses],
+		MaxPrefixes:      holds[budget.Prefixes],
 		MaxConnections:   65536,
 		EventBuffer:      4 << 20,
 		UDPTimeout:       30 * time.Second,

@@ -21,7 +21,7 @@ import (
 )
 
 // layoutVersion changes when the meaning of what is in the maps does. Their shapes are part of the layout anyway.
-const layoutVersion = 1
+const layoutVersion = 2
 
 const layoutPrefix = "layout_"
 

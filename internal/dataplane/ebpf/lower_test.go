@@ -1,41 +1,13 @@
 package ebpf
 
 import (
-	"math/rand/v2"
 	"testing"
 
+	"bulkhead/internal/core/compile"
 	"bulkhead/internal/core/hostpolicy"
 	"bulkhead/internal/core/model"
+	"bulkhead/internal/core/policytest"
 )
-
-// TestCut checks that blocks cover a range exactly, for all short ranges and random long ones.
-func TestCut(t *testing.T) {
-	r := rand.New(rand.NewPCG(1, 2))
-	check := func(lo, hi uint16) {
-		next := uint32(lo)
-		blocks := cut(lo, hi)
-		for _, b := range blocks {
-			size := uint32(1) << (16 - b.bits)
-			if uint32(b.port) != next || next%size != 0 {
-				t.Fatalf("%d-%d: block %+v does not follow at %d", lo, hi, b, next)
-			}
-			next += size
-		}
-		if next != uint32(hi)+1 {
-			t.Fatalf("%d-%d: blocks end at %d", lo, hi, next)
-		}
-		if len(blocks) > 30 {
-			t.Fatalf("%d-%d: %d blocks", lo, hi, len(blocks))
-		}
-	}
-	for range 20000 {
-		lo, hi := uint16(r.IntN(65536)), uint16(r.IntN(65536))
-		check(min(lo, hi), max(lo, hi))
-	}
-	check(0, 65535)
-	check(65535, 65535)
-	check(0, 0)
-}
 
 func cells(cs ...hostpolicy.Cell) hostpolicy.Func { return cs }
 
@@ -47,44 +19,93 @@ func cell(on string, v model.Verdict, rule model.RuleID) hostpolicy.Cell {
 	return hostpolicy.Cell{Ports: p, Verdict: v, Rule: rule}
 }
 
-// TestLowerFunc checks which rows a function costs.
-func TestLowerFunc(t *testing.T) {
-	deny := func(on string) hostpolicy.Cell { return cell(on, model.Deny, model.RuleDefaultDeny) }
-	allow := func(on string) hostpolicy.Cell { return cell(on, model.Allow, "p/r") }
-	for _, tt := range []struct {
-		name                     string
-		f                        hostpolicy.Func
-		any, proto, port, ranges int
-	}{
-		{"nothing but the default", cells(deny("any")), 1, 0, 0, 0},
-		{"one port", cells(deny("any"), deny("tcp/0-442"), allow("tcp/443"), deny("tcp/444-65535")), 1, 0, 1, 0},
-		{"a whole protocol", cells(deny("any"), allow("tcp")), 1, 1, 0, 0},
-		{"a whole protocol as the default", cells(deny("any"), deny("tcp")), 1, 0, 0, 0},
-		{"all but one port", cells(deny("any"), allow("tcp/0-442"), deny("tcp/443"), allow("tcp/444-65535")), 1, 1, 1, 0},
-		{"an aligned range", cells(deny("any"), deny("tcp/0-8191"), allow("tcp/8192-8447"), deny("tcp/8448-65535")), 1, 0, 0, 1},
-		{"a range", cells(deny("any"), deny("tcp/0-7999"), allow("tcp/8000-8100"), deny("tcp/8101-65535")), 1, 0, 1, 3},
-		{"an ICMP type", cells(deny("any"), deny("icmp/0"), allow("icmp/1"), hostpolicy.Cell{
-			Ports: model.PortRange{Proto: model.ProtoICMP, Lo: 0x200, Hi: 65535}, Rule: model.RuleDefaultDeny,
-		}), 1, 0, 0, 1},
-		{"a rule of another name is another row", cells(deny("any"), cell("udp", model.Deny, "p/other")), 1, 1, 0, 0},
-	} {
-		var got [4]int
-		for _, p := range lowerFunc(tt.f) {
-			switch {
-			case p.bits > 0:
-				got[3]++
-			case p.kind == rowPort:
-				got[2]++
-			case p.kind == rowProto:
-				got[1]++
-			default:
-				got[0]++
+// TestLower looks every port up in the rows of generated policy sets as find_row in bpf/judge.h does.
+func TestLower(t *testing.T) {
+	ranges, judged := 0, 0
+	for seed := range uint64(60) {
+		docs, inv, _ := policytest.Generate(seed, policytest.Alternate(seed))
+		w, err := compile.Compile(docs, inv, compile.Options{Now: policytest.Now})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, host := range w.Hosts() {
+			p, _ := w.HostPolicy(host)
+			if p.ProcessRule() != "" {
+				continue // refused before it is lowered
+			}
+			for i := range p.Sets {
+				l := lower(&p.Sets[i], 7)
+				rows, lpm := map[rowKey]row{}, map[rangeKey]row{}
+				for _, e := range l.rows {
+					if _, twice := rows[e.key]; twice {
+						t.Fatalf("seed %d: two rows with key %+v", seed, e.key)
+					}
+					rows[e.key] = e.row
+				}
+				for _, e := range l.ranges {
+					lpm[e.key] = e.row
+				}
+				ranges += len(lpm)
+				for _, dir := range model.Directions {
+					judged += compareTable(t, p.Sets[i].Table(dir), dir, rows, lpm)
+				}
 			}
 		}
-		if want := [4]int{tt.any, tt.proto, tt.port, tt.ranges}; got != want {
-			t.Errorf("%s: rows for any, protocol, port, range: %v instead of %v", tt.name, got, want)
+	}
+	if ranges < 1_500 || judged < 40_000 {
+		t.Errorf("%d ranges, %d ports looked up: the worlds test little", ranges, judged)
+	}
+}
+
+// compareTable looks up every port at which something may change, for one peer of each function.
+func compareTable(t *testing.T, table *hostpolicy.Table, dir model.Direction, rows map[rowKey]row, lpm map[rangeKey]row) (judged int) {
+	t.Helper()
+	peers := make([]uint64, len(table.Funcs)) // 0 is nobody's
+	for _, p := range table.Peers {
+		peers[p.Func] = uint64(p.Peer)
+	}
+	for i, f := range table.Funcs {
+		for _, c := range f {
+			proto := c.Ports.Proto
+			if proto == model.ProtoAny {
+				proto = 99
+			}
+			for _, port := range []uint16{c.Ports.Lo, c.Ports.Lo + (c.Ports.Hi-c.Ports.Lo)/3, c.Ports.Hi} {
+				judged++
+				got, want := findRow(rows, lpm, peers[i], dir, uint8(proto), port), f.Cell(proto, port)
+				if got.Rule != ruleNumber(want.Rule) || got.Verdict != uint8(want.Verdict) {
+					t.Fatalf("%s/%d of peer %d: row %+v, want %+v", proto, port, peers[i], got, want)
+				}
+			}
 		}
 	}
+	return judged
+}
+
+// findRow is find_row in bpf/judge.h.
+func findRow(rows map[rowKey]row, lpm map[rangeKey]row, peer uint64, dir model.Direction, proto uint8, port uint16) row {
+	any, ok := rows[rowKey{Peer: peer, Pset: 7, Kind: rowAny | uint8(dir)}]
+	if !ok {
+		any = rows[rowKey{Pset: 7, Kind: rowAny | uint8(dir)}]
+	}
+	function := uint64(any.Function)
+	if any.Has&hasPort != 0 {
+		if r, ok := rows[rowKey{Peer: function, Pset: 7, Port: port, Proto: proto, Kind: rowPort | uint8(dir)}]; ok {
+			return r
+		}
+	}
+	for bits := 16; bits > 0 && any.Has&hasRange != 0; bits-- {
+		block := port & (^uint16(0) << (16 - bits))
+		if r, ok := lpm[rangeKey{Bits: uint32(80 + bits), Pset: 7, Function: any.Function, Dir: uint8(dir), Proto: proto, Port: networkOrder(block)}]; ok {
+			return r
+		}
+	}
+	if any.Has&hasProto != 0 {
+		if r, ok := rows[rowKey{Peer: function, Pset: 7, Proto: proto, Kind: rowProto | uint8(dir)}]; ok {
+			return r
+		}
+	}
+	return any
 }
 
 // TestRuleNumbers checks that no rule gets a number that stands for something else.

@@ -1,0 +1,80 @@
+package budget
+
+import (
+	"net/netip"
+	"strconv"
+)
+
+// everyIPv4 is a prefix that a target with one tree for both families always holds.
+var everyIPv4 = netip.PrefixFrom(netip.IPv4Unspecified(), 0)
+
+// Target says what one kind of dataplane can hold.
+type Target struct {
+	Kind string
+	// Max is how many entries it holds of each resource.
+	Max Cost
+	// EntryBytes is what the key and the value of an entry take in memory. The kernel adds its own, some ten bytes or some
+	// dozens an entry.
+	EntryBytes Cost
+	// MaxName is how many bytes the name of a workload or of a rule may have.
+	MaxName int
+	// Processes and Domains say whether it can judge by the local process, and by host names.
+	Processes, Domains bool
+}
+
+// KindEBPF is the kind of the target that the agents of this version have, and of one that is not known.
+const KindEBPF = "ebpf"
+
+// EBPF returns the target of package dataplane/ebpf, which takes its limits from here and whose tests compare the maps.
+func EBPF() Target {
+	return Target{
+		Kind: KindEBPF,
+		Max: Cost{
+			Rows: 524288, Ranges: 131072, Sets: 16384, Rules: 65536, Subjects: 4096, LocalSets: 16384,
+			Addresses: 262144, Prefixes: 65536, Ports: 65536, Controllers: 1024,
+		},
+		EntryBytes: Cost{
+			Rows: 32, Ranges: 32, Sets: 12, Rules: 264, Subjects: 320, LocalSets: 88,
+			Addresses: 40, Prefixes: 44, Ports: 44, Controllers: 44,
+		},
+		MaxName: 255,
+	}
+}
+
+// OfKind returns the target of a kind as agents report it. What is not known is taken for eBPF.
+func OfKind(kind string) Target {
+	// There is one kind of target so far. Others (fakes in tests) are held to the same.
+	t := EBPF()
+	if kind != "" {
+		t.Kind = kind
+	}
+	return t
+}
+
+// Bytes returns what the keys and values of the entries take in memory.
+func (t *Target) Bytes(c Cost) int {
+	n := 0
+	for r := range c {
+		n += c[r] * t.EntryBytes[r]
+	}
+	return n
+}
+
+// Exceeded returns the first resource of which the target cannot hold as many; ok is false if everything fits.
+func (t *Target) Exceeded(c Cost) (r Resource, ok bool) {
+	for r := range All() {
+		if c[r] > t.Max[r] {
+			return r, true
+		}
+	}
+	return 0, false
+}
+
+// thousands writes a number with commas.
+func thousands(n int) string {
+	s := strconv.Itoa(n)
+	for i := len(s) - 3; i > 0; i -= 3 {
+		s = s[:i] + "," + s[i:]
+	}
+	return s
+}
