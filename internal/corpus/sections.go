@@ -148,8 +148,12 @@ func diffText(d *diff.Diff) string {
 		list []diff.Communication
 	}{{"opens", d.Opened}, {"closes", d.Closed}, {"would open", d.WouldOpen}, {"would close", d.WouldClose}} {
 		for _, c := range l.list {
+			what := strings.TrimSuffix(strings.Join(c.On, ", ")+" over "+c.Family, " over ")
+			if whose := c.Whose(); whose != "" {
+				what += " " + whose
+			}
 			fmt.Fprintf(&b, "%s: %s -> %s on %s: %s, then %s; pairs %d\n", l.what, strings.Join(c.From, " | "), strings.Join(c.To, " | "),
-				strings.TrimSuffix(strings.Join(c.On, ", ")+" over "+c.Family, " over "), c.Before, c.After, c.Pairs)
+				what, c.Before, c.After, c.Pairs)
 		}
 	}
 	return b.String()

@@ -7,6 +7,7 @@ package diff
 
 import (
 	"cmp"
+	"fmt"
 	"math/bits"
 	"slices"
 	"strings"
@@ -42,6 +43,15 @@ type Communication struct {
 	On   []string `json:"on"` // names of services and ports; "any"; "any but …"
 	// Family is "IPv4" or "IPv6" if it changes over that family only, although the ends have addresses of both; else "".
 	Family string `json:"family,omitempty"`
+	// FromProcess and ToProcess are set if it changes for some processes only, at the source and at the destination:
+	// alternatives such as "unit payapi.service and user pay", or "every process but path /usr/bin/curl". A process that is
+	// not known is none that a constraint names.
+	FromProcess []string `json:"from_process,omitempty"`
+	ToProcess   []string `json:"to_process,omitempty"`
+	// OnlyFrom and OnlyTo are set if it closes for all processes, the unknown among them, but these, at the source or at the
+	// destination, and goes on passing for them.
+	OnlyFrom []string `json:"only_from_process,omitempty"`
+	OnlyTo   []string `json:"only_to_process,omitempty"`
 	// Before and After are the verdicts over both ends.
 	Before string `json:"before"`
 	After  string `json:"after"`
@@ -55,6 +65,25 @@ type Communication struct {
 	Example Example `json:"example"`
 }
 
+// Whose says for which processes it changes: "for unit payapi.service", "now only for user pay at the destination"; "" if for
+// all.
+func (c *Communication) Whose() string {
+	word, from, to := "for ", c.FromProcess, c.ToProcess
+	if c.OnlyFrom != nil || c.OnlyTo != nil {
+		word, from, to = "now only for ", c.OnlyFrom, c.OnlyTo
+	}
+	source, destination := strings.Join(from, " or "), strings.Join(to, " or ")
+	switch {
+	case from == nil && to == nil:
+		return ""
+	case to == nil:
+		return word + source
+	case from == nil:
+		return word + destination + " at the destination"
+	}
+	return word + source + " at the source and " + destination + " at the destination"
+}
+
 // Example is a flow, and who decided about it in either world.
 type Example struct {
 	From   string  `json:"from"`
@@ -62,6 +91,11 @@ type Example struct {
 	On     string  `json:"on"`
 	Before Verdict `json:"before"`
 	After  Verdict `json:"after"`
+	// FromProcess and ToProcess are the processes that it is judged for, Domain the host name by which To was found, where
+	// they make a difference.
+	FromProcess *model.Process `json:"from_process,omitempty"`
+	ToProcess   *model.Process `json:"to_process,omitempty"`
+	Domain      string         `json:"domain,omitempty"`
 }
 
 // Verdict is a verdict with what decided it at each end. The zero value is that of an example which names alone cannot
@@ -110,12 +144,6 @@ func serviceNames(before, after *model.Documents) map[model.PortRange]string {
 	return names
 }
 
-// change is one way in which a pair may change: from one verdict to another, on a set of ports.
-type change struct {
-	before, after model.Verdict
-	ports         reach.Ports
-}
-
 // comparison is the work of one Between.
 type comparison struct {
 	u             *reach.Universe
@@ -124,7 +152,7 @@ type comparison struct {
 
 	changes map[[2]reach.FuncID][]int32 // functions before and after to the changes between them
 	ofPair  map[[4]reach.FuncID][]int32 // the same, by the functions at both ends
-	all     []change
+	all     []reach.Difference
 	byKey   map[string]int32
 	// relations hold, by where, the pairs of classes of each change.
 	relations [3][]relation
@@ -135,6 +163,9 @@ type comparison struct {
 func (c *comparison) scan() {
 	var touched [][2]int32 // relations that the present source is in
 	for from := range c.u.Classes {
+		if !c.u.Talks(int32(from)) {
+			continue
+		}
 		touched = touched[:0]
 		src := c.u.From(int32(from))
 		for to := range c.u.Classes {
@@ -175,33 +206,24 @@ func (c *comparison) changesOfPair(p *reach.Pair) []int32 {
 	return out
 }
 
-// changesOf returns the changes between two functions: one for each pair of verdicts.
+// changesOf returns the changes between two functions.
 func (c *comparison) changesOf(joint [2]reach.FuncID) []int32 {
 	if known, ok := c.changes[joint]; ok {
 		return known
 	}
 	out := []int32{}
-	for before := model.Deny; before <= model.Allow; before++ {
-		for after := model.Deny; after <= model.Allow; after++ {
-			if before == after {
-				continue
+	for _, d := range c.u.Differences(joint[0], joint[1]) {
+		key := fmt.Sprint(d.Before, d.After, d.Who, d.Only, d.Ports.Key())
+		n, ok := c.byKey[key]
+		if !ok {
+			n = int32(len(c.all))
+			c.byKey[key] = n
+			c.all = append(c.all, d)
+			for where := range c.relations {
+				c.relations[where] = append(c.relations[where], relation{})
 			}
-			ports := c.u.Compare(joint[0], joint[1], func(b, a reach.Level) bool { return b.Verdict() == before && a.Verdict() == after })
-			if ports.Empty() {
-				continue
-			}
-			key := before.String() + " " + after.String() + " " + ports.Key()
-			n, ok := c.byKey[key]
-			if !ok {
-				n = int32(len(c.all))
-				c.byKey[key] = n
-				c.all = append(c.all, change{before, after, ports})
-				for where := range c.relations {
-					c.relations[where] = append(c.relations[where], relation{})
-				}
-			}
-			out = append(out, n)
 		}
+		out = append(out, n)
 	}
 	c.changes[joint] = out
 	return out
@@ -213,17 +235,18 @@ func (c *comparison) report() *Diff {
 		ch := &c.all[n]
 		list := &d.Opened
 		switch {
-		case ch.after == model.Deny:
+		case ch.After == model.Deny:
 			list = &d.Closed
-		case ch.before == model.Deny:
-		case ch.after == model.WouldDeny:
+		case ch.Before == model.Deny:
+		case ch.After == model.WouldDeny:
 			list = &d.WouldClose
 		default:
 			list = &d.WouldOpen
 		}
+		whose := c.u.Processes(ch.Who)
 		for where := range c.relations {
 			for _, b := range c.relations[where][n].gather() {
-				*list = append(*list, c.communication(ch, &b, reach.Where(where)))
+				*list = append(*list, c.communications(ch, &b, reach.Where(where), whose)...)
 			}
 		}
 	}
@@ -239,6 +262,7 @@ func compare(a, b Communication) int {
 		-cmp.Compare(weight(&a), weight(&b)),
 		cmp.Compare(b.Pairs, a.Pairs),
 		slices.Compare(a.From, b.From), slices.Compare(a.To, b.To), slices.Compare(a.On, b.On),
+		slices.Compare(a.FromProcess, b.FromProcess), slices.Compare(a.ToProcess, b.ToProcess),
 		strings.Compare(a.Before, b.Before), strings.Compare(a.After, b.After),
 		strings.Compare(a.Example.From, b.Example.From), strings.Compare(a.Example.To, b.Example.To),
 	)
@@ -260,7 +284,7 @@ func distinct(list []Communication) []Communication {
 	out := list[:0]
 	for _, c := range list {
 		// What changes alike over both families is one change.
-		key := strings.Join(c.From, "\x00") + "\x01" + strings.Join(c.To, "\x00") + "\x01" + strings.Join(c.On, "\x00") + "\x01" + c.Before + c.After
+		key := fmt.Sprintf("%q", []any{c.From, c.To, c.On, c.FromProcess, c.ToProcess, c.Before, c.After})
 		if at, ok := seen[key]; ok {
 			one := &out[at]
 			one.Pairs = max(one.Pairs, c.Pairs)
@@ -279,19 +303,29 @@ func distinct(list []Communication) []Communication {
 	return out
 }
 
-// communication describes one block of pairs.
-func (c *comparison) communication(ch *change, b *block, where reach.Where) Communication {
+// communications describes one block of pairs: once for each part of the processes.
+func (c *comparison) communications(ch *reach.Difference, b *block, where reach.Where, whose []reach.Processes) []Communication {
 	from, to := c.members(b.from), c.members(b.to)
-	out := Communication{
-		On: ch.ports.Strings(c.services), Before: ch.before.String(), After: ch.after.String(), Pairs: c.u.CountPairs(from, to),
+	one := Communication{
+		On: ch.Ports.Strings(c.services), Before: ch.Before.String(), After: ch.After.String(), Pairs: c.u.CountPairs(from, to),
 	}
-	out.From, out.To, out.Family = c.u.Pair(from, to)
-	out.Example = c.example(ch, from, to, where)
-	passed := &out.Example.Before
-	if ch.after > ch.before {
-		passed = &out.Example.After
+	one.From, one.To, one.Family = c.u.Pair(from, to)
+	out := make([]Communication, len(whose))
+	for i := range whose {
+		one.FromProcess, one.ToProcess = whose[i].From, whose[i].To
+		if ch.Only && len(whose) == 1 && c.u.Holds(ch.Who, nil, nil) {
+			if rest := c.u.Processes(c.u.Others(ch.Who)); len(rest) == 1 {
+				one.OnlyFrom, one.OnlyTo = rest[0].From, rest[0].To
+			}
+		}
+		one.Example = c.example(ch, whose[i].Who, from, to, where)
+		passed := &one.Example.Before
+		if ch.After > ch.Before {
+			passed = &one.Example.After
+		}
+		one.ByDefault = byDefault(passed.EgressRule) && byDefault(passed.IngressRule)
+		out[i] = one
 	}
-	out.ByDefault = byDefault(passed.EgressRule) && byDefault(passed.IngressRule)
 	return out
 }
 
@@ -327,11 +361,12 @@ func (c *comparison) members(classes []int32) []int32 {
 const exampleTries = 100
 
 // example judges one flow of the block in both worlds.
-func (c *comparison) example(ch *change, from, to []int32, where reach.Where) Example {
-	port, ok := ch.ports.First()
+func (c *comparison) example(ch *reach.Difference, who reach.Who, from, to []int32, where reach.Where) Example {
+	port, ok := ch.Ports.First()
 	if !ok {
 		return Example{}
 	}
+	source, destination := c.u.Sample(who)
 	var first *Example
 	tries := 0
 	for _, a := range from {
@@ -341,16 +376,21 @@ func (c *comparison) example(ch *change, from, to []int32, where reach.Where) Ex
 			if ends == nil {
 				continue
 			}
-			f := model.Flow{From: ends[0].Exactly(), To: ends[1].Exactly(), Proto: port.Proto, Port: port.Lo}
+			f := model.Flow{
+				From: ends[0].Exactly(), To: ends[1].Exactly(), Proto: port.Proto, Port: port.Lo,
+				FromProcess: source, ToProcess: destination, ToDomain: ends[1].Name,
+			}
 			e := Example{
 				From: ends[0].End().String(), To: ends[1].End().String(), On: port.String(),
-				Before: judge(c.before, &f), After: judge(c.after, &f),
-			}
-			if e.Before.Verdict == ch.before.String() && e.After.Verdict == ch.after.String() {
-				return e
+				FromProcess: source, ToProcess: destination, Domain: ends[1].Name,
 			}
 			if first == nil {
-				first = &Example{From: e.From, To: e.To, On: e.On}
+				first = &e
+			}
+			judged := e
+			judged.Before, judged.After = judge(c.before, &f), judge(c.after, &f)
+			if judged.Before.Verdict == ch.Before.String() && judged.After.Verdict == ch.After.String() {
+				return judged
 			}
 		}
 	}

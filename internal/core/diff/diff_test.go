@@ -122,7 +122,7 @@ func TestSpellingIsNoChange(t *testing.T) {
 // edit returns the documents with a few things changed.
 func edit(docs, other *model.Documents, rng *rand.Rand) *model.Documents {
 	out := *docs
-	switch rng.IntN(4) {
+	switch rng.IntN(5) {
 	case 0: // a policy goes
 		if n := len(docs.Policies); n > 0 {
 			i := rng.IntN(n)
@@ -146,6 +146,8 @@ func edit(docs, other *model.Documents, rng *rand.Rand) *model.Documents {
 				r.From = []model.Peer{{Kind: model.PeerAny}}
 			}
 		}
+	case 4: // rules get constraints on processes, or others
+		return constrained(docs, rng)
 	case 3: // the policies of another world over one's own networks
 		out.Policies = nil
 		for _, p := range other.Policies {
@@ -161,14 +163,47 @@ func edit(docs, other *model.Documents, rng *rand.Rand) *model.Documents {
 	return &out
 }
 
+// constrained returns the documents with constraints on processes in half of the rules' ends.
+func constrained(docs *model.Documents, rng *rand.Rand) *model.Documents {
+	out := *docs
+	out.Policies = slices.Clone(docs.Policies)
+	for i := range out.Policies {
+		out.Policies[i].Rules = slices.Clone(out.Policies[i].Rules)
+		for k := range out.Policies[i].Rules {
+			r := &out.Policies[i].Rules[k]
+			r.From, r.To = constrain(r.From, rng), constrain(r.To, rng)
+		}
+	}
+	return &out
+}
+
+func constrain(peers []model.Peer, rng *rand.Rand) []model.Peer {
+	peers = slices.Clone(peers)
+	for i := range peers {
+		if p := &peers[i]; p.Kind == model.PeerWorkloads && rng.IntN(2) == 0 {
+			p.Process = process(rng)
+			if p.Process != nil && rng.IntN(4) > 0 { // of one field, and so met more often
+				*p.Process = []model.Process{{Unit: p.Process.Unit}, {Path: p.Process.Path}, {User: p.Process.User}}[rng.IntN(3)]
+			}
+			if p.Process != nil && *p.Process == (model.Process{}) {
+				p.Process = nil
+			}
+		}
+	}
+	return peers
+}
+
 // TestBruteForceAgrees evaluates every pair of ends at sampled ports in both worlds and finds the same changes as the
 // comparison, no more and no fewer.
 func TestBruteForceAgrees(t *testing.T) {
-	changed, same := 0, 0
+	changed, same, some, named := 0, 0, 0, 0
 	for seed := range uint64(120) {
 		rng := rand.New(rand.NewPCG(seed, 2))
 		docs, inv, flows := policytest.Generate(seed, policytest.Small)
 		other, _, _ := policytest.Generate(seed+5000, policytest.Small)
+		if seed%2 == 0 {
+			docs = constrained(docs, rng)
+		}
 		before, after := world(t, docs, inv), world(t, edit(docs, other, rng), inv)
 		c := newComparison(before, after)
 		c.scan()
@@ -189,36 +224,73 @@ func TestBruteForceAgrees(t *testing.T) {
 					if _, always := essential.Match(p.Proto, p.Lo); always {
 						continue
 					}
-					f := model.Flow{From: a.Exactly(), To: b.Exactly(), Proto: p.Proto, Port: p.Lo}
+					f := model.Flow{From: a.Exactly(), To: b.Exactly(), Proto: p.Proto, Port: p.Lo, ToDomain: b.Name}
+					f.FromProcess, f.ToProcess = process(rng), process(rng)
 					was, err1 := judges[0].Judge(&f)
 					is, err2 := judges[1].Judge(&f)
 					if err1 != nil || err2 != nil {
 						t.Fatal(err1, err2)
 					}
 					want := ""
-					if was.Verdict != is.Verdict {
+					switch {
+					case was.Verdict == is.Verdict:
+						same++
+					default:
 						want = was.Verdict.String() + " " + is.Verdict.String()
 						changed++
-					} else {
-						same++
+						if b.Domain != "" {
+							named++
+						}
 					}
-					if got := claimed.at(c, int32(i), int32(j), near, p.Proto, p.Lo); got != want {
-						t.Fatalf("seed %d: %s to %s on %v/%d (same host %v): the difference says %q, the evaluators %q", seed, f.From, f.To, p.Proto, p.Lo, near, got, want)
+					if !pairSame(judges, f) {
+						some++
+					}
+					if got := claimed.at(c, int32(i), int32(j), near, &f); got != want {
+						t.Fatalf("seed %d: %s %v to %s %v %s on %v/%d (same host %v): the difference says %q, the evaluators %q",
+							seed, f.From, f.FromProcess, f.To, f.ToProcess, f.ToDomain, p.Proto, p.Lo, near, got, want)
 					}
 				}
 			}
 		}
 		checkReport(t, seed, c)
 	}
-	if changed < 5000 || same < 50000 {
-		t.Fatalf("only %d changes and %d agreements were checked", changed, same)
+	if changed < 5000 || same < 50000 || some < 500 || named < 500 {
+		t.Fatalf("only %d changes (%d by name) and %d agreements were checked, %d where processes count", changed, named, same, some)
 	}
+}
+
+// process returns what a process may be, most often one that some rule may name.
+func process(rng *rand.Rand) *model.Process {
+	if rng.IntN(4) == 0 {
+		return nil
+	}
+	one := func(list ...string) string { return list[rng.IntN(len(list))] }
+	return &model.Process{
+		Unit: one("", "payapi.service", "cron.service", "else.service"), Path: one("", "/usr/bin/curl", "/usr/bin/python3"),
+		User: one("", "www-data", "1000", "root"),
+	}
+}
+
+// pairSame reports whether both worlds say the same for processes that are not known.
+func pairSame(judges [2]*verdict.Evaluator, f model.Flow) bool {
+	var with, without [2]model.Verdict
+	for i, j := range judges {
+		v, err1 := j.Judge(&f)
+		plain := f
+		plain.FromProcess, plain.ToProcess = nil, nil
+		w, err2 := j.Judge(&plain)
+		if err1 != nil || err2 != nil {
+			return true
+		}
+		with[i], without[i] = v.Verdict, w.Verdict
+	}
+	return with == without
 }
 
 // skip leaves out pairs about which there is nothing to say, and ends that no flow can name exactly.
 func skip(u *reach.Universe, a, b *reach.Actor) bool {
 	exact := func(a *reach.Actor) bool { return a.Exactly().Addr.IsValid() || !a.Addr.IsValid() }
-	return a.Owned() && a.Workload == b.Workload || !a.Owned() && !b.Owned() || !exact(a) || !exact(b) ||
+	return a.Domain != "" || a.Owned() && a.Workload == b.Workload || !a.Owned() && !b.Owned() || !exact(a) || !exact(b) ||
 		a.Addr.IsValid() && b.Addr.IsValid() && a.Addr.Is4() != b.Addr.Is4()
 }
 
@@ -242,20 +314,21 @@ func (c *comparison) expand() claims {
 	return out
 }
 
-// at returns the change claimed for one flow.
-func (m claims) at(c *comparison, from, to int32, near bool, proto model.Proto, port uint16) string {
+// at returns the change claimed for one flow; more than one is one too many.
+func (m claims) at(c *comparison, from, to int32, near bool, f *model.Flow) string {
+	var out []string
 	a, b := c.u.ClassOf(from), c.u.ClassOf(to)
 	for _, where := range []reach.Where{reach.Anywhere, reach.Elsewhere, reach.SameHost} {
 		if where != reach.Anywhere && near != (where == reach.SameHost) {
 			continue
 		}
 		for _, n := range m[[3]int32{int32(where), a, b}] {
-			if ch := &c.all[n]; ch.ports.Contains(proto, port) {
-				return ch.before.String() + " " + ch.after.String()
+			if ch := &c.all[n]; ch.Ports.Contains(f.Proto, f.Port) && c.u.Holds(ch.Who, f.FromProcess, f.ToProcess) {
+				out = append(out, ch.Before.String()+" "+ch.After.String())
 			}
 		}
 	}
-	return ""
+	return strings.Join(out, " and ")
 }
 
 // checkReport: gathering blocks loses and invents no pair, and examples show the change that they stand for.
@@ -415,7 +488,10 @@ func TestOtherInventories(t *testing.T) {
 			for i := range c.u.Actors {
 				for j := range c.u.Actors {
 					a, b := &c.u.Actors[i], &c.u.Actors[j]
-					f := model.Flow{From: a.Exactly(), To: b.Exactly(), Proto: flows[j%8].Proto, Port: flows[j%8].Port}
+					f := model.Flow{
+						From: a.Exactly(), To: b.Exactly(), Proto: flows[j%8].Proto, Port: flows[j%8].Port, ToDomain: b.Name,
+						FromProcess: flows[j%8].FromProcess, ToProcess: flows[j%8].ToProcess,
+					}
 					if _, always := essential.Match(f.Proto, f.Port); always || skip(c.u, a, b) || !f.From.Addr.IsValid() || !f.To.Addr.IsValid() {
 						continue
 					}
@@ -429,7 +505,7 @@ func TestOtherInventories(t *testing.T) {
 						want = was.Verdict.String() + " " + is.Verdict.String()
 					}
 					near := c.u.Example([]int32{int32(i)}, []int32{int32(j)}, reach.SameHost) != nil
-					if got := claimed.at(c, int32(i), int32(j), near, f.Proto, f.Port); got != want {
+					if got := claimed.at(c, int32(i), int32(j), near, &f); got != want {
 						t.Fatalf("seed %d: %s to %s on %v/%d: the difference says %q, the evaluators %q", seed, f.From, f.To, f.Proto, f.Port, got, want)
 					}
 					checked++

@@ -123,6 +123,8 @@ func newFlow(f *model.RecordedFlow, was, is model.FlowVerdict) Flow {
 	out := Flow{
 		From: f.From.String(), To: f.To.String(), On: model.PortRange{Proto: f.Proto, Lo: f.Port, Hi: f.Port}.String(),
 		Before: diff.NewVerdict(was), After: diff.NewVerdict(is), DecidedBy: is.Egress.Rule,
+		FromProcess: cmp.Or(f.FromName, processText(f.FromProcess)), ToProcess: cmp.Or(f.ToName, processText(f.ToProcess)),
+		ToDomain: f.ToDomain,
 	}
 	if is.Ingress.Verdict < is.Egress.Verdict {
 		out.DecidedBy = is.Ingress.Rule
@@ -138,10 +140,5 @@ func (c *changedFlow) add(f *model.RecordedFlow) {
 	if f.Last.After(c.LastSeen) || c.LastSeen.IsZero() {
 		c.LastSeen = f.Last
 	}
-	if c.FromProcess == "" {
-		c.FromProcess = f.FromName
-	}
-	if c.ToProcess == "" {
-		c.ToProcess = f.ToName
-	}
+	c.FromProcess, c.ToProcess = cmp.Or(c.FromProcess, f.FromName), cmp.Or(c.ToProcess, f.ToName)
 }

@@ -36,10 +36,7 @@ type Plan struct {
 	Closed       []diff.Communication `json:"closed"`
 	WouldClose   []diff.Communication `json:"would_close"`
 	WouldOpen    []diff.Communication `json:"would_open"`
-	// Conditional lists the rules for some processes or host names only that change. What they do for those is not among
-	// the communications; recorded flows are judged with it.
-	Conditional []model.RuleID `json:"conditional,omitempty"`
-	Flows       Flows          `json:"flows"`
+	Flows        Flows                `json:"flows"`
 	// Broken counts the recorded flows that passed before and would be denied: Flows.Broken.
 	Broken       int               `json:"broken"`
 	Guardrails   []prove.Guardrail `json:"guardrails"`
@@ -90,6 +87,7 @@ type Flow struct {
 	On          string       `json:"on"`
 	FromProcess string       `json:"from_process,omitempty"`
 	ToProcess   string       `json:"to_process,omitempty"`
+	ToDomain    string       `json:"to_domain,omitempty"` // the host name by which the source found To
 	Before      diff.Verdict `json:"before"`
 	After       diff.Verdict `json:"after"`
 	// DecidedBy is the rule that decides afterwards: that of the stricter end.
@@ -113,7 +111,6 @@ func Make(before, after *compile.World, flows []model.RecordedFlow, o Options) (
 		Documents:    compareDocuments(before.Documents(), after.Documents()),
 		Segments:     compareModes(before, after),
 		Opened:       d.Opened, Closed: d.Closed, WouldClose: d.WouldClose, WouldOpen: d.WouldOpen,
-		Conditional:  conditional(before, after),
 		Flows:        judgeFlows(verdict.New(before), verdict.New(after), flows, o.MaxFlows),
 		Guardrails:   prove.Guardrails(after),
 		Expectations: prove.Expectations(after),
@@ -242,18 +239,6 @@ func members(w *compile.World, s *model.Segment) int {
 // warnings are sentences about what is right by the rules and may still surprise.
 func warnings(p *Plan, after *compile.World, flows int) []string {
 	out := []string{}
-	if n := len(p.Conditional); n > 0 {
-		const most = 3
-		names := make([]string, 0, most)
-		for _, id := range p.Conditional[:min(n, most)] {
-			names = append(names, string(id))
-		}
-		if n > most {
-			names = append(names, fmt.Sprintf("%d more", n-most))
-		}
-		out = append(out, fmt.Sprintf("changes %s for some processes or host names only (%s): what that opens and closes for them is not listed; eval judges flows that say from_process, to_process or to_domain",
-			plural(n, "rule"), strings.Join(names, ", ")))
-	}
 	if flows == 0 && len(p.Closed)+len(p.WouldClose) > 0 {
 		out = append(out, "no recorded flows were given, so this plan cannot say what would break")
 	}

@@ -5,7 +5,6 @@ import (
 	"flag"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -228,31 +227,36 @@ func TestNothingChanges(t *testing.T) {
 	}
 }
 
-// TestConditionalRules: a rule for some processes only is no change of spelling.
-func TestConditionalRules(t *testing.T) {
+// TestProcessesAndDomains: what a change does for some processes, and to what is found by some names, is told like the rest.
+func TestProcessesAndDomains(t *testing.T) {
 	with := func(unit string) string {
 		return after + `
 ---
 apiVersion: bulkhead/v1
 kind: Policy
-metadata: {name: conditional}
+metadata: {name: more}
 spec:
   rules:
     - name: by-process
-      allow: {from: {workloads: "app=portal", process: {unit: ` + unit + `}}, to: {domain: "*.example.org"}, on: [tcp/443]}
+      allow: {from: {workloads: "role=api,env=prod", process: {unit: ` + unit + `}}, to: {domain: "*.example.org"}, on: [tcp/9443]}
 `
 	}
-	for _, c := range []struct{ before, after string }{
-		{after, with("a.service")}, {with("a.service"), after}, {with("a.service"), with("b.service")},
+	for _, c := range []struct{ before, after, want string }{
+		{with("a.service"), with("b.service"), "on tcp/9443, for unit b.service; 2 pairs"},
+		{with("a.service"), with("b.service"), "on tcp/9443, for unit a.service; 2 pairs"},
+		{with("a.service"), with("b.service"), " -> domain *.example.org\n"},
+		{with("a.service"), with("b.service"), " -> any.example.org tcp/9443: deny"},
+		{after, with("a.service"), "on tcp/9443, for unit a.service; 2 pairs"},
+		{with("a.service"), strings.Replace(with("a.service"), ", process: {unit: a.service}", "", 1), "on tcp/9443, for every process but unit a.service; 2 pairs"},
+		{strings.Replace(with("a.service"), ", process: {unit: a.service}", "", 1), with("a.service"), "on tcp/9443, now only for unit a.service; 2 pairs"},
 	} {
 		p := make1(t, c.before, c.after, nil)
-		if !slices.Equal(p.Conditional, []model.RuleID{"conditional/by-process"}) || strings.Contains(p.Text(), "only spelling") ||
-			!strings.Contains(p.Text(), "conditional/by-process") {
-			t.Errorf("conditional %v, got\n%s", p.Conditional, p.Text())
+		if !strings.Contains(p.Text(), c.want) {
+			t.Errorf("want %q, got\n%s", c.want, p.Text())
 		}
 	}
-	if p := make1(t, with("a.service"), with("a.service"), nil); len(p.Conditional) > 0 {
-		t.Errorf("nothing changes, but %v", p.Conditional)
+	if p := make1(t, with("a.service"), with("a.service"), nil); p.Changes() {
+		t.Errorf("nothing changes, but\n%s", p.Text())
 	}
 }
 

@@ -1,6 +1,7 @@
 package plan
 
 import (
+	"cmp"
 	"fmt"
 	"strconv"
 	"strings"
@@ -107,9 +108,6 @@ func (p *Plan) effects() string {
 		}
 		parts = append(parts, text)
 	}
-	if len(parts) == 0 && len(p.Conditional) > 0 {
-		return fmt.Sprintf("changes %s for some processes or host names only", plural(len(p.Conditional), "rule"))
-	}
 	if len(parts) == 0 {
 		return "only spelling changes, every verdict stays as it is"
 	}
@@ -197,7 +195,7 @@ func (t *text) flows(f *Flows) {
 			break
 		}
 		c := &f.Changed[i]
-		t.line("  %-10s %s -> %s on %s", strings.ToUpper(flowWord(c)), withProcess(c.From, c.FromProcess), withProcess(c.To, c.ToProcess), c.On)
+		t.line("  %-10s %s -> %s on %s", strings.ToUpper(flowWord(c)), withProcess(c.From, c.FromProcess), withProcess(c.To, cmp.Or(c.ToProcess, c.ToDomain)), c.On)
 		seen := ""
 		if !c.LastSeen.IsZero() {
 			seen = ", last seen " + c.LastSeen.UTC().Format("2006-01-02 15:04 MST")
@@ -254,11 +252,26 @@ func (t *text) communications(title, meaning string, list []diff.Communication) 
 		if c.Family != "" {
 			over = " over " + c.Family
 		}
+		if whose := c.Whose(); whose != "" {
+			over += ", " + whose
+		}
 		t.line("      on %s%s; %s", strings.Join(c.On, ", "), over, plural(c.Pairs, "pair"))
 		if e := &c.Example; e.From != "" && e.Before.Verdict != "" && e.After.Verdict != "" {
-			t.line("      e.g. %s -> %s %s: %s -> %s", e.From, e.To, e.On, decided(&e.Before), decided(&e.After))
+			to := withProcess(e.To, processText(e.ToProcess))
+			if e.Domain != "" {
+				to = e.Domain
+			}
+			t.line("      e.g. %s -> %s %s: %s -> %s", withProcess(e.From, processText(e.FromProcess)), to, e.On, decided(&e.Before), decided(&e.After))
 		}
 	}
+}
+
+// processText returns the process in words; "" if it is not known.
+func processText(p *model.Process) string {
+	if p == nil || *p == (model.Process{}) {
+		return ""
+	}
+	return p.String()
 }
 
 func alternatives(list []string) string {

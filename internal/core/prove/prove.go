@@ -127,6 +127,7 @@ type proof struct {
 	lax      []uint64 // guardrails that are enforced as far as has been seen
 	over     [2]*ways // by aim: for guardrails over many hops
 	proved   []uint64 // guardrails that no workload which is what its labels say can break
+	choosy   []bool   // by guardrail: it constrains processes
 }
 
 // says tells what a function may come to, somewhere.
@@ -139,9 +140,13 @@ const (
 	unknown
 )
 
+// finding is a pair of the inventory that shows something about a guardrail.
 type finding struct {
 	from, to *reach.Actor
 	ports    reach.Ports
+	joint    reach.FuncID // what is said over both ends
+	level    reach.Level  // what it shows
+	who      reach.Who    // the processes that the guardrail is about
 }
 
 func newProof(w *compile.World) *proof {
@@ -171,6 +176,9 @@ func newProof(w *compile.World) *proof {
 			}
 		}
 		p.ports[i] = p.u.Within(on)
+		p.choosy = append(p.choosy, slices.ContainsFunc(slices.Concat(docs.Guardrails[i].From, docs.Guardrails[i].To), func(peer model.Peer) bool {
+			return peer.Process != nil
+		}))
 		p.pending[i/64] |= 1 << (i % 64)
 		p.lax[i/64] |= 1 << (i % 64)
 	}
@@ -237,12 +245,18 @@ func (p *proof) matchPeer(m *meaning, peer *model.Peer, g int) {
 		inNetwork(peer.Network)
 	case model.PeerCIDR:
 		inNetwork(reach.CIDRName(peer.CIDR))
+	case model.PeerDomain:
+		inNetwork(model.DomainNetwork(peer.Domain))
 	}
 }
 
 // of fills mask with the guardrails that speak about the actor.
 func (p *proof) of(end int, a *reach.Actor, mask []uint64) {
 	m := &p.means[end]
+	if end == 0 && a.Domain != "" { // found by a name: no source
+		clear(mask)
+		return
+	}
 	for w := range mask {
 		mask[w] = m.everybody[w]
 		if a.LabelSet >= 0 {
@@ -261,6 +275,60 @@ func (p *proof) members(end, g int, class int32) []int32 {
 	for _, i := range p.u.Classes[class].Members {
 		if p.of(end, &p.u.Actors[i], mask); mask[g/64]&(1<<(g%64)) != 0 {
 			out = append(out, i)
+		}
+	}
+	return out
+}
+
+// party are actors of a class that a guardrail speaks about with the same processes.
+type party struct {
+	who    reach.Who
+	actors []int32
+}
+
+// parties returns the members of a class that a guardrail speaks about, by the processes that it means there.
+func (p *proof) parties(end, g int, class int32) []party {
+	members := p.members(end, g, class)
+	if !p.choosy[g] || len(members) == 0 {
+		return []party{{reach.Everybody, members}}
+	}
+	var out []party
+	for _, i := range members {
+		who := p.processes(end, g, &p.u.Actors[i])
+		n := slices.IndexFunc(out, func(x party) bool { return x.who == who })
+		if n < 0 {
+			n = len(out)
+			out = append(out, party{who: who})
+		}
+		out[n].actors = append(out[n].actors, i)
+	}
+	return out
+}
+
+// processes returns the processes that a guardrail means at an actor that it speaks about. Where nothing sees the process, it
+// means every one.
+func (p *proof) processes(end, g int, a *reach.Actor) reach.Who {
+	doc := &p.world.Documents().Guardrails[g]
+	peers := doc.From
+	if end == 1 {
+		peers = doc.To
+	}
+	out := reach.Nobody
+	for i := range peers {
+		peer := &peers[i]
+		switch {
+		case peer.Kind == model.PeerWorkloads && (!a.Owned() || !peer.Workloads.Matches(a.Labels)):
+			continue
+		case peer.Process == nil && peer.Kind == model.PeerNetwork && !slices.Contains(a.Networks, peer.Network),
+			peer.Process == nil && peer.Kind == model.PeerCIDR && !slices.Contains(a.Networks, reach.CIDRName(peer.CIDR)),
+			peer.Process == nil && peer.Kind == model.PeerDomain && !slices.Contains(a.Networks, model.DomainNetwork(peer.Domain)):
+			continue
+		case peer.Process == nil || !a.Managed():
+			return reach.Everybody
+		case end == 0:
+			out = p.u.Or(out, p.u.Running(peer.Process, nil))
+		default:
+			out = p.u.Or(out, p.u.Running(nil, peer.Process))
 		}
 	}
 	return out
@@ -353,25 +421,39 @@ func (p *proof) judgePair(from, to int32, pair *reach.Pair, where reach.Where, m
 			g := w*64 + bits.TrailingZeros64(left)
 			bit := left & -left
 			found := p.within(joint, g)
-			if found&mayAllow == 0 && (found&mayWarn == 0 || p.lax[w]&bit == 0) {
-				continue
-			}
-			ends := p.u.Example(p.members(0, g, from), p.members(1, g, to), where)
-			if ends == nil {
-				continue
-			}
 			if found&mayAllow != 0 {
-				p.violated[g] = &finding{ends[0], ends[1], p.u.Where(joint, p.ports[g], reach.Allow)}
-				p.pending[w] &^= bit
-			} else {
-				p.unkept[g] = &finding{ends[0], ends[1], p.u.Where(joint, p.ports[g], reach.WouldDeny)}
-				p.lax[w] &^= bit
+				if p.violated[g] = p.find(g, from, to, joint, where, reach.Allow); p.violated[g] != nil {
+					p.pending[w] &^= bit
+					continue
+				}
+			}
+			if found&mayWarn != 0 && p.lax[w]&bit != 0 {
+				if p.unkept[g] = p.find(g, from, to, joint, where, reach.WouldDeny); p.unkept[g] != nil {
+					p.lax[w] &^= bit
+				}
 			}
 		}
 	}
 }
 
-// within says what a function over both ends does on the ports of a guardrail.
+// find returns members of two classes, with processes, that show the level about a guardrail; nil if there are none.
+func (p *proof) find(g int, from, to int32, joint reach.FuncID, where reach.Where, level reach.Level) *finding {
+	for _, a := range p.parties(0, g, from) {
+		for _, b := range p.parties(1, g, to) {
+			ends := p.u.Example(a.actors, b.actors, where)
+			if ends == nil {
+				continue
+			}
+			f := &finding{from: ends[0], to: ends[1], joint: joint, level: level, who: p.u.And(a.who, b.who)}
+			if f.ports = p.u.Where(joint, p.ports[g], level, f.who); !f.ports.Empty() {
+				return f
+			}
+		}
+	}
+	return nil
+}
+
+// within says what a function over both ends does on the ports of a guardrail, for any processes.
 func (p *proof) within(joint reach.FuncID, g int) says {
 	n := len(p.ports)
 	for len(p.known) < (int(joint)+1)*n {
@@ -380,10 +462,10 @@ func (p *proof) within(joint reach.FuncID, g int) says {
 	at := &p.known[int(joint)*n+g]
 	if *at == unknown {
 		*at = 0
-		if ports := p.u.Where(joint, p.ports[g], reach.Allow); !ports.Empty() {
+		if ports := p.u.Where(joint, p.ports[g], reach.Allow, reach.Everybody); !ports.Empty() {
 			*at |= mayAllow
 		}
-		if ports := p.u.Where(joint, p.ports[g], reach.WouldDeny); !ports.Empty() {
+		if ports := p.u.Where(joint, p.ports[g], reach.WouldDeny, reach.Everybody); !ports.Empty() {
 			*at |= mayWarn
 		}
 	}
@@ -395,7 +477,7 @@ func (p *proof) result(g int, thought *idea) Guardrail {
 	out := Guardrail{Name: doc.Name, At: doc.Pos.String()}
 	switch {
 	case p.violated[g] != nil:
-		out.Counterexample = p.witness(p.violated[g], model.Allow)
+		out.Counterexample = p.witness(p.violated[g])
 		return out
 	case thought.allows == found && thought.scene != nil:
 		out.Counterexample = p.imagine(thought.scene)
@@ -407,7 +489,7 @@ func (p *proof) result(g int, thought *idea) Guardrail {
 	out.Holds = true
 	switch {
 	case p.unkept[g] != nil:
-		out.NotEnforced = p.witness(p.unkept[g], model.WouldDeny)
+		out.NotEnforced = p.witness(p.unkept[g])
 	case thought.passes == found && thought.scene != nil:
 		out.NotEnforced = p.imagine(thought.scene)
 	case thought.passes != nothing:

@@ -1,6 +1,7 @@
 package prove_test
 
 import (
+	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
@@ -75,14 +76,17 @@ func bruteForce(t *testing.T, w *compile.World, u *reach.Universe, g *model.Guar
 	t.Helper()
 	e := verdict.New(w)
 	ports := borders(w.Documents(), g)
+	processes := atoms(w.Documents())
 	for i := range u.Actors {
 		a := &u.Actors[i]
-		if !means(w.Documents(), g.From, a) {
+		from := meant(w.Documents(), g.From, a, processes)
+		if len(from) == 0 || a.Domain != "" {
 			continue
 		}
 		for j := range u.Actors {
 			b := &u.Actors[j]
-			if !means(w.Documents(), g.To, b) || a.Owned() && a.Workload == b.Workload || !a.Owned() && !b.Owned() {
+			to := meant(w.Documents(), g.To, b, processes)
+			if len(to) == 0 || a.Owned() && a.Workload == b.Workload || !a.Owned() && !b.Owned() {
 				continue
 			}
 			if a.Addr.IsValid() && b.Addr.IsValid() && a.Addr.Is4() != b.Addr.Is4() || !exact(a) || !exact(b) {
@@ -92,25 +96,79 @@ func bruteForce(t *testing.T, w *compile.World, u *reach.Universe, g *model.Guar
 				if _, always := essential.Match(p.Proto, p.Lo); always { // also where neither end judges
 					continue
 				}
-				v, err := e.Judge(&model.Flow{From: a.Exactly(), To: b.Exactly(), Proto: p.Proto, Port: p.Lo})
-				if err != nil {
-					t.Fatal(err)
-				}
-				asked++
-				if strings.HasPrefix(string(v.Egress.Rule), "essential/") || strings.HasPrefix(string(v.Ingress.Rule), "essential/") {
-					continue
-				}
-				flow := a.Exactly().String() + " to " + b.Exactly().String() + " on " + p.String()
-				switch v.Verdict {
-				case model.Allow:
-					allow = flow
-				case model.WouldDeny:
-					would = flow
+				for k := range max(len(from), len(to)) { // what one end says depends on its own process only
+					f := model.Flow{
+						From: a.Exactly(), To: b.Exactly(), Proto: p.Proto, Port: p.Lo, ToDomain: b.Name,
+						FromProcess: from[k%len(from)], ToProcess: to[k%len(to)],
+					}
+					v, err := e.Judge(&f)
+					if err != nil {
+						t.Fatal(err)
+					}
+					asked++
+					if strings.HasPrefix(string(v.Egress.Rule), "essential/") || strings.HasPrefix(string(v.Ingress.Rule), "essential/") {
+						continue
+					}
+					flow := fmt.Sprint(f.From, f.FromProcess, " to ", f.To, f.ToProcess, f.ToDomain, " on ", p)
+					switch v.Verdict {
+					case model.Allow:
+						allow = flow
+					case model.WouldDeny:
+						would = flow
+					}
 				}
 			}
 		}
 	}
 	return allow, would, asked
+}
+
+// atoms lists what processes may be, as far as constraints of the documents tell them apart.
+func atoms(docs *model.Documents) []*model.Process {
+	fields := [3][]string{{""}, {""}, {""}}
+	add := func(peers []model.Peer) {
+		for i := range peers {
+			if p := peers[i].Process; p != nil {
+				for f, v := range [3]string{p.Unit, p.Path, p.User} {
+					if !slices.Contains(fields[f], v) {
+						fields[f] = append(fields[f], v)
+					}
+				}
+			}
+		}
+	}
+	for i := range docs.Policies {
+		for k := range docs.Policies[i].Rules {
+			add(docs.Policies[i].Rules[k].From)
+			add(docs.Policies[i].Rules[k].To)
+		}
+	}
+	for i := range docs.Guardrails {
+		add(docs.Guardrails[i].From)
+		add(docs.Guardrails[i].To)
+	}
+	out := []*model.Process{nil}
+	for _, unit := range fields[0] {
+		for _, path := range fields[1] {
+			for _, user := range fields[2] {
+				out = append(out, &model.Process{Unit: unit, Path: path, User: user})
+			}
+		}
+	}
+	return out
+}
+
+// meant returns the processes that peers mean at the actor.
+func meant(docs *model.Documents, peers []model.Peer, a *reach.Actor, all []*model.Process) []*model.Process {
+	var out []*model.Process
+	for _, process := range all {
+		if slices.ContainsFunc(peers, func(p model.Peer) bool {
+			return means(docs, []model.Peer{p}, a) && (p.Process == nil || !a.Managed() || p.Process.Admits(process))
+		}) {
+			out = append(out, process)
+		}
+	}
+	return out
 }
 
 func exact(a *reach.Actor) bool { return a.Exactly().Addr.IsValid() || !a.Addr.IsValid() }
@@ -131,13 +189,23 @@ func means(docs *model.Documents, peers []model.Peer, a *reach.Actor) bool {
 			}
 		case model.PeerNetwork:
 			for i := range docs.Networks {
-				if n := &docs.Networks[i]; n.Name == p.Network && a.Addr.IsValid() && n.Contains(a.Addr) {
+				if n := &docs.Networks[i]; n.Name == p.Network && (a.Addr.IsValid() && n.Contains(a.Addr) || slices.ContainsFunc(n.Domains, func(d string) bool { return covers(d, a.Name) })) {
 					return true
 				}
+			}
+		case model.PeerDomain:
+			if covers(p.Domain, a.Name) {
+				return true
 			}
 		}
 	}
 	return false
+}
+
+// covers: the pattern is the host name, or "*." and a suffix of it.
+func covers(pattern, name string) bool {
+	suffix, wild := strings.CutPrefix(pattern, "*")
+	return name != "" && (pattern == name || wild && strings.HasSuffix(name, suffix))
 }
 
 // borders are the first, middle and last port of each range of a guardrail; of any, ports of several protocols.
@@ -201,13 +269,31 @@ func checkWitness(t *testing.T, seed uint64, w *compile.World, docs *model.Docum
 	if !named(x.From) || !named(x.To) {
 		return
 	}
-	v, err := verdict.New(w).Judge(&model.Flow{From: end(x.From), To: end(x.To), Proto: port.Proto, Port: port.Lo})
+	f := model.Flow{From: end(x.From), To: end(x.To), Proto: port.Proto, Port: port.Lo, FromProcess: processIn(x.FromIs), ToProcess: processIn(x.ToIs)}
+	if _, pattern, ok := strings.Cut(x.ToIs, "found by the name "); ok {
+		f.ToDomain = strings.Replace(pattern, "*", "any", 1)
+	}
+	v, err := verdict.New(w).Judge(&f)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if v.Verdict != want || v.Egress.Rule != x.EgressRule || v.Ingress.Rule != x.IngressRule {
 		t.Fatalf("seed %d: witness %s is %+v", seed, x, v)
 	}
+}
+
+// processIn reads the process from what an end is said to be; nil if it says none.
+func processIn(is string) *model.Process {
+	_, text, ok := strings.Cut(is, ", process ")
+	if !ok {
+		return nil
+	}
+	p := &model.Process{}
+	for _, part := range strings.Split(text, ",") {
+		name, value, _ := strings.Cut(part, "=")
+		*map[string]*string{"unit": &p.Unit, "path": &p.Path, "user": &p.User}[name] = value
+	}
+	return p
 }
 
 func end(s string) model.End {

@@ -279,19 +279,9 @@ func (f *figure) name() (name, is string) {
 		is += ", at an address in " + strings.Join(f.identity.Networks, " and ")
 	}
 	if f.process != (model.Process{}) {
-		is += ", process " + processText(f.process)
+		is = withProcess(is, &f.process)
 	}
 	return name, is
-}
-
-func processText(p model.Process) string {
-	var parts []string
-	for i, v := range fields(&p) {
-		if v != "" {
-			parts = append(parts, [...]string{"unit", "path", "user"}[i]+"="+v)
-		}
-	}
-	return strings.Join(parts, ",")
 }
 
 func cidrName(p *model.Peer) string { return reach.CIDRName(p.CIDR) }

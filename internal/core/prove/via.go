@@ -73,19 +73,19 @@ func (p *proof) newWays(a aim) *ways {
 	return w
 }
 
-// ports returns on which ports of within a function passes.
-func (w *ways) ports(joint, within reach.FuncID) reach.Ports {
-	out := w.p.u.Where(joint, within, reach.Allow)
+// ports returns on which ports of within a function passes for some of the processes, and at which level.
+func (w *ways) ports(joint, within reach.FuncID, who reach.Who) (reach.Ports, reach.Level) {
+	out := w.p.u.Where(joint, within, reach.Allow, who)
 	if w.aim == passing && out.Empty() {
-		out = w.p.u.Where(joint, within, reach.WouldDeny)
+		return w.p.u.Where(joint, within, reach.WouldDeny, who), reach.WouldDeny
 	}
-	return out
+	return out, reach.Allow
 }
 
 func (w *ways) passesAnywhere(joint reach.FuncID) bool {
 	out, known := w.passes[joint]
 	if !known {
-		ports := w.ports(joint, w.anywhere)
+		ports, _ := w.ports(joint, w.anywhere, reach.Everybody)
 		out = !ports.Empty()
 		w.passes[joint] = out
 	}
@@ -116,15 +116,44 @@ func (w *ways) hops(from int32) []int32 {
 	return out
 }
 
-// step is how a class was come to.
+// firstHops is hops of what a guardrail means as a source: of the processes that it names there.
+func (w *ways) firstHops(from int32, g int) []int32 {
+	if !w.p.choosy[g] {
+		return w.hops(from)
+	}
+	parties, hops := w.p.parties(0, g, from), w.hops(from)
+	src := w.p.u.From(from)
+	var out []int32
+	for _, to := range hops {
+		pass := false
+		src.Each(to, func(pair *reach.Pair, _ reach.Where) {
+			for _, x := range parties {
+				ports, _ := w.ports(w.p.u.Joint(pair.Egress[0], pair.Ingress[0]), w.anywhere, x.who)
+				pass = pass || !ports.Empty()
+			}
+		})
+		if pass {
+			out = append(out, to)
+		}
+	}
+	return out
+}
+
+// stop is where a way has come to: members of a class, at its start as the guardrail means them.
+type stop struct {
+	class int32
+	start bool
+}
+
+// step is how a stop was come to: by a hop, or by a change of address, from another one.
 type step struct {
-	from int32 // class that the hop, or the change of address, is from; unset at the start
+	from stop
 	hop  bool
 }
 
 // find looks for the shortest way that the guardrail forbids, and gives it as the flows of its hops. ok is false if a way
 // over classes was found that no workloads could be found for.
-func (w *ways) find(g int) (way []flowOf, ok bool) {
+func (w *ways) find(g int) (way []finding, ok bool) {
 	var starts []int32
 	for c := range w.p.u.Classes {
 		if len(w.p.members(0, g, int32(c))) > 0 {
@@ -147,12 +176,12 @@ func (w *ways) find(g int) (way []flowOf, ok bool) {
 }
 
 // findFrom is find for ways from members of the classes. It gives a way that is the shortest only with ok.
-func (w *ways) findFrom(starts []int32, g int) (way []flowOf, ok bool) {
+func (w *ways) findFrom(starts []int32, g int) (way []finding, ok bool) {
 	u := w.p.u
-	come := map[int32]step{}
-	queue := slices.Clone(starts)
+	come := map[stop]step{}
+	var queue []stop
 	for _, c := range starts {
-		come[c] = step{from: unset}
+		queue = append(queue, stop{c, true})
 	}
 	var targets []int32
 	for c := range u.Classes {
@@ -174,15 +203,20 @@ func (w *ways) findFrom(starts []int32, g int) (way []flowOf, ok bool) {
 			ok = false
 		}
 		reached := func(c int32, s step) {
-			if _, known := come[c]; !known {
-				come[c] = s
-				queue = append(queue, c)
+			to := stop{class: c}
+			if _, known := come[to]; !known {
+				come[to] = s
+				queue = append(queue, to)
 			}
 		}
-		for _, to := range w.hops(at) {
+		hops := w.hops(at.class)
+		if at.start {
+			hops = w.firstHops(at.class, g)
+		}
+		for _, to := range hops {
 			reached(to, step{at, true})
 			for _, other := range w.siblings[to] {
-				reached(other, step{to, false})
+				reached(other, step{stop{class: to}, false})
 			}
 		}
 	}
@@ -202,92 +236,114 @@ func (w *ways) same(a, b int32) bool {
 	return a == b || x.Owned() && x.Workload == y.Workload
 }
 
-// lasts reports whether a hop between the classes passes on the ports of the guardrail.
-func (w *ways) lasts(from, to int32, g int) bool {
+// lasts reports whether a hop from a stop to the class passes on the ports of the guardrail.
+func (w *ways) lasts(from stop, to int32, g int) bool {
+	sources := []party{{who: reach.Everybody}}
+	if from.start {
+		sources = w.p.parties(0, g, from.class)
+	}
+	dests := w.p.parties(1, g, to)
 	pass := false
-	w.p.u.From(from).Each(to, func(pair *reach.Pair, _ reach.Where) {
-		if !pass {
-			ports := w.ports(w.p.u.Joint(pair.Egress[0], pair.Ingress[0]), w.p.ports[g])
-			pass = !ports.Empty()
+	w.p.u.From(from.class).Each(to, func(pair *reach.Pair, _ reach.Where) {
+		for _, x := range sources {
+			for _, y := range dests {
+				if !pass {
+					ports, _ := w.ports(w.p.u.Joint(pair.Egress[0], pair.Ingress[0]), w.p.ports[g], w.p.u.And(x.who, y.who))
+					pass = !ports.Empty()
+				}
+			}
 		}
 	})
 	return pass
-}
-
-// flowOf is a flow between two actors.
-type flowOf struct {
-	from, to *reach.Actor
-	ports    reach.Ports
 }
 
 // followTries bounds the search for the workloads of a way.
 const followTries = 20_000
 
 // follow finds workloads for a way over classes; nil if it finds none.
-func (w *ways) follow(come map[int32]step, last, target int32, g int) []flowOf {
-	type edge struct{ from, to int32 }
-	edges := []edge{{last, target}}
-	for at := last; come[at].from != unset; {
+func (w *ways) follow(come map[stop]step, last stop, target int32, g int) []finding {
+	f := &follower{ways: w, g: g, edges: []edge{{last.class, target}}}
+	for at := last; !at.start; {
 		s := come[at]
 		if !s.hop { // the workload goes on from another address
 			at = s.from
 			s = come[at]
-			if s.from == unset {
-				break
-			}
 		}
-		edges = append(edges, edge{s.from, at})
+		f.edges = append(f.edges, edge{s.from.class, at.class})
 		at = s.from
 	}
-	slices.Reverse(edges)
-	u := w.p.u
-	tries := 0
-	var walk func(i int, start int32, sources []int32) []flowOf
-	walk = func(i int, start int32, sources []int32) []flowOf {
-		within, dests := w.anywhere, u.Classes[edges[i].to].Members
-		if i == len(edges)-1 {
-			within, dests = w.p.ports[g], w.p.members(1, g, edges[i].to)
-		}
-		type place struct {
-			where reach.Where
-			ports reach.Ports
-		}
-		var places []place
-		u.From(edges[i].from).Each(edges[i].to, func(pair *reach.Pair, where reach.Where) {
-			if ports := w.ports(u.Joint(pair.Egress[0], pair.Ingress[0]), within); !ports.Empty() {
-				places = append(places, place{where, ports})
-			}
-		})
-		for _, x := range sources {
-			for _, y := range dests {
-				if tries++; tries > followTries {
-					return nil
-				}
-				first := start
-				if i == 0 {
-					first = x
-				}
-				if i == len(edges)-1 && w.same(first, y) {
-					continue // back where it began
-				}
-				for _, p := range places {
-					ends := u.Example([]int32{x}, []int32{y}, p.where)
-					if ends == nil {
-						continue
-					}
-					hop := flowOf{ends[0], ends[1], p.ports}
-					if i == len(edges)-1 {
-						return []flowOf{hop}
-					}
-					if rest := walk(i+1, first, w.members(edges[i+1].from, u.Actors[y].Workload)); rest != nil {
-						return append([]flowOf{hop}, rest...)
-					}
-				}
-			}
-		}
-		return nil
+	slices.Reverse(f.edges)
+	return f.walk(0, unset, w.p.members(0, g, f.edges[0].from))
+}
+
+// edge is a hop between classes.
+type edge struct{ from, to int32 }
+
+// follower looks for workloads that go a way.
+type follower struct {
+	*ways
+	g     int
+	edges []edge
+	tries int
+}
+
+// walk goes on from one of the sources, by the edge of that number. start is the actor that the way began at.
+func (f *follower) walk(i int, start int32, sources []int32) []finding {
+	u, last := f.p.u, i == len(f.edges)-1
+	within, dests := f.anywhere, u.Classes[f.edges[i].to].Members
+	if last {
+		within, dests = f.p.ports[f.g], f.p.members(1, f.g, f.edges[i].to)
 	}
-	return walk(0, unset, w.p.members(0, g, edges[0].from))
+	type place struct {
+		where reach.Where
+		joint reach.FuncID
+	}
+	var places []place
+	u.From(f.edges[i].from).Each(f.edges[i].to, func(pair *reach.Pair, where reach.Where) {
+		joint := u.Joint(pair.Egress[0], pair.Ingress[0])
+		if ports, _ := f.ports(joint, within, reach.Everybody); !ports.Empty() {
+			places = append(places, place{where, joint})
+		}
+	})
+	for _, x := range sources {
+		for _, y := range dests {
+			if f.tries++; f.tries > followTries {
+				return nil
+			}
+			first := start
+			if i == 0 {
+				first = x
+			}
+			if last && f.same(first, y) {
+				continue // back where it began
+			}
+			who := reach.Everybody
+			if i == 0 && f.p.choosy[f.g] {
+				who = f.p.processes(0, f.g, &u.Actors[x])
+			}
+			if last && f.p.choosy[f.g] {
+				who = u.And(who, f.p.processes(1, f.g, &u.Actors[y]))
+			}
+			for _, p := range places {
+				ends := u.Example([]int32{x}, []int32{y}, p.where)
+				if ends == nil {
+					continue
+				}
+				ports, level := f.ports(p.joint, within, who)
+				if ports.Empty() {
+					continue
+				}
+				hop := finding{from: ends[0], to: ends[1], ports: ports, joint: p.joint, level: level, who: who}
+				if last {
+					return []finding{hop}
+				}
+				if rest := f.walk(i+1, first, f.members(f.edges[i+1].from, u.Actors[y].Workload)); rest != nil {
+					return append([]finding{hop}, rest...)
+				}
+			}
+		}
+	}
+	return nil
 }
 
 // members returns the actors of a class that are the workload.
@@ -312,7 +368,7 @@ func (p *proof) overHops(g int) Guardrail {
 	way, ok := p.over[allowed].find(g)
 	switch {
 	case way != nil:
-		out.Counterexample = p.wayWitness(way, model.Allow)
+		out.Counterexample = p.wayWitness(way)
 		return out
 	case !ok:
 		out.Undecided = lost
@@ -321,7 +377,7 @@ func (p *proof) overHops(g int) Guardrail {
 	out.Holds = true
 	switch way, ok = p.over[passing].find(g); {
 	case way != nil:
-		out.NotEnforced = p.wayWitness(way, model.WouldDeny)
+		out.NotEnforced = p.wayWitness(way)
 	case !ok:
 		out.Undecided = "whether it is enforced: " + lost
 	default:
@@ -331,17 +387,16 @@ func (p *proof) overHops(g int) Guardrail {
 }
 
 // wayWitness describes a way. Of a way of one hop it is what the witness of a direct guardrail is.
-func (p *proof) wayWitness(way []flowOf, want model.Verdict) *Witness {
+func (p *proof) wayWitness(way []finding) *Witness {
 	last := len(way) - 1
+	out := p.witness(&way[last])
 	if last == 0 {
-		return p.witness(&finding{way[0].from, way[0].to, way[0].ports}, want)
+		return out
 	}
-	out := p.witness(&finding{way[last].from, way[last].to, way[last].ports}, want)
-	out.From, out.FromIs = way[0].from.End().String(), way[0].from.Is()
 	for i := range way {
-		w := p.witness(&finding{way[i].from, way[i].to, way[i].ports}, model.Allow)
-		if w.EgressRule == "" { // a hop that is only recorded
-			w = p.witness(&finding{way[i].from, way[i].to, way[i].ports}, model.WouldDeny)
+		w := p.witness(&way[i])
+		if i == 0 {
+			out.From, out.FromIs = w.From, w.FromIs
 		}
 		out.Hops = append(out.Hops, Hop{
 			From: w.From, FromIs: w.FromIs, To: w.To, ToIs: w.ToIs, Port: w.Port,

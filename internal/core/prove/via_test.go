@@ -72,11 +72,15 @@ type closure struct {
 	w      *compile.World
 	u      *reach.Universe
 	ports  []model.PortRange
-	direct [][][]bool // by source, destination and port
+	atoms  []*model.Process
+	direct [][][]passes // by source, destination and port
 }
 
+// passes says for which processes each end lets a flow pass, a bit for each atom.
+type passes [2]uint64
+
 func newClosure(t *testing.T, w *compile.World) *closure {
-	c := &closure{w: w, u: reach.New(w)}
+	c := &closure{w: w, u: reach.New(w), atoms: atoms(w.Documents())}
 	edges := map[model.PortRange]bool{{Proto: 47}: true}
 	add := func(refs []model.PortRef) {
 		for _, p := range borders(w.Documents(), &model.Guardrail{On: refs}) {
@@ -107,52 +111,83 @@ func newClosure(t *testing.T, w *compile.World) *closure {
 	e := verdict.New(w)
 	for i := range c.u.Actors {
 		a := &c.u.Actors[i]
-		c.direct = append(c.direct, make([][]bool, len(c.u.Actors)))
+		c.direct = append(c.direct, make([][]passes, len(c.u.Actors)))
 		for j := range c.u.Actors {
 			b := &c.u.Actors[j]
-			if i == j || !a.Owned() && !b.Owned() || a.Addr.IsValid() && b.Addr.IsValid() && a.Addr.Is4() != b.Addr.Is4() {
+			if i == j || a.Domain != "" || !a.Owned() && !b.Owned() || a.Addr.IsValid() && b.Addr.IsValid() && a.Addr.Is4() != b.Addr.Is4() {
 				continue
 			}
-			c.direct[i][j] = make([]bool, len(c.ports))
+			c.direct[i][j] = make([]passes, len(c.ports))
 			for k, p := range c.ports {
-				v, err := e.Judge(&model.Flow{From: a.Exactly(), To: b.Exactly(), Proto: p.Proto, Port: p.Lo})
-				if err != nil {
-					t.Fatal(err)
+				for n, process := range c.atoms {
+					v, err := e.Judge(&model.Flow{
+						From: a.Exactly(), To: b.Exactly(), Proto: p.Proto, Port: p.Lo, FromProcess: process, ToProcess: process, ToDomain: b.Name,
+					})
+					if err != nil {
+						t.Fatal(err)
+					}
+					if strings.HasPrefix(string(v.Egress.Rule), "essential/") || strings.HasPrefix(string(v.Ingress.Rule), "essential/") {
+						continue
+					}
+					for end, says := range [2]model.EndVerdict{v.Egress, v.Ingress} {
+						if says.Verdict == model.Allow {
+							c.direct[i][j][k][end] |= 1 << n
+						}
+					}
 				}
-				c.direct[i][j][k] = v.Verdict == model.Allow && !strings.HasPrefix(string(v.Egress.Rule), "essential/") && !strings.HasPrefix(string(v.Ingress.Rule), "essential/")
 			}
 		}
 	}
 	return c
 }
 
+func (c *closure) mask(list []*model.Process) uint64 {
+	out := uint64(0)
+	for _, p := range list {
+		out |= 1 << slices.Index(c.atoms, p)
+	}
+	return out
+}
+
 // shortest returns the hops of the shortest way that the guardrail forbids; 0 if there is none.
 func (c *closure) shortest(g *model.Guardrail) int {
 	best := 0
+	var from, to []uint64 // by actor: the processes that the guardrail means
+	for i := range c.u.Actors {
+		a := &c.u.Actors[i]
+		from, to = append(from, c.mask(meant(c.w.Documents(), g.From, a, c.atoms))), append(to, c.mask(meant(c.w.Documents(), g.To, a, c.atoms)))
+		if a.Domain != "" {
+			from[i] = 0
+		}
+	}
 	for start := range c.u.Actors {
-		if !means(c.w.Documents(), g.From, &c.u.Actors[start]) {
+		if from[start] == 0 {
 			continue
 		}
 		level := []int{start}
-		seen := map[int]bool{start: true}
+		seen := map[int]bool{}
 		for hops := 1; len(level) > 0 && (best == 0 || hops < best); hops++ {
 			var next []int
 			for _, at := range level {
-				for to := range c.u.Actors {
+				source := ^uint64(0)
+				if hops == 1 {
+					source = from[start]
+				}
+				for b := range c.u.Actors {
 					last, any := false, false
 					for k, p := range c.ports {
-						if c.direct[at][to] == nil || !c.direct[at][to][k] {
+						if c.direct[at][b] == nil || c.direct[at][b][k][0]&source == 0 || c.direct[at][b][k][1] == 0 {
 							continue
 						}
 						any = true
-						last = last || on(c.w.Documents(), g, p)
+						last = last || c.direct[at][b][k][1]&to[b] != 0 && on(c.w.Documents(), g, p)
 					}
-					if last && to != start && means(c.w.Documents(), g.To, &c.u.Actors[to]) {
+					if last && b != start {
 						best = hops
 					}
-					if any && !seen[to] && c.u.Actors[to].Owned() {
-						seen[to] = true
-						next = append(next, to)
+					if any && !seen[b] && c.u.Actors[b].Owned() {
+						seen[b] = true
+						next = append(next, b)
 					}
 				}
 			}

@@ -79,7 +79,7 @@ func decider(rule model.RuleID, at string) string {
 }
 
 // witness describes a pair of the inventory.
-func (p *proof) witness(f *finding, want model.Verdict) *Witness {
+func (p *proof) witness(f *finding) *Witness {
 	w := &Witness{
 		From: f.from.End().String(), FromIs: f.from.Is(), To: f.to.End().String(), ToIs: f.to.Is(), On: f.ports.Strings(p.services),
 	}
@@ -88,12 +88,24 @@ func (p *proof) witness(f *finding, want model.Verdict) *Witness {
 		return w
 	}
 	w.Port = port.String()
-	v, err := p.judge.Judge(&model.Flow{From: f.from.Exactly(), To: f.to.Exactly(), Proto: port.Proto, Port: port.Lo})
-	if err == nil && v.Verdict == want {
+	who := p.u.And(p.u.Whose(f.joint, port.Proto, port.Lo, f.level), f.who)
+	flow := &model.Flow{From: f.from.Exactly(), To: f.to.Exactly(), Proto: port.Proto, Port: port.Lo, ToDomain: f.to.Name}
+	flow.FromProcess, flow.ToProcess = p.u.Sample(who)
+	w.FromIs, w.ToIs = withProcess(w.FromIs, flow.FromProcess), withProcess(w.ToIs, flow.ToProcess)
+	v, err := p.judge.Judge(flow)
+	if err == nil && v.Verdict == f.level.Verdict() {
 		w.EgressRule, w.IngressRule = v.Egress.Rule, v.Ingress.Rule
 		w.EgressAt, w.IngressAt = p.position(model.Egress, w.EgressRule), p.position(model.Ingress, w.IngressRule)
 	}
 	return w
+}
+
+// withProcess adds to what an end is the process that talks there; nil if any does.
+func withProcess(is string, process *model.Process) string {
+	if process == nil {
+		return is
+	}
+	return is + ", process " + process.String()
 }
 
 // position returns the place of a rule; "" of what is none.

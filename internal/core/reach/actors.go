@@ -127,8 +127,13 @@ func (u *Universe) classify(tables []*tables) {
 		a := &u.Actors[i]
 		places := make([]place, len(u.worlds))
 		key = append(key[:0], byte(familyOf(a.Addr)))
-		if a.Owned() {
+		switch {
+		case a.Owned():
 			key = append(key, 1)
+		case a.Domain != "":
+			key = append(key, 2)
+		default:
+			key = append(key, 0)
 		}
 		for k := range u.worlds {
 			places[k] = u.placeOf(a, k, tables[k])
@@ -139,7 +144,7 @@ func (u *Universe) classify(tables []*tables) {
 			n = int32(len(u.Classes))
 			byKey[string(key)] = n
 			u.Classes = append(u.Classes, Class{
-				family: familyOf(a.Addr), owned: a.Owned(), first: a.Workload, many: !a.Owned(), hosts: map[string]hostMembers{}, worlds: places,
+				family: familyOf(a.Addr), owned: a.Owned(), named: a.Domain != "", first: a.Workload, many: !a.Owned(), hosts: map[string]hostMembers{}, worlds: places,
 			})
 		}
 		c := &u.Classes[n]

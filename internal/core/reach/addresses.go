@@ -16,12 +16,14 @@ type addressSpace struct {
 	sets   [][]string   // by interval: the sets that hold it, sorted
 	kind   []int32      // by interval: number of its sets in kinds
 	kinds  [][]string   // distinct lists of sets; the first is empty
+	names  []nameClass  // sorted by pattern
 }
 
 // addressSet is a set of addresses as documents name it.
 type addressSet struct {
 	name       string
 	in, except []netip.Prefix
+	domains    []string // sorted
 }
 
 func newAddressSpace(worlds []*compile.World) *addressSpace {
@@ -53,6 +55,7 @@ func newAddressSpace(worlds []*compile.World) *addressSpace {
 		s.add(&sets[i])
 	}
 	s.number()
+	s.names = nameClasses(sets)
 	return s
 }
 
@@ -80,7 +83,8 @@ func addressSets(worlds []*compile.World) []addressSet {
 		docs := w.Documents()
 		for k := range docs.Networks {
 			n := &docs.Networks[k]
-			set := addressSet{n.Name, plainPrefixes(n.CIDRs), plainPrefixes(n.Except)}
+			set := addressSet{n.Name, plainPrefixes(n.CIDRs), plainPrefixes(n.Except), slices.Clone(n.Domains)}
+			slices.Sort(set.domains)
 			if before, ok := byName[n.Name]; ok && !before.equal(&set) {
 				set.name = fmt.Sprintf("%s (%s)", n.Name, []string{"before", "after"}[min(i, 1)])
 			}
@@ -109,8 +113,11 @@ func addressSets(worlds []*compile.World) []addressSet {
 		for k := range docs.Guardrails {
 			for _, list := range [][]model.Peer{docs.Guardrails[k].From, docs.Guardrails[k].To} {
 				for j := range list {
-					if list[j].Kind == model.PeerCIDR {
+					switch list[j].Kind {
+					case model.PeerCIDR:
 						literal(CIDRName(list[j].CIDR))
+					case model.PeerDomain:
+						literal(model.DomainNetwork(list[j].Domain))
 					}
 				}
 			}
@@ -129,9 +136,12 @@ func addressSets(worlds []*compile.World) []addressSet {
 	return out
 }
 
-// literalSet reads the name of a literal CIDR, as model.CIDRName writes it. ok is false for the name of a network or a
-// domain.
+// literalSet reads the name of a literal CIDR or domain, as model.CIDRName and model.DomainNetwork write it. ok is false for
+// the name of a network.
 func literalSet(name string) (set addressSet, ok bool) {
+	if pattern, ok := strings.CutPrefix(name, model.DomainNetwork("")); ok {
+		return addressSet{name: name, domains: []string{pattern}}, true
+	}
 	parts := strings.Split(name, "!")
 	list := make([]netip.Prefix, len(parts))
 	for i, part := range parts {
@@ -145,7 +155,7 @@ func literalSet(name string) (set addressSet, ok bool) {
 }
 
 func (s *addressSet) equal(o *addressSet) bool {
-	return slices.Equal(s.in, o.in) && slices.Equal(s.except, o.except)
+	return slices.Equal(s.in, o.in) && slices.Equal(s.except, o.except) && slices.Equal(s.domains, o.domains)
 }
 
 // plainPrefix returns the prefix masked, IPv4-mapped IPv6 as IPv4.
@@ -297,46 +307,11 @@ func Cells(w *compile.World) []Cell {
 			out = append(out, cell)
 		}
 	}
-	return append(out, byName(w, out)...)
-}
-
-// byName returns the cells of addresses that were found by a name that some document tells from others.
-func byName(w *compile.World, cells []Cell) []Cell {
-	docs := w.Documents()
-	holds := map[string][]string{} // pattern to what lists it
-	for _, pattern := range w.Domains() {
-		holds[pattern] = append(holds[pattern], model.DomainNetwork(pattern))
-	}
-	for i := range docs.Networks {
-		for _, pattern := range docs.Networks[i].Domains {
-			holds[pattern] = append(holds[pattern], docs.Networks[i].Name)
-		}
-	}
-	for i := range docs.Guardrails {
-		for _, p := range docs.Guardrails[i].To {
-			if p.Kind == model.PeerDomain {
-				holds[p.Domain] = append(holds[p.Domain], model.DomainNetwork(p.Domain))
-			}
-		}
-	}
-	patterns := make([]string, 0, len(holds))
-	for pattern := range holds {
-		patterns = append(patterns, pattern)
-	}
-	slices.Sort(patterns)
-	var out []Cell
-	for _, pattern := range patterns {
-		var in []string
-		for _, wider := range patterns {
-			if suffix, wild := strings.CutPrefix(wider, "*"); wider == pattern || wild && strings.HasSuffix(pattern, suffix) {
-				in = append(in, holds[wider]...)
-			}
-		}
+	cells := out
+	for i := range s.names {
+		n := &s.names[i]
 		for _, c := range cells {
-			c.Base, c.Domain = c.Networks, pattern
-			c.Networks = slices.Concat(c.Networks, in)
-			slices.Sort(c.Networks)
-			c.Networks = slices.Compact(c.Networks)
+			c.Base, c.Domain, c.Networks = c.Networks, n.pattern, n.with(c.Networks)
 			out = append(out, c)
 		}
 	}

@@ -3,7 +3,7 @@ package reach
 import "strconv"
 
 // ends numbers the different ends that actors are: a workload is one end whatever its addresses, and so are all addresses
-// in the same networks.
+// in the same networks, and all that are found by the same names.
 type ends struct {
 	of     []int32 // by actor
 	owned  []bool  // by end
@@ -17,7 +17,10 @@ func newEnds(u *Universe) *ends {
 	for i := range u.Actors {
 		a := &u.Actors[i]
 		name := a.Workload
-		if !a.Owned() {
+		switch {
+		case a.Domain != "":
+			name = "\x01" + a.Domain
+		case !a.Owned():
 			name = "\x00" + strconv.Itoa(int(a.NetworkSet))
 		}
 		n, ok := byName[name]

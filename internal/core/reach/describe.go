@@ -34,6 +34,7 @@ type describer struct {
 	networks   map[string][]int32
 	same       map[string]int // by onlyIn: how many actors there are
 	addresses  int
+	named      int              // of addresses, those that are found by a name
 	gain       []int32          // space for cover, zero between calls: by candidate, the sets that it would add
 	inside     []bool           // by label set
 	counts     []int32          // space for Describe: by label set, the actors that are meant
@@ -55,17 +56,20 @@ type candidate struct {
 	sets      []int32 // label sets that it selects
 }
 
-func newDescriber(u *Universe, of families) *describer {
+func newDescriber(u *Universe, of families, as role) *describer {
 	d := &describer{u: u, setOf: make([]int32, len(u.Actors)), networks: map[string][]int32{}, same: map[string]int{}, exact: map[int32]string{}}
 	index := make([]int32, len(u.LabelSets)) // 1 + label set in sets
 	for i := range u.Actors {
 		a := &u.Actors[i]
-		if of&a.families() == 0 {
+		if of&a.families() == 0 || as == source && a.Domain != "" {
 			continue
 		}
 		if !a.Owned() {
 			d.setOf[i] = -1
 			d.addresses++
+			if a.Domain != "" {
+				d.named++
+			}
 			for _, n := range a.Networks {
 				d.networks[n] = append(d.networks[n], int32(i))
 			}
@@ -267,7 +271,7 @@ func (u *Universe) Pair(from, to []int32) (sources, destinations []string, famil
 	if family != "" && !(u.otherwise(from, in) && u.otherwise(to, in)) {
 		family = ""
 	}
-	return u.describe(from, in), u.describe(to, in), family
+	return u.describe(from, in, source), u.describe(to, in, destination), family
 }
 
 // familiesOf returns the families of actors that have an address, or both if none has.
@@ -313,14 +317,27 @@ func (a *Actor) dualKey() dualKey {
 	return dualKey{networks: a.NetworkSet}
 }
 
-// Describe returns the alternatives that together mean exactly the actors, which are sorted, as Pair does.
-func (u *Universe) Describe(actors []int32) []string { return u.describe(actors, bothFamilies) }
+// role is the end at which actors stand.
+type role uint8
 
-func (u *Universe) describe(actors []int32, of families) []string {
-	if u.names[of] == nil {
-		u.names[of] = newDescriber(u, of)
+const (
+	source role = iota
+	destination
+)
+
+// Describe returns the alternatives that together mean exactly the actors, which are sorted, as Pair does for destinations.
+func (u *Universe) Describe(actors []int32) []string {
+	return u.describe(actors, bothFamilies, destination)
+}
+
+func (u *Universe) describe(actors []int32, of families, as role) []string {
+	if as == source && !u.byName {
+		as = destination // nothing tells them apart
 	}
-	d := u.names[of]
+	if u.names[as][of] == nil {
+		u.names[as][of] = newDescriber(u, of, as)
+	}
+	d := u.names[as][of]
 	if d.counts == nil {
 		d.counts = make([]int32, len(d.sets))
 	}
@@ -488,6 +505,38 @@ func (d *describer) describeAddresses(addresses []int32) []string {
 	if len(addresses) == d.addresses {
 		return []string{"any address"}
 	}
+	out := d.coverAddresses(addresses)
+	if excepted := d.otherNames(addresses); len(out) > 1 && excepted != nil {
+		ambiguous := func(s string) bool { return strings.Contains(s, " and ") }
+		if rest := d.coverAddresses(excepted); len(rest) < len(out) && !slices.ContainsFunc(rest, ambiguous) {
+			return []string{"any address but " + strings.Join(rest, " and ")}
+		}
+	}
+	return out
+}
+
+// otherNames returns the addresses that are not among those given, which are sorted, if all of them are found by a name.
+func (d *describer) otherNames(addresses []int32) []int32 {
+	if len(addresses)+d.named < d.addresses {
+		return nil
+	}
+	var out []int32
+	for i, n := range d.setOf {
+		if n != -1 {
+			continue
+		}
+		if _, in := slices.BinarySearch(addresses, int32(i)); in {
+			continue
+		}
+		if d.u.Actors[i].Domain == "" {
+			return nil
+		}
+		out = append(out, int32(i))
+	}
+	return out
+}
+
+func (d *describer) coverAddresses(addresses []int32) []string {
 	inside := map[int32]bool{}
 	hits := map[string]int{}
 	var names []string
@@ -509,7 +558,7 @@ func (d *describer) describeAddresses(addresses []int32) []string {
 		if hits[n] != len(d.networks[n]) || !slices.ContainsFunc(d.networks[n], func(a int32) bool { return inside[a] }) {
 			continue
 		}
-		out = append(out, "network "+n)
+		out = append(out, setText(n))
 		for _, a := range d.networks[n] {
 			delete(inside, a)
 		}
@@ -531,7 +580,7 @@ func (d *describer) describeAddresses(addresses []int32) []string {
 		}
 	}
 	slices.Sort(out)
-	return out
+	return slices.Compact(out)
 }
 
 // onlyIn describes the addresses that are in just the networks that the actor's are in.
@@ -540,20 +589,35 @@ func (d *describer) onlyIn(actor int32) string {
 	case 0:
 		return "any other address"
 	case 1:
-		return "network " + in[0] + " alone"
+		return setText(in[0]) + " alone"
 	default:
+		parts, domains := make([]string, len(in)), false
+		for i, n := range in {
+			parts[i] = setText(n)
+			domains = domains || strings.HasPrefix(n, model.DomainNetwork(""))
+		}
+		if domains {
+			return strings.Join(parts, " and ") + " at once"
+		}
 		return "networks " + strings.Join(in, " and ") + " at once"
 	}
 }
 
+// setText names a network, a literal CIDR or a domain.
+func setText(name string) string {
+	if pattern, ok := strings.CutPrefix(name, model.DomainNetwork("")); ok {
+		return "domain " + pattern
+	}
+	return "network " + name
+}
+
 // address describes one actor of several that are in the same networks.
 func (d *describer) address(a *Actor, onlyIn string) string {
-	for i := range a.views {
-		for _, c := range d.u.worlds[i].Options().Controllers {
-			if c.Addr() == a.Addr {
-				return "address " + a.Addr.String()
-			}
+	if d.u.controllerAt(a.Addr) {
+		if a.Domain != "" {
+			return "address " + a.Addr.String() + " by the name " + a.Domain
 		}
+		return "address " + a.Addr.String()
 	}
 	if a.Addr.Is4() {
 		return onlyIn + " (IPv4)"

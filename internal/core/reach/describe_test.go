@@ -1,6 +1,7 @@
 package reach_test
 
 import (
+	"fmt"
 	"math/rand/v2"
 	"net/netip"
 	"slices"
@@ -47,9 +48,10 @@ func TestDescriptionsAreExact(t *testing.T) {
 			case 2: // anything, but no part of a workload
 				in := map[string]bool{}
 				for i := range u.Actors {
-					name := u.Actors[i].Workload + u.Actors[i].Addr.String()
-					if u.Actors[i].Owned() {
-						name = u.Actors[i].Workload
+					a := &u.Actors[i]
+					name := a.Workload
+					if !a.Owned() { // nothing but the networks tells addresses and names apart
+						name = fmt.Sprint(a.Networks, a.Addr.Is4(), a.Addr == controller.Addr())
 					}
 					if _, ok := in[name]; !ok {
 						in[name] = rng.Float64() < share
@@ -101,6 +103,9 @@ func TestPairsAreExactInTheirFamily(t *testing.T) {
 					continue
 				}
 				all = append(all, int32(i))
+				if a.Domain != "" {
+					continue // no source
+				}
 				key := a.Is()
 				if _, ok := chosen[key]; !ok {
 					chosen[key] = rng.IntN(2) == 0
@@ -113,7 +118,7 @@ func TestPairsAreExactInTheirFamily(t *testing.T) {
 				continue
 			}
 			text, other, _ := u.Pair(some, all)
-			for _, c := range []struct {
+			for k, c := range []struct {
 				text []string
 				want []int32
 			}{{text, some}, {other, all}} {
@@ -122,7 +127,7 @@ func TestPairsAreExactInTheirFamily(t *testing.T) {
 					continue
 				}
 				exact++
-				got = slices.DeleteFunc(got, func(i int32) bool { return !in(&u.Actors[i]) })
+				got = slices.DeleteFunc(got, func(i int32) bool { return !in(&u.Actors[i]) || k == 0 && u.Actors[i].Domain != "" })
 				if !slices.Equal(got, c.want) {
 					t.Fatalf("seed %d: %q means %s, not %s", seed, c.text, names(u, got), names(u, c.want))
 				}
@@ -197,16 +202,14 @@ func reader(t *testing.T, s string) (func(*reach.Actor) bool, bool) {
 	case strings.Contains(s, "workloads such as "):
 		return nil, false
 	}
-	for _, family := range []string{" (IPv4)", " (IPv6)"} {
-		if rest, ok := strings.CutSuffix(s, family); ok {
-			m, ok := reader(t, rest)
-			// Controllers are named by their address.
-			return func(a *reach.Actor) bool {
-				return m(a) && a.Addr.Is4() == (family == " (IPv4)") && a.Addr != controller.Addr()
-			}, ok
+	for _, all := range []struct {
+		prefix string
+		owned  bool
+	}{{"every workload but ", true}, {"any address but ", false}} {
+		rest, ok := cut(all.prefix)
+		if !ok {
+			continue
 		}
-	}
-	if rest, ok := cut("every workload but "); ok {
 		var not []func(*reach.Actor) bool
 		for _, part := range strings.Split(rest, " and ") {
 			m, ok := reader(t, part)
@@ -216,30 +219,60 @@ func reader(t *testing.T, s string) (func(*reach.Actor) bool, bool) {
 			not = append(not, m)
 		}
 		return func(a *reach.Actor) bool {
-			return a.Owned() && !slices.ContainsFunc(not, func(m func(*reach.Actor) bool) bool { return m(a) })
+			return a.Owned() == all.owned && !slices.ContainsFunc(not, func(m func(*reach.Actor) bool) bool { return m(a) })
 		}, true
 	}
+	for _, family := range []string{" (IPv4)", " (IPv6)"} {
+		if rest, ok := strings.CutSuffix(s, family); ok {
+			m, ok := reader(t, rest)
+			// Controllers are named by their address.
+			return func(a *reach.Actor) bool {
+				return m(a) && a.Addr.Is4() == (family == " (IPv4)") && a.Addr != controller.Addr()
+			}, ok
+		}
+	}
 	if text, ok := cut("address "); ok {
-		return func(a *reach.Actor) bool { return !a.Owned() && a.Addr.String() == text }, true
+		addr, domain, _ := strings.Cut(text, " by the name ")
+		return func(a *reach.Actor) bool { return !a.Owned() && a.Addr.String() == addr && a.Domain == domain }, true
 	}
 	if name, ok := cut("workload "); ok {
 		return func(a *reach.Actor) bool { return a.Workload == name }, true
 	}
-	if rest, ok := cut("networks "); ok {
-		rest = strings.TrimSuffix(rest, " at once")
-		return func(a *reach.Actor) bool { return !a.Owned() && strings.Join(a.Networks, " and ") == rest }, true
+	exactly := func(sets []string) (func(*reach.Actor) bool, bool) {
+		return func(a *reach.Actor) bool { return !a.Owned() && slices.Equal(a.Networks, sets) }, true
 	}
-	if rest, ok := cut("network "); ok {
-		if name, ok := strings.CutSuffix(rest, " alone"); ok {
-			return func(a *reach.Actor) bool { return !a.Owned() && slices.Equal(a.Networks, []string{name}) }, true
+	if rest, ok := strings.CutSuffix(s, " at once"); ok {
+		if rest, ok := strings.CutPrefix(rest, "networks "); ok {
+			return exactly(strings.Split(rest, " and "))
 		}
-		return func(a *reach.Actor) bool { return !a.Owned() && slices.Contains(a.Networks, rest) }, true
+		var sets []string
+		for _, part := range strings.Split(rest, " and ") {
+			sets = append(sets, setName(part))
+		}
+		return exactly(sets)
+	}
+	if rest, ok := strings.CutSuffix(s, " alone"); ok {
+		return exactly([]string{setName(rest)})
+	}
+	if name := setName(s); name != "" {
+		return func(a *reach.Actor) bool { return !a.Owned() && slices.Contains(a.Networks, name) }, true
 	}
 	sel, err := model.ParseSelector(s)
 	if err != nil {
 		t.Fatalf("description %q cannot be read: %v", s, err)
 	}
 	return func(a *reach.Actor) bool { return a.Owned() && sel.Matches(a.Labels) }, true
+}
+
+// setName returns the set that "network NAME" and "domain PATTERN" mean; "" for other text.
+func setName(s string) string {
+	if name, ok := strings.CutPrefix(s, "network "); ok {
+		return name
+	}
+	if pattern, ok := strings.CutPrefix(s, "domain "); ok {
+		return model.DomainNetwork(pattern)
+	}
+	return ""
 }
 
 // TestDescriptionsAreShort: what people call one thing is described by one selector.

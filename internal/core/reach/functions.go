@@ -23,36 +23,37 @@ const (
 // Verdict returns the verdict that the level stands for.
 func (l Level) Verdict() model.Verdict { return min(model.Verdict(l), model.Allow) }
 
-// FuncID is an interned function of protocol and port that says the level and not the rule: two functions have one
-// number if and only if they are equal everywhere.
+// FuncID is an interned function of protocol, port and the processes at both ends that says the level and not the rule:
+// two functions have one number if and only if they are equal everywhere.
 type FuncID int32
 
-// function is a total function. cells are sorted, disjoint and of named protocols; whatever they leave out has the
-// level rest. A cell whose neighbour or rest has its level has been merged into it.
+// function is a total function. cells are sorted, disjoint and of named protocols; whatever they leave out has what rest
+// says. A cell whose neighbour or rest says the same has been merged into it.
 type function struct {
-	rest  Level
+	rest  choice
 	cells []levelCell
 }
 
 type levelCell struct {
 	proto  model.Proto
 	lo, hi uint16
-	level  Level
+	level  choice
 }
 
 // functions interns functions. Those of all worlds share one, so that numbers compare across worlds.
 type functions struct {
-	all   []function
-	byKey map[string]FuncID
-	key   []byte
+	choices *choices
+	all     []function
+	byKey   map[string]FuncID
+	key     []byte
 }
 
-func newFunctions() *functions { return &functions{byKey: map[string]FuncID{}} }
+func newFunctions() *functions { return &functions{choices: newChoices(), byKey: map[string]FuncID{}} }
 
 func (s *functions) intern(f function) FuncID {
-	s.key = append(s.key[:0], byte(f.rest))
+	s.key = binary.LittleEndian.AppendUint32(s.key[:0], uint32(f.rest))
 	for _, c := range f.cells {
-		s.key = append(s.key, byte(c.proto), byte(c.level))
+		s.key = binary.LittleEndian.AppendUint32(append(s.key, byte(c.proto)), uint32(c.level))
 		s.key = binary.LittleEndian.AppendUint16(s.key, c.lo)
 		s.key = binary.LittleEndian.AppendUint16(s.key, c.hi)
 	}
@@ -65,21 +66,21 @@ func (s *functions) intern(f function) FuncID {
 	return id
 }
 
-// of interns what a compiled function says.
-func (s *functions) of(f hostpolicy.Func) FuncID {
-	out := function{rest: levelOf(&f[0])}
+// of interns what a compiled function says in a direction.
+func (s *functions) of(f hostpolicy.Func, d model.Direction) FuncID {
+	out := function{rest: s.choices.of(&f[0], d)}
 	for i := range f[1:] {
 		c := &f[1+i]
-		out.add(levelCell{c.Ports.Proto, c.Ports.Lo, c.Ports.Hi, levelOf(c)})
+		out.add(levelCell{c.Ports.Proto, c.Ports.Lo, c.Ports.Hi, s.choices.of(c, d)})
 	}
 	return s.intern(out)
 }
 
-func levelOf(c *hostpolicy.Cell) Level {
-	if c.Verdict == model.Allow && (c.Rule == model.RuleDNS || c.Rule == model.RuleTime || c.Rule == model.RuleController) {
+func levelOf(v model.Verdict, rule model.RuleID) Level {
+	if v == model.Allow && (rule == model.RuleDNS || rule == model.RuleTime || rule == model.RuleController) {
 		return Essential
 	}
-	return Level(c.Verdict)
+	return Level(v)
 }
 
 // add appends a cell that follows the ones before.
@@ -103,13 +104,13 @@ func (s *functions) withEssential(id FuncID, ports []uint16) FuncID {
 		ranges[i] = model.PortRange{Proto: model.ProtoTCP, Lo: p, Hi: p}
 	}
 	out := function{rest: s.all[id].rest}
-	walk([]*function{&s.all[id]}, ranges, func(p model.PortRange, levels []Level, marked bool) {
+	walk([]*function{&s.all[id]}, ranges, func(p model.PortRange, says []choice, marked bool) {
 		if p.Proto == model.ProtoAny {
 			return
 		}
-		l := levels[0]
+		l := says[0]
 		if marked {
-			l = Essential
+			l = choice(Essential)
 		}
 		out.add(levelCell{p.Proto, p.Lo, p.Hi, l})
 	})
@@ -129,8 +130,8 @@ var always = func() []model.PortRange {
 // walk calls visit for the pieces of the space of protocols and ports on which all functions are constant and that lie
 // wholly inside or outside the marked ranges, which are sorted and disjoint. Pieces come by protocol and port; the
 // last one has ProtoAny and stands for every protocol that none of the others names.
-func walk(fs []*function, marked []model.PortRange, visit func(p model.PortRange, levels []Level, marked bool)) {
-	levels := make([]Level, len(fs))
+func walk(fs []*function, marked []model.PortRange, visit func(p model.PortRange, says []choice, marked bool)) {
+	says := make([]choice, len(fs))
 	at := make([]int, len(fs))
 	mark := 0
 	proto := model.ProtoAny
@@ -143,13 +144,13 @@ func walk(fs []*function, marked []model.PortRange, visit func(p model.PortRange
 		for lo := uint32(0); lo <= 65535; {
 			hi := uint32(65535)
 			for i, f := range fs {
-				levels[i] = f.rest
+				says[i] = f.rest
 				if at[i] < len(f.cells) && f.cells[at[i]].proto == proto {
 					c := &f.cells[at[i]]
 					if uint32(c.lo) > lo {
 						hi = min(hi, uint32(c.lo)-1)
 					} else {
-						levels[i] = c.level
+						says[i] = c.level
 						hi = min(hi, uint32(c.hi))
 					}
 				}
@@ -163,7 +164,7 @@ func walk(fs []*function, marked []model.PortRange, visit func(p model.PortRange
 					hi = min(hi, uint32(m.Hi))
 				}
 			}
-			visit(model.PortRange{Proto: proto, Lo: uint16(lo), Hi: uint16(hi)}, levels, inside)
+			visit(model.PortRange{Proto: proto, Lo: uint16(lo), Hi: uint16(hi)}, says, inside)
 			for i, f := range fs {
 				if at[i] < len(f.cells) && f.cells[at[i]].proto == proto && uint32(f.cells[at[i]].hi) <= hi {
 					at[i]++
@@ -176,9 +177,9 @@ func walk(fs []*function, marked []model.PortRange, visit func(p model.PortRange
 		}
 	}
 	for i, f := range fs {
-		levels[i] = f.rest
+		says[i] = f.rest
 	}
-	visit(model.AnyPort, levels, false)
+	visit(model.AnyPort, says, false)
 }
 
 // nextProto returns the least protocol that a cell or a mark not yet passed names.
@@ -214,7 +215,7 @@ func comparePorts(a, b model.PortRange) int {
 func (u *Universe) Within(ports []model.PortRange) FuncID {
 	sorted := slices.Clone(ports)
 	slices.SortFunc(sorted, comparePorts)
-	out := function{rest: Deny}
+	out := function{rest: choice(Deny)}
 	for _, p := range sorted {
 		if p.Proto == model.ProtoAny {
 			return u.open
@@ -223,23 +224,33 @@ func (u *Universe) Within(ports []model.PortRange) FuncID {
 			out.cells[n-1].hi = max(out.cells[n-1].hi, p.Hi)
 			continue
 		}
-		out.cells = append(out.cells, levelCell{p.Proto, p.Lo, p.Hi, Allow})
+		out.cells = append(out.cells, levelCell{p.Proto, p.Lo, p.Hi, choice(Allow)})
 	}
 	return u.functions.intern(out)
 }
 
-// Has reports whether the function has the level anywhere.
+// Has reports whether the function has the level anywhere, for any processes.
 func (u *Universe) Has(id FuncID, l Level) bool {
-	f := &u.functions.all[id]
-	return f.rest == l || slices.ContainsFunc(f.cells, func(c levelCell) bool { return c.level == l })
+	f, all := &u.functions.all[id], u.functions.choices.all
+	has := func(c choice) bool { return all[c].leads&(1<<l) != 0 }
+	return has(f.rest) || slices.ContainsFunc(f.cells, func(c levelCell) bool { return has(c.level) })
 }
 
 // Functions returns how many functions there are: every FuncID is less.
 func (u *Universe) Functions() int { return len(u.functions.all) }
 
-// At returns the level of the function at one port. Essentials that protocol and port tell are not in it.
-func (u *Universe) At(id FuncID, proto model.Proto, port uint16) Level {
-	f := &u.functions.all[id]
+// At returns the level of the function at one port, for processes that are not known if they are nil. Essentials that
+// protocol and port tell are not in it.
+func (u *Universe) At(id FuncID, proto model.Proto, port uint16, from, to *model.Process) Level {
+	return u.functions.choices.at(u.functions.all[id].at(proto, port), from, to)
+}
+
+// Whose returns for whom the function has the level at the port.
+func (u *Universe) Whose(id FuncID, proto model.Proto, port uint16, l Level) Who {
+	return u.functions.choices.whose(u.functions.all[id].at(proto, port), l)
+}
+
+func (f *function) at(proto model.Proto, port uint16) choice {
 	for _, c := range f.cells {
 		if c.proto == proto && c.lo <= port && port <= c.hi {
 			return c.level

@@ -91,7 +91,7 @@ const (
 func (s *Source) Each(to int32, fn func(p *Pair, where Where)) {
 	a, b := &s.u.Classes[s.class], &s.u.Classes[to]
 	if a.family != b.family && a.family != noAddress && b.family != noAddress ||
-		!a.owned && !b.owned || s.class == to && !a.many {
+		!a.owned && !b.owned || s.class == to && !a.many || a.named {
 		return
 	}
 	if !a.many && !b.many && a.first == b.first && a.owned && b.owned {
@@ -236,37 +236,79 @@ func (u *Universe) Joint(egress, ingress FuncID) FuncID {
 		return id
 	}
 	a, b := &u.functions.all[egress], &u.functions.all[ingress]
-	out := function{rest: min(a.rest, b.rest)}
-	walk([]*function{a, b}, nil, func(p model.PortRange, levels []Level, _ bool) {
-		if p.Proto == model.ProtoAny {
-			return
+	choices := u.functions.choices
+	out := function{rest: choices.join(a.rest, b.rest)}
+	walk([]*function{a, b}, nil, func(p model.PortRange, says []choice, _ bool) {
+		if p.Proto != model.ProtoAny {
+			out.add(levelCell{p.Proto, p.Lo, p.Hi, choices.join(says[0], says[1])})
 		}
-		l := min(levels[0], levels[1])
-		if max(levels[0], levels[1]) == Essential && l == Allow {
-			l = Essential
-		}
-		out.add(levelCell{p.Proto, p.Lo, p.Hi, l})
 	})
 	id := u.functions.intern(out)
 	u.joint[k] = id
 	return id
 }
 
-// Where returns the ports, of those that within allows, on which the function has the level.
-func (u *Universe) Where(id, within FuncID, level Level) Ports {
+// Where returns the ports, of those that within allows, on which the function has the level for some of who.
+func (u *Universe) Where(id, within FuncID, level Level, who Who) Ports {
 	var b portsBuilder
-	walk([]*function{&u.functions.all[id], &u.functions.all[within]}, always, func(p model.PortRange, levels []Level, free bool) {
-		inside := levels[1] == Allow
-		b.add(p, !free && inside && levels[0] == level, free && inside)
+	s := u.functions.choices
+	walk([]*function{&u.functions.all[id], &u.functions.all[within]}, always, func(p model.PortRange, says []choice, free bool) {
+		inside := says[1] == choice(Allow)
+		b.add(p, !free && inside && s.and(s.whose(says[0], level), who) != Nobody, free && inside)
 	})
 	return b.build()
 }
 
-// Compare returns the ports on which two functions have levels that the caller accepts together.
-func (u *Universe) Compare(before, after FuncID, accept func(before, after Level) bool) Ports {
-	var b portsBuilder
-	walk([]*function{&u.functions.all[before], &u.functions.all[after]}, always, func(p model.PortRange, levels []Level, free bool) {
-		b.add(p, !free && accept(levels[0], levels[1]), free)
+// Difference is one way in which two functions differ: from one verdict to another, on some ports, for some processes.
+type Difference struct {
+	Before, After model.Verdict
+	Who           Who
+	Ports         Ports
+	// Only says that what closes is left to all processes but those of Who: to them, it passes afterwards.
+	Only bool
+}
+
+// Differences returns how two functions differ: all of it, and nothing twice.
+func (u *Universe) Differences(before, after FuncID) []Difference {
+	type piece struct {
+		ports model.PortRange
+		free  bool
+		says  [2]choice
+	}
+	var pieces []piece
+	walk([]*function{&u.functions.all[before], &u.functions.all[after]}, always, func(p model.PortRange, says []choice, free bool) {
+		pieces = append(pieces, piece{p, free, [2]choice{says[0], says[1]}})
 	})
-	return b.build()
+	var out []Difference
+	s := u.functions.choices
+	for was := model.Deny; was <= model.Allow; was++ {
+		for is := model.Deny; is <= model.Allow; is++ {
+			if was == is {
+				continue
+			}
+			first := len(out)
+			whose := make([]Who, len(pieces))
+			for i := range pieces {
+				p := &pieces[i]
+				if p.free || p.says[0] == p.says[1] {
+					continue
+				}
+				whose[i] = s.turns(p.says[0], p.says[1], was, is)
+				if whose[i] != Nobody && !slices.ContainsFunc(out[first:], func(d Difference) bool { return d.Who == whose[i] }) {
+					out = append(out, Difference{Before: was, After: is, Who: whose[i]})
+				}
+			}
+			for k := range out[first:] {
+				d := &out[first+k]
+				var b portsBuilder
+				d.Only = is == model.Deny && d.Who != Everybody
+				for i := range pieces {
+					b.add(pieces[i].ports, whose[i] == d.Who, pieces[i].free)
+					d.Only = d.Only && (whose[i] != d.Who || s.whose(pieces[i].says[1], Deny) == d.Who)
+				}
+				d.Ports = b.build()
+			}
+		}
+	}
+	return out
 }

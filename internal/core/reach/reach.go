@@ -12,6 +12,7 @@ package reach
 
 import (
 	"net/netip"
+	"slices"
 	"strings"
 
 	"bulkhead/internal/core/compile"
@@ -31,6 +32,9 @@ type Actor struct {
 	// addresses.
 	Labels   model.Labels
 	LabelSet int32
+	// Domain is the pattern of the host names by which the source found the addresses, Name one of them; "" where no name is
+	// known. An actor with one is a destination only.
+	Domain, Name string
 
 	views []view
 	class int32
@@ -39,6 +43,16 @@ type Actor struct {
 
 // Owned reports whether some workload has the address.
 func (a *Actor) Owned() bool { return a.Workload != "" }
+
+// Managed reports whether an agent enforces on the workload, in the last world that has it.
+func (a *Actor) Managed() bool {
+	for i := len(a.views) - 1; i >= 0; i-- {
+		if wl := a.views[i].workload; wl != nil && wl.Name == a.Workload {
+			return wl.Managed
+		}
+	}
+	return false
+}
 
 // End returns the actor as people name it: the workload, or one of the addresses.
 func (a *Actor) End() model.End {
@@ -55,6 +69,8 @@ func (a *Actor) Is() string {
 		return "no labels"
 	case a.Owned():
 		return a.Labels.String()
+	case a.Domain != "":
+		return "an address found by the name " + a.Domain
 	case len(a.Networks) == 0:
 		return "an address in no network"
 	}
@@ -104,6 +120,7 @@ type Class struct {
 
 	family family
 	owned  bool
+	named  bool                   // found by a host name: destinations only
 	first  string                 // name of one workload
 	many   bool                   // more than one workload, or addresses
 	hosts  map[string]hostMembers // in the last world; "" for no host
@@ -158,8 +175,9 @@ type Universe struct {
 	controls  bool       // some class has a controller's address
 	source    Source     // space for From
 	address   *addressSpace
-	names     [bothFamilies + 1]*describer
-	dual      map[dualKey]families // the families of all addresses of an end
+	names     [2][bothFamilies + 1]*describer // by role
+	byName    bool                            // some actor is found by a name
+	dual      map[dualKey]families            // the families of all addresses of an end
 	counted   *ends
 	joint     map[jointKey]FuncID
 	masked    map[maskKey]FuncID
@@ -178,11 +196,12 @@ func New(worlds ...*compile.World) *Universe {
 		worlds: worlds, functions: newFunctions(),
 		joint: map[jointKey]FuncID{}, masked: map[maskKey]FuncID{},
 	}
-	u.open = u.functions.intern(function{rest: Allow})
+	u.open = u.functions.intern(function{rest: choice(Allow)})
 	u.address = newAddressSpace(worlds)
-	u.NetworkSets = u.address.kinds
+	u.NetworkSets = slices.Clone(u.address.kinds)
 	u.addWorkloads()
 	u.addAddresses()
+	u.addNamed()
 	for d := range u.rows {
 		u.rows[d] = make([][]row, len(worlds))
 		u.columns[d] = make([][]column, len(worlds))
@@ -203,6 +222,9 @@ func New(worlds ...*compile.World) *Universe {
 
 // ClassOf returns the class of an actor, as indexes into Classes and Actors.
 func (u *Universe) ClassOf(actor int32) int32 { return u.Actors[actor].class }
+
+// Talks reports whether members of the class may be sources: an address is found by a name only as a destination.
+func (u *Universe) Talks(class int32) bool { return !u.Classes[class].named }
 
 // Plain reports whether the members of the class are judged as what they are and nothing else: an agent enforces on them, and
 // no other host takes them for another workload that has their address.

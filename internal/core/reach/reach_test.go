@@ -70,24 +70,27 @@ func TestEvaluatorAgrees(t *testing.T) {
 						return
 					}
 					joint := u.Joint(p.Egress[0], p.Ingress[0])
-					for _, port := range ports {
+					for k, port := range ports {
 						if _, always := essential.Match(port.Proto, port.Lo); always {
 							continue
 						}
-						want, err := e.Judge(&model.Flow{From: from, To: to, Proto: port.Proto, Port: port.Lo})
+						want, err := e.Judge(&model.Flow{
+							From: from, To: to, Proto: port.Proto, Port: port.Lo, FromProcess: flows[k].FromProcess, ToProcess: flows[k].ToProcess,
+							ToDomain: x[1].Name,
+						})
 						if err != nil {
 							t.Fatalf("seed %d: %v", seed, err)
 						}
 						got := model.FlowVerdict{
-							Verdict: u.At(joint, port.Proto, port.Lo).Verdict(),
-							Egress:  model.EndVerdict{Verdict: u.At(p.Egress[0], port.Proto, port.Lo).Verdict(), Rule: want.Egress.Rule},
-							Ingress: model.EndVerdict{Verdict: u.At(p.Ingress[0], port.Proto, port.Lo).Verdict(), Rule: want.Ingress.Rule},
+							Verdict: u.At(joint, port.Proto, port.Lo, flows[k].FromProcess, flows[k].ToProcess).Verdict(),
+							Egress:  model.EndVerdict{Verdict: u.At(p.Egress[0], port.Proto, port.Lo, flows[k].FromProcess, flows[k].ToProcess).Verdict(), Rule: want.Egress.Rule},
+							Ingress: model.EndVerdict{Verdict: u.At(p.Ingress[0], port.Proto, port.Lo, flows[k].FromProcess, flows[k].ToProcess).Verdict(), Rule: want.Ingress.Rule},
 						}
 						if got != want {
 							t.Fatalf("seed %d: %s to %s on %v (place %v): got %+v, want %+v", seed, from, to, port, where, got, want)
 						}
 						policyEssential := strings.HasPrefix(string(want.Egress.Rule), "essential/") || strings.HasPrefix(string(want.Ingress.Rule), "essential/")
-						if want.Verdict == model.Allow && policyEssential != (u.At(joint, port.Proto, port.Lo) == reach.Essential) {
+						if want.Verdict == model.Allow && policyEssential != (u.At(joint, port.Proto, port.Lo, flows[k].FromProcess, flows[k].ToProcess) == reach.Essential) {
 							t.Fatalf("seed %d: %s to %s on %v: essential %v, rules %s and %s", seed, from, to, port, !policyEssential, want.Egress.Rule, want.Ingress.Rule)
 						}
 						if policyEssential {
@@ -140,7 +143,7 @@ func TestEveryMemberAgrees(t *testing.T) {
 		for i := range u.Actors {
 			for j := range u.Actors {
 				a, b := &u.Actors[i], &u.Actors[j]
-				if a.Owned() && a.Workload == b.Workload || !a.Owned() && !b.Owned() || a.Addr.IsValid() && b.Addr.IsValid() && a.Addr.Is4() != b.Addr.Is4() {
+				if a.Owned() && a.Workload == b.Workload || !a.Owned() && !b.Owned() || a.Addr.IsValid() && b.Addr.IsValid() && a.Addr.Is4() != b.Addr.Is4() || a.Domain != "" {
 					continue
 				}
 				from, ok1 := end(worlds[0], a)
@@ -159,11 +162,13 @@ func TestEveryMemberAgrees(t *testing.T) {
 					if _, always := essential.Match(f.Proto, f.Port); always {
 						continue
 					}
-					want, err := e.Judge(&model.Flow{From: from, To: to, Proto: f.Proto, Port: f.Port})
+					want, err := e.Judge(&model.Flow{
+						From: from, To: to, Proto: f.Proto, Port: f.Port, FromProcess: f.FromProcess, ToProcess: f.ToProcess, ToDomain: b.Name,
+					})
 					if err != nil {
 						t.Fatal(err)
 					}
-					if got := u.At(joint, f.Proto, f.Port).Verdict(); got != want.Verdict {
+					if got := u.At(joint, f.Proto, f.Port, f.FromProcess, f.ToProcess).Verdict(); got != want.Verdict {
 						t.Fatalf("seed %d world %d: %s to %s on %v/%d: %v, want %v", seed, k, from, to, f.Proto, f.Port, got, want.Verdict)
 					}
 					checked++

@@ -73,7 +73,7 @@ type rowReader struct {
 	u       *Universe
 	w       *compile.World
 	world   int
-	funcs   []FuncID // by the world's number; unread if it was not asked for yet
+	funcs   [2][]FuncID // by direction and the world's number; unread if it was not asked for yet
 	byKey   [2]map[string]rowID
 	entries []rowEntry
 	key     []byte
@@ -81,21 +81,22 @@ type rowReader struct {
 
 const unread FuncID = -1
 
-func (r *rowReader) function(n int32) FuncID {
-	for int(n) >= len(r.funcs) {
-		r.funcs = append(r.funcs, unread)
+func (r *rowReader) function(n int32, d model.Direction) FuncID {
+	known := &r.funcs[d]
+	for int(n) >= len(*known) {
+		*known = append(*known, unread)
 	}
-	if r.funcs[n] == unread {
-		r.funcs[n] = r.u.functions.of(r.w.Function(n))
+	if (*known)[n] == unread {
+		(*known)[n] = r.u.functions.of(r.w.Function(n), d)
 	}
-	return r.funcs[n]
+	return (*known)[n]
 }
 
 func (r *rowReader) row(at *compile.Point, d model.Direction) rowID {
 	r.entries = r.entries[:0]
 	rest := r.function(r.w.WalkTable(at, d, func(peer model.IdentityID, fn int32) {
-		r.entries = append(r.entries, rowEntry{peer: peer, fn: r.function(fn)})
-	}))
+		r.entries = append(r.entries, rowEntry{peer: peer, fn: r.function(fn, d)})
+	}), d)
 	r.key = binary.LittleEndian.AppendUint32(r.key[:0], uint32(rest))
 	kept := r.entries[:0]
 	for _, e := range r.entries {
