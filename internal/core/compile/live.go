@@ -55,6 +55,7 @@ type Live struct {
 	refs          []int         // points, cells, shared identities and addresses that need it
 	meant         [][]int32     // the matches that mean it, sorted
 	addrs         [][]*liveAddr // that it, alone or among others, stands behind
+	places        [][]placeSums // the sums of the addresses that are taken for it
 	judgeOf       [][]*judge    // that judge subjects of it
 	identityMark  []uint32      // mark of the last walk that met it
 	byKey         map[identityKey]int32
@@ -78,6 +79,12 @@ type Live struct {
 	groups      map[string]*group
 	hosts       map[string]*liveHost
 
+	cells        []liveCell
+	cellByPrefix map[netip.Prefix]int32
+	covers       map[string]*cover // by the netsets told; of the present partition
+	log          addressLog
+
+	latest *batch // what it leaves is tidied up when the next begins: until then its changes can be read
 	mark   uint32
 	cellAs []int32
 	buf    []byte
@@ -125,6 +132,7 @@ func emptyLive(o Options) *Live {
 		functions: newFunctionBuilder(), tableByKey: map[string]*liveTable{},
 		judges: map[string]*judge{}, groups: map[string]*group{}, hosts: map[string]*liveHost{},
 	}
+	l.cellByPrefix, l.covers = map[netip.Prefix]int32{}, map[string]*cover{}
 	l.opts.Controllers = plainAddrPorts(o.Controllers)
 	l.nets = newPartition(l.docs, &l.rules)
 	l.slotOf = []int32{l.netset(&l.nets.netsets[0])}
@@ -152,8 +160,8 @@ func (l *Live) Instance(name string) *model.Instance {
 	return nil
 }
 
-// Apply makes the change and returns what is different for the hosts. After an error, which is that of Compile, nothing
-// has changed.
+// Apply makes the change and returns what is different for the hosts, to be read before the next one. After an error,
+// which is that of Compile, nothing has changed.
 func (l *Live) Apply(c *Change) (*Changes, error) {
 	before := make(map[string]*model.Instance, len(c.Set)+len(c.Gone))
 	note := func(name string) {
@@ -218,14 +226,20 @@ type batch struct {
 	idle         []*judge
 	empty        []*group
 
-	first         bool               // there was no group before
-	told          map[int32][]*group // identity to the groups that tell it from others, as far as asked for
-	concerned     map[*group]bool
-	groupQueue    []*group
-	recut         map[*group]bool
+	adopted bool     // other rules are in force
+	recut   bool     // the address space is cut anew
+	altered []*group // that are told more than other addresses
+
+	// Of drawing deltas.
+	spread        bool     // toLook is known
+	toLook        []*group // altered ones, and those that may be told of dirty addresses
+	drawnGroups   []*group
 	diffs         map[contentPair]*tableDiff
 	setDiffs      map[statePair]*hostpolicy.SetDelta
-	addressDeltas map[string]*addressSums
+	addressDeltas map[string]*addressDelta
+	hasher        hostpolicy.Hasher
+	subjects      []hostpolicy.Subject
+	key           []byte
 }
 
 func (l *Live) apply(c *Change) (*Changes, error) {
@@ -243,13 +257,15 @@ func (l *Live) apply(c *Change) (*Changes, error) {
 			return nil, err
 		}
 	}
+	if l.latest != nil {
+		l.latest.finish()
+	}
 	b := &batch{
 		Live: l, was: map[*liveAddr]*addrRecord{}, recover: map[int32]bool{}, hosts: map[string]bool{},
 		dirtyPeers: [2]map[int32]*dirtyPeers{{}, {}},
-		first:      len(l.groups) == 0, told: map[int32][]*group{},
-		concerned: map[*group]bool{}, recut: map[*group]bool{},
-		diffs: map[contentPair]*tableDiff{}, setDiffs: map[statePair]*hostpolicy.SetDelta{}, addressDeltas: map[string]*addressSums{},
+		diffs:      map[contentPair]*tableDiff{}, setDiffs: map[statePair]*hostpolicy.SetDelta{}, addressDeltas: map[string]*addressDelta{},
 	}
+	l.latest = b
 	out, err := b.run(c, x, opts)
 	if err != nil {
 		return nil, &refusedError{err}
@@ -320,10 +336,13 @@ func (b *batch) run(c *Change, x *lowered, opts Options) (*Changes, error) {
 	if err := b.evaluateAll(); err != nil {
 		return nil, err
 	}
-	b.spread()
-	out := b.changes()
-	b.finish()
-	return out, nil
+	changes := make([]addressChange, len(b.dirty))
+	for i, e := range b.dirty {
+		changes[i] = addressChange{b.was[e], e.rec}
+	}
+	l.log.next(changes)
+	b.restate()
+	return b.changes(), nil
 }
 
 // settleIdentities settles addresses, and finds which identities are gone for good.
@@ -401,47 +420,12 @@ func (b *batch) stateJudge(j *judge) {
 		contents: contents,
 	}
 	for _, g := range j.groups {
-		g.altered = true
-		b.concernGroup(g)
+		b.alter(g)
 	}
 }
 
-// spread finds the groups that changed addresses concern.
-func (b *batch) spread() {
-	l := b.Live
-	if b.first {
-		return // every group is new and lists what it is told of
-	}
-	for u := range b.recover {
-		b.tellers(u, func(g *group) { b.recut[g] = true })
-	}
-	for _, e := range b.dirty {
-		add := func(p int32) {
-			groups, ok := b.told[p]
-			if !ok {
-				b.tellers(p, func(g *group) { groups = append(groups, g) })
-				b.told[p] = groups
-			}
-			for _, g := range groups {
-				if n := len(g.moot); n == 0 || g.moot[n-1] != e {
-					g.moot = append(g.moot, e)
-				}
-			}
-		}
-		for _, r := range [2]*addrRecord{b.was[e], e.rec} {
-			if r != nil {
-				add(r.seen)
-				for _, m := range r.members {
-					add(m)
-				}
-			}
-		}
-		l.around(l.nets, l.slotOf, netip.PrefixFrom(e.addr, e.addr.BitLen()), add)
-	}
-}
-
-// tellers calls visit for every group that tells the peer from others, before the batch or after it, and concerns it.
-// Groups of which a table changed are concerned already, and are not always visited.
+// tellers calls visit for every group that tells the peer from others. Groups of which a table changed, that may have told
+// it before the batch, are altered.
 func (b *batch) tellers(p int32, visit func(*group)) {
 	l := b.Live
 	l.mark++
@@ -458,7 +442,6 @@ func (b *batch) tellers(p int32, visit func(*group)) {
 			for _, g := range j.groups {
 				if g.met != mark {
 					g.met = mark
-					b.concernGroup(g)
 					visit(g)
 				}
 			}
@@ -479,9 +462,11 @@ func (b *batch) finish() {
 		}
 		b.bury(at)
 	}
-	for m := range l.matchInfo {
-		if l.matchInfo[m].key != "" && l.matchInfo[m].refs == 0 {
-			l.dropMatch(int32(m))
+	if b.adopted {
+		for m := range l.matchInfo {
+			if l.matchInfo[m].key != "" && l.matchInfo[m].refs == 0 {
+				l.dropMatch(int32(m))
+			}
 		}
 	}
 	if len(b.lostUnowned) > 0 {
@@ -490,8 +475,16 @@ func (b *batch) finish() {
 	for _, t := range b.tablesQueued {
 		t.base, t.pending, t.rebuild, t.queued = nil, nil, false, false
 	}
-	for _, g := range b.groupQueue {
-		g.before, g.moot, g.altered = nil, nil, false
+	for _, list := range [2][]*group{b.altered, b.toLook} {
+		for _, g := range list {
+			g.before, g.fresh, g.queued, g.moot = nil, false, false, nil
+		}
+	}
+	for _, g := range b.drawnGroups {
+		g.drawn, g.change = false, nil
+	}
+	for i := range b.moves {
+		b.moves[i].host.moved = false
 	}
 	for _, e := range b.dirty {
 		e.dirty = false

@@ -45,13 +45,12 @@ type liveAddr struct {
 
 // addrRecord is what hosts may be told of an address.
 type addrRecord struct {
-	seen    int32
-	members []int32 // of seen, if that is shared
-	cell    netip.Prefix
-	address hostpolicy.Address
-	ports   []hostpolicy.PortOwner
-	digest  hostpolicy.Sum
-	portSum hostpolicy.Bag
+	seen       int32
+	members    []int32 // of seen, if that is shared
+	cell       int32   // number of a liveCell; None if no network holds it
+	address    hostpolicy.Address
+	portOwners []hostpolicy.PortOwner
+	addressSums
 }
 
 func (r *addrRecord) equal(o *addrRecord) bool {
@@ -59,7 +58,7 @@ func (r *addrRecord) equal(o *addrRecord) bool {
 		return r == o
 	}
 	return r.seen == o.seen && r.cell == o.cell && r.address == o.address && slices.Equal(r.members, o.members) &&
-		slices.Equal(r.ports, o.ports)
+		slices.Equal(r.portOwners, o.portOwners)
 }
 
 // netset returns the slot of a netset.
@@ -181,6 +180,7 @@ func (b *batch) newIdentity(x identity, id model.IdentityID) int32 {
 		l.refs = append(l.refs, 0)
 		l.meant = append(l.meant, nil)
 		l.addrs = append(l.addrs, nil)
+		l.places = append(l.places, nil)
 		l.identityMark = append(l.identityMark, 0)
 		l.judgeOf = append(l.judgeOf, nil)
 		l.builder.grow(len(l.ids.all))
@@ -232,7 +232,7 @@ func (b *batch) bury(at int32) {
 		}
 	}
 	*x = identity{labels: None}
-	l.ids.ids[at], l.meant[at], l.addrs[at], l.ids.sharedIn[at] = 0, nil, nil, nil
+	l.ids.ids[at], l.meant[at], l.addrs[at], l.places[at], l.ids.sharedIn[at] = 0, nil, nil, nil, nil
 	l.identitySlots.free = append(l.identitySlots.free, at)
 }
 
@@ -340,6 +340,9 @@ func (b *batch) settle() {
 	l := b.Live
 	for _, e := range b.touched {
 		old := e.rec
+		if old != nil {
+			l.unbook(old)
+		}
 		e.rec = b.record(e)
 		if e.rec.equal(b.was[e]) {
 			e.rec = b.was[e]
@@ -365,6 +368,7 @@ func (b *batch) settle() {
 			}
 		}
 		if e.rec != nil {
+			l.book(e.rec)
 			for _, i := range append([]int32{e.rec.seen}, e.rec.members...) {
 				l.addrs[i] = append(l.addrs[i], e)
 			}
@@ -381,10 +385,7 @@ func (b *batch) record(e *liveAddr) *addrRecord {
 		return nil
 	}
 	l := b.Live
-	r := &addrRecord{}
-	if c := l.nets.cellOf(e.addr); c >= 0 {
-		r.cell = l.nets.cells[c].prefix
-	}
+	r := &addrRecord{cell: l.cell(e.addr)}
 	members := make([]int32, len(e.owners))
 	for k, p := range e.owners {
 		members[k] = p.exact
@@ -400,16 +401,16 @@ func (b *batch) record(e *liveAddr) *addrRecord {
 			claimants[k] = claimant{p.of.Instance, p.exact}
 		}
 		for _, o := range portOwners(e.addr, claimants) {
-			r.ports = append(r.ports, hostpolicy.PortOwner{Addr: e.addr, Proto: o.proto, Port: o.port, Identity: l.ids.ids[o.identity]})
+			r.portOwners = append(r.portOwners, hostpolicy.PortOwner{Addr: e.addr, Proto: o.proto, Port: o.port, Identity: l.ids.ids[o.identity]})
 		}
-		for i := range r.ports {
-			r.portSum.Add(r.ports[i].Digest())
+		for i := range r.portOwners {
+			r.ports.Add(r.portOwners[i].Digest())
 		}
 	}
 	r.address = hostpolicy.Address{
 		Prefix: netip.PrefixFrom(e.addr, e.addr.BitLen()), Identity: l.ids.ids[r.seen], Shared: r.members != nil,
 	}
-	r.digest = r.address.Digest()
+	r.addresses.Add(r.address.Digest())
 	return r
 }
 
@@ -417,6 +418,7 @@ func (b *batch) record(e *liveAddr) *addrRecord {
 func (b *batch) cut(nets *partition) {
 	l := b.Live
 	before, slotsBefore := l.nets, l.slotOf
+	b.recut = true
 	l.nets, l.slotOf = nets, make([]int32, len(nets.netsets))
 	for i := range nets.netsets {
 		l.slotOf[i] = l.netset(&nets.netsets[i])

@@ -199,6 +199,7 @@ type dirtyPeers struct {
 // already.
 func (b *batch) adopt(p *documentsPlan) {
 	l := b.Live
+	b.adopted = true
 	concern := func(d int, r *Rule) {
 		if r.Expired {
 			return
@@ -330,8 +331,7 @@ func (b *batch) resegment(p *documentsPlan) {
 	}
 	for _, g := range l.groups {
 		if slices.ContainsFunc(g.subjects, func(s groupSubject) bool { return changed[s.labels] }) {
-			g.altered = true
-			b.concernGroup(g)
+			b.alter(g)
 		}
 	}
 }

@@ -44,6 +44,13 @@ func lowerFor(docs *model.Documents, values portValues, now time.Time) ([2][]Rul
 		now:        now,
 		reported:   map[Error]bool{},
 	}
+	n := 0 // most policies make one rule in each direction of each
+	for i := range docs.Policies {
+		n += len(docs.Policies[i].Rules)
+	}
+	for d := range l.rules {
+		l.rules[d] = make([]Rule, 0, n+len(docs.Segments))
+	}
 	for i := range docs.Services {
 		l.services[docs.Services[i].Name] = docs.Services[i].Ports
 	}

@@ -25,31 +25,19 @@ func (p *Policy) Hash() Hash {
 	for i := range p.Ports {
 		ports.Add(p.Ports[i].Digest())
 	}
-	return p.HashOf(&addresses, &ports)
+	var h Hasher
+	h.Host(p.Host, p.Subjects)
+	return h.Hash(p.Common(&addresses, &ports))
 }
 
-// HashOf is Hash for who keeps the digests of the addresses and ports in bags: it reads the other fields of p only, and
-// of Sets the IDs.
-func (p *Policy) HashOf(addresses, ports *Bag) Hash {
-	e := encoder{buf: make([]byte, 0, 4096)}
-	e.str(p.Host)
-	e.num(uint64(len(p.Subjects)))
-	for i := range p.Subjects {
-		s := &p.Subjects[i]
-		e.str(s.Workload)
-		e.str(s.Unit)
-		e.num(uint64(s.Identity))
-		e.num(uint64(s.Set))
-		e.num(uint64(len(s.Local)))
-		for _, l := range s.Local {
-			e.addr(l.Addr)
-			e.num(uint64(l.Identity))
-			e.num(uint64(l.Set))
-		}
-		e.num(uint64(s.Isolation))
-		e.num(uint64(s.Quarantine))
-		e.num(uint64(s.OnAgentLoss))
-	}
+// Common is the part of a policy that hosts may have in common, encoded for a Hasher: all but the host's name and its
+// subjects.
+type Common struct{ encoded []byte }
+
+// Common is for who keeps the digests of the addresses and ports in bags: it reads Sets, of which the IDs count,
+// Controllers and Domains.
+func (p *Policy) Common(addresses, ports *Bag) Common {
+	e := encoder{buf: make([]byte, 0, 128+10*len(p.Sets)+24*len(p.Controllers))}
 	e.num(uint64(len(p.Sets)))
 	for i := range p.Sets {
 		// A set's ID is the hash of its content, so the ID stands for it. Seal makes them and Check tests them.
@@ -70,7 +58,43 @@ func (p *Policy) HashOf(addresses, ports *Bag) Hash {
 			e.num(uint64(d.Identity))
 		}
 	}
-	return sha256.Sum256(e.buf)
+	return Common{e.buf}
+}
+
+// Hasher hashes the policies of hosts one after the other without garbage. The zero Hasher is ready.
+type Hasher struct {
+	buf  []byte
+	host int // length of the host's part
+}
+
+// Host begins the policy of a host with these subjects.
+func (h *Hasher) Host(host string, subjects []Subject) {
+	e := encoder{buf: h.buf[:0]}
+	e.str(host)
+	e.num(uint64(len(subjects)))
+	for i := range subjects {
+		s := &subjects[i]
+		e.str(s.Workload)
+		e.str(s.Unit)
+		e.num(uint64(s.Identity))
+		e.num(uint64(s.Set))
+		e.num(uint64(len(s.Local)))
+		for _, l := range s.Local {
+			e.addr(l.Addr)
+			e.num(uint64(l.Identity))
+			e.num(uint64(l.Set))
+		}
+		e.num(uint64(s.Isolation))
+		e.num(uint64(s.Quarantine))
+		e.num(uint64(s.OnAgentLoss))
+	}
+	h.buf, h.host = e.buf, len(e.buf)
+}
+
+// Hash returns the hash of the policy that was begun with this rest.
+func (h *Hasher) Hash(rest Common) Hash {
+	h.buf = append(h.buf[:h.host], rest.encoded...)
+	return sha256.Sum256(h.buf)
 }
 
 // ContentID returns the ID that the set's content asks for.

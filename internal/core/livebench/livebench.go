@@ -14,20 +14,30 @@ import (
 	"bulkhead/internal/core/model"
 )
 
-// Figure is what changes of one kind cost, until the deltas of all hosts are there.
+// Figure is what changes of one kind cost.
 type Figure struct {
-	Kind          string        `json:"kind"`
-	Samples       int           `json:"samples"`
-	P50, P99, Max time.Duration `json:",omitempty"`
-	Hosts         int           `json:"hosts"` // that were told something by a change, on average
+	Kind    string `json:"kind"`
+	Samples int    `json:"samples"`
+	// Apply is until Apply returns: from then on the delta of any host can be drawn.
+	Apply Latency `json:"apply"`
+	// One is what it then takes to draw the delta of one host: of the one that changed, or of any if documents did.
+	One Latency `json:"one"`
+	// All is what it takes to draw the deltas of all other hosts, hashes included.
+	All   Latency `json:"all"`
+	Hosts int     `json:"hosts"` // that were told something by a change, on average
+}
+
+// Latency is how long something took, over all samples.
+type Latency struct {
+	P50 time.Duration `json:"p50"`
+	P99 time.Duration `json:"p99"`
+	Max time.Duration `json:"max"`
 }
 
 // Result is everything that Run measured.
 type Result struct {
-	Size  estate.Size   `json:"size"`
-	Build time.Duration `json:"build"` // of the live world from nothing
-	// Host is what it takes to make the delta of one host, hashes included, from what the hosts have in common.
-	Host    time.Duration `json:"host"`
+	Size    estate.Size   `json:"size"`
+	Build   time.Duration `json:"build"` // of the live world from nothing
 	Figures []Figure      `json:"figures"`
 }
 
@@ -52,7 +62,7 @@ func Run(size estate.Size, samples, check int, clock func() time.Duration) (*Res
 			return nil, fmt.Errorf("%s: %w", k.name, err)
 		}
 	}
-	out.Figures, out.Host = r.figures, r.host
+	out.Figures = r.figures
 	return out, r.check(check)
 }
 
@@ -68,7 +78,6 @@ type runner struct {
 	names   []string
 	joined  int
 	figures []Figure
-	host    time.Duration
 	err     error // of a change that prepares another
 }
 
@@ -104,24 +113,21 @@ var kinds = []kind{
 
 func (r *runner) sample(k kind, n int) error {
 	do, undo := Figure{Kind: k.name}, Figure{Kind: k.undo}
-	var took, tookBack []time.Duration
+	var took, tookBack samples
 	for range n {
 		change, back := k.change(r)
 		if r.err != nil {
 			return r.err
 		}
-		d, err := r.apply(change, &do)
-		if err != nil {
+		if err := r.apply(change, &do, &took); err != nil {
 			return err
 		}
-		took = append(took, d)
 		if back == nil {
 			continue
 		}
-		if d, err = r.apply(back, &undo); err != nil {
+		if err := r.apply(back, &undo, &tookBack); err != nil {
 			return err
 		}
-		tookBack = append(tookBack, d)
 	}
 	r.add(do, took)
 	if k.undo != "" {
@@ -130,23 +136,42 @@ func (r *runner) sample(k kind, n int) error {
 	return nil
 }
 
-func (r *runner) add(f Figure, took []time.Duration) {
-	slices.Sort(took)
-	f.Samples = len(took)
-	f.P50, f.P99, f.Max = took[len(took)/2], took[len(took)*99/100], took[len(took)-1]
-	f.Hosts /= len(took)
+// samples are how long the parts of each change of one kind took.
+type samples struct{ apply, one, all []time.Duration }
+
+func (r *runner) add(f Figure, took samples) {
+	f.Samples = len(took.apply)
+	f.Apply, f.One, f.All = latency(took.apply), latency(took.one), latency(took.all)
+	f.Hosts /= f.Samples
 	r.figures = append(r.figures, f)
 }
 
-func (r *runner) apply(c *compile.Change, f *Figure) (time.Duration, error) {
+func latency(took []time.Duration) Latency {
+	slices.Sort(took)
+	return Latency{took[len(took)/2], took[len(took)*99/100], took[len(took)-1]}
+}
+
+func (r *runner) apply(c *compile.Change, f *Figure, took *samples) error {
+	var host string
+	if c.Set != nil {
+		host = c.Set[0].Host
+	} else {
+		inst := r.some(isHost)
+		host = inst.Name
+	}
 	begin := r.clock()
 	changes, err := r.live.Apply(c)
-	took := r.clock() - begin
+	applied := r.clock()
 	if err != nil {
-		return 0, err
+		return err
 	}
-	hosts := changes.Len() + len(changes.Joined) + len(changes.Left)
-	f.Hosts += hosts
+	changes.Delta(host)
+	one := r.clock()
+	for range changes.Each {
+		f.Hosts++
+	}
+	took.apply, took.one, took.all = append(took.apply, applied-begin), append(took.one, one-applied), append(took.all, r.clock()-one)
+	f.Hosts += len(changes.Joined) + len(changes.Left)
 	if c.Documents != nil {
 		r.docs = c.Documents
 	}
@@ -156,17 +181,7 @@ func (r *runner) apply(c *compile.Change, f *Figure) (time.Duration, error) {
 	for _, name := range c.Gone {
 		delete(r.byName, name)
 	}
-	if n := changes.Len(); n > 0 && r.host == 0 {
-		begin := r.clock()
-		deltas := 0
-		for range changes.Each {
-			if deltas++; deltas == 1000 {
-				break
-			}
-		}
-		r.host = (r.clock() - begin) / time.Duration(deltas)
-	}
-	return took, nil
+	return nil
 }
 
 // some returns a workload that is there, of which ok holds.
@@ -178,10 +193,10 @@ func (r *runner) some(ok func(*model.Instance) bool) model.Instance {
 	}
 }
 
-func host(i *model.Instance) bool { return i.Managed && !i.IsUnit() && i.Host == i.Name }
+func isHost(i *model.Instance) bool { return i.Managed && !i.IsUnit() && i.Host == i.Name }
 
 func (r *runner) join() (*compile.Change, *compile.Change) {
-	inst := r.some(host)
+	inst := r.some(isHost)
 	r.joined++
 	inst.Name = fmt.Sprintf("new-%06d", r.joined)
 	inst.Host, inst.Addresses = inst.Name, []netip.Addr{r.freeAddress(&inst)}
@@ -200,16 +215,16 @@ func set(inst model.Instance) (*compile.Change, *compile.Change) {
 }
 
 func (r *runner) relabel() (*compile.Change, *compile.Change) {
-	inst, other := r.some(host), r.some(host)
+	inst, other := r.some(isHost), r.some(isHost)
 	for other.Labels.String() == inst.Labels.String() || other.Addresses[0].As4()[1]>>4 != inst.Addresses[0].As4()[1]>>4 {
-		other = r.some(host)
+		other = r.some(isHost)
 	}
 	inst.Labels = other.Labels
 	return set(inst)
 }
 
 func (r *runner) readdress() (*compile.Change, *compile.Change) {
-	inst := r.some(func(i *model.Instance) bool { return host(i) && len(i.Addresses) == 1 })
+	inst := r.some(func(i *model.Instance) bool { return isHost(i) && len(i.Addresses) == 1 })
 	inst.Addresses = []netip.Addr{r.freeAddress(&inst)}
 	return set(inst)
 }
@@ -222,7 +237,7 @@ func (r *runner) listen() (*compile.Change, *compile.Change) {
 }
 
 func (r *runner) newLabels() (*compile.Change, *compile.Change) {
-	inst := r.some(host)
+	inst := r.some(isHost)
 	before := inst
 	r.joined++
 	inst.Labels = inst.Labels.With(model.Labels{"loc": fmt.Sprintf("new-%d", r.joined)})
@@ -230,7 +245,7 @@ func (r *runner) newLabels() (*compile.Change, *compile.Change) {
 }
 
 func (r *runner) quarantine() (*compile.Change, *compile.Change) {
-	inst := r.some(host)
+	inst := r.some(isHost)
 	before := inst
 	inst.Quarantine.Level = model.QuarantineIsolate
 	inst.Labels = inst.Labels.With(model.Labels{model.QuarantineLabel: "isolate"})

@@ -1,0 +1,317 @@
+package compile
+
+import (
+	"net/netip"
+	"slices"
+	"strings"
+
+	"bulkhead/internal/core/hostpolicy"
+)
+
+// Changes are what one Apply changed for the hosts. What a host is told is decided; its delta is drawn when somebody asks
+// for it, from what the Live holds: so Changes must be read before the next Apply, and not by several goroutines at once.
+// The deltas share memory with each other, do not change and may be kept.
+type Changes struct {
+	Joined, Left []string // hosts that are new, and that are gone; sorted
+	batch        *batch
+	version      uint64
+}
+
+// groupChange is what changed for all hosts of a group alike.
+type groupChange struct {
+	before, after *groupState
+	old, now      hostpolicy.Common
+	sets          []*hostpolicy.SetDelta
+	gone          []hostpolicy.PolicySetID
+	addresses     *hostpolicy.AddressDelta
+	domains       bool // they differ
+	loud          bool // some subject differs
+}
+
+// changes notes which hosts are new and which are gone.
+func (b *batch) changes() *Changes {
+	out := &Changes{batch: b, version: b.log.version}
+	for i := range b.moves {
+		switch m := &b.moves[i]; {
+		case m.from == nil && m.to == nil:
+		case m.from == nil:
+			out.Joined = append(out.Joined, m.host.name)
+		case m.to == nil:
+			out.Left = append(out.Left, m.host.name)
+		}
+	}
+	slices.SortFunc(out.Joined, strings.Compare)
+	slices.SortFunc(out.Left, strings.Compare)
+	return out
+}
+
+// open returns the batch, which must be the latest.
+func (c *Changes) open() *batch {
+	if c.version != c.batch.log.version {
+		panic("compile: Changes read after the next Apply")
+	}
+	return c.batch
+}
+
+// Len returns how many deltas Each yields. It draws what hosts have in common, and takes most of the time of Each.
+func (c *Changes) Len() int {
+	n := 0
+	c.open().each(func(g *group, m *move) bool {
+		switch {
+		case m != nil:
+			n++
+		case len(g.hosts) > 0:
+			for _, h := range g.hosts {
+				if !h.moved {
+					n++
+				}
+			}
+		}
+		return true
+	})
+	return n
+}
+
+// Each yields the delta of every host that was there before, is there now and is told something else.
+func (c *Changes) Each(yield func(*hostpolicy.Delta) bool) {
+	b := c.open()
+	b.each(func(g *group, m *move) bool {
+		if m != nil {
+			return yield(b.delta(m.host.name, m.shape, m.host.shape, b.drawMove(m)))
+		}
+		for _, h := range g.hosts {
+			if !h.moved && !yield(b.delta(h.name, h.shape, h.shape, g.change)) {
+				return false
+			}
+		}
+		return true
+	})
+}
+
+// Delta returns the delta of one host as Each yields it; nil if the host is told nothing else, joined, left or is not
+// there.
+func (c *Changes) Delta(host string) *hostpolicy.Delta {
+	b := c.open()
+	h := b.Live.hosts[host]
+	if h == nil {
+		return nil
+	}
+	if h.moved {
+		at := slices.IndexFunc(b.moves, func(m move) bool { return m.host == h })
+		if m := &b.moves[at]; m.from != nil {
+			if x := b.drawMove(m); x != nil {
+				return b.delta(host, m.shape, h.shape, x)
+			}
+		}
+		return nil
+	}
+	if x := b.draw(h.group); x != nil {
+		return b.delta(host, h.shape, h.shape, x)
+	}
+	return nil
+}
+
+// each calls visit for every group of hosts, and for every moved host, that is told something else, until it returns false.
+func (b *batch) each(visit func(*group, *move) bool) {
+	for _, g := range b.concerned() {
+		if b.draw(g) != nil && !visit(g, nil) {
+			return
+		}
+	}
+	for i := range b.moves {
+		m := &b.moves[i]
+		if m.from != nil && m.to != nil && b.drawMove(m) != nil && !visit(nil, m) {
+			return
+		}
+	}
+}
+
+// concerned returns the groups of which the hosts may be told something else.
+func (b *batch) concerned() []*group {
+	if b.spread {
+		return b.toLook
+	}
+	b.spread = true
+	l := b.Live
+	b.toLook = slices.Clone(b.altered)
+	told := map[int32][]*group{} // identity to the groups that tell it from others
+	for _, e := range b.dirty {
+		add := func(p int32) {
+			groups, ok := told[p]
+			if !ok {
+				b.tellers(p, func(g *group) { groups = append(groups, g) })
+				told[p] = groups
+			}
+			for _, g := range groups {
+				if !g.queued {
+					g.queued = true
+					b.toLook = append(b.toLook, g)
+				}
+				if n := len(g.moot); n == 0 || g.moot[n-1] != e {
+					g.moot = append(g.moot, e)
+				}
+			}
+		}
+		for _, r := range [2]*addrRecord{b.was[e], e.rec} {
+			if r != nil {
+				add(r.seen)
+				for _, m := range r.members {
+					add(m)
+				}
+			}
+		}
+		l.around(l.nets, l.slotOf, netip.PrefixFrom(e.addr, e.addr.BitLen()), add)
+	}
+	return b.toLook
+}
+
+// draw returns what changes for all hosts of a group that were in it before and are in it now; nil if nothing.
+func (b *batch) draw(g *group) *groupChange {
+	if !g.drawn {
+		g.drawn = true
+		b.drawnGroups = append(b.drawnGroups, g)
+		g.change = b.drawGroup(g)
+	}
+	return g.change
+}
+
+func (b *batch) drawGroup(g *group) *groupChange {
+	if g.fresh || len(g.hosts) == 0 {
+		return nil
+	}
+	l := b.Live
+	old, now := g.state, g.state
+	if g.before != nil {
+		old = g.before
+	}
+	c := &groupChange{before: old, after: now}
+	var doubt []int32 // peers that may be told apart now and were not, or the reverse
+	if old != now {
+		for k := range now.judges {
+			for d, content := range now.judges[k].contents {
+				if was := old.judges[k].contents[d]; was != content {
+					doubt = append(doubt, b.diff(was, content).presence...)
+				}
+			}
+		}
+		b.sets(c, true)
+		c.loud = !sameSubjects(old, now)
+	}
+	moot := b.dirty
+	if b.spread && len(doubt) == 0 && old.cover == now.cover {
+		moot = g.moot
+	}
+	d := b.addressDelta(old, now, doubt, moot)
+	if c.addresses = d.delta; c.quiet() {
+		return nil
+	}
+	if known := &g.known; known.state != now || known.version != l.log.version {
+		if l.log.advance(known, old, l.log.version-1) {
+			known.state, known.version = now, l.log.version
+			d.to(&known.addressSums)
+		}
+	}
+	b.common(c, l.sums(g), d)
+	return c
+}
+
+// drawMove returns what changes for a host that was looked at again; nil if nothing.
+func (b *batch) drawMove(m *move) *groupChange {
+	if m.drawn {
+		return m.change
+	}
+	m.drawn = true
+	l := b.Live
+	c := &groupChange{before: m.from.state, after: m.to.state}
+	if m.from.before != nil {
+		c.before = m.from.before
+	}
+	var doubt []int32
+	if c.before != c.after {
+		doubt = l.toldByOne(c.before, c.after)
+		b.sets(c, m.from == m.to)
+	}
+	d := b.addressDelta(c.before, c.after, doubt, b.dirty)
+	c.addresses = d.delta
+	c.loud = !slices.EqualFunc(subjectsOf(m.shape, c.before), subjectsOf(m.host.shape, c.after),
+		func(x, y hostpolicy.Subject) bool { return equalSubjects(&x, &y) })
+	if c.quiet() {
+		return nil
+	}
+	b.common(c, l.sums(m.to), d)
+	m.change = c
+	return c
+}
+
+// toldByOne returns the peers for which one of two states has rows and the other has none.
+func (l *Live) toldByOne(x, y *groupState) []int32 {
+	l.mark += 2
+	first, both := l.mark-1, l.mark
+	var out []int32
+	for _, c := range x.contents {
+		c.each(func(p, _ int32) { l.identityMark[p] = first })
+	}
+	for _, c := range y.contents {
+		c.each(func(p, _ int32) {
+			if l.identityMark[p] != first && l.identityMark[p] != both {
+				out = append(out, p)
+			}
+			l.identityMark[p] = both
+		})
+	}
+	for _, c := range x.contents {
+		c.each(func(p, _ int32) {
+			if l.identityMark[p] == first {
+				out = append(out, p)
+				l.identityMark[p] = both
+			}
+		})
+	}
+	return out
+}
+
+// common makes what the hashes of hosts have in common before and after, from the sums after.
+func (b *batch) common(c *groupChange, after *addressSums, d *addressDelta) {
+	before := *after
+	d.undo(&before)
+	c.old, c.now = b.Live.common(c.before, &before), b.Live.common(c.after, after)
+}
+
+// quiet reports whether nothing changes.
+func (c *groupChange) quiet() bool {
+	c.domains = c.before.cover != c.after.cover && !slices.Equal(c.before.cover.domains, c.after.cover.domains)
+	return !c.loud && !c.domains && len(c.sets)+len(c.gone) == 0 && c.addresses.Empty()
+}
+
+// delta makes the delta of a host.
+func (b *batch) delta(host string, before, after []hostSubject, g *groupChange) *hostpolicy.Delta {
+	d := &hostpolicy.Delta{Host: host, Sets: g.sets, GoneSets: g.gone, Addresses: g.addresses}
+	if g.domains {
+		d.Domains, d.DomainsChanged = g.after.cover.domains, true
+	}
+	if !g.loud {
+		// Nobody keeps the subjects: their place is used again.
+		b.subjects = appendSubjects(b.subjects[:0], after, g.after)
+		b.hasher.Host(host, b.subjects)
+		d.Base, d.Result = b.hasher.Hash(g.old), b.hasher.Hash(g.now)
+		return d
+	}
+	old, now := subjectsOf(before, g.before), subjectsOf(after, g.after)
+	b.hasher.Host(host, old)
+	d.Base = b.hasher.Hash(g.old)
+	b.hasher.Host(host, now)
+	d.Result = b.hasher.Hash(g.now)
+	for i := range now {
+		same := func(s hostpolicy.Subject) bool { return equalSubjects(&s, &now[i]) }
+		if !slices.ContainsFunc(old, same) {
+			d.Subjects = append(d.Subjects, now[i])
+		}
+	}
+	for i := range old {
+		same := func(s hostpolicy.Subject) bool { return s.Workload == old[i].Workload }
+		if !slices.ContainsFunc(now, same) {
+			d.GoneSubjects = append(d.GoneSubjects, old[i].Workload)
+		}
+	}
+	return d
+}

@@ -1,0 +1,145 @@
+package compile
+
+import (
+	"cmp"
+	"slices"
+
+	"bulkhead/internal/core/hostpolicy"
+	"bulkhead/internal/core/model"
+)
+
+// listed calls visit for every owned address that the hosts are told of.
+func (l *Live) listed(s *groupState, visit func(*addrRecord)) {
+	l.mark++
+	list := func(e *liveAddr) {
+		if e.seen != l.mark {
+			e.seen = l.mark
+			visit(e.rec)
+		}
+	}
+	for _, c := range s.contents {
+		c.each(func(peer, _ int32) {
+			if l.identityMark[peer] != l.mark {
+				l.identityMark[peer] = l.mark
+				for _, e := range l.addrs[peer] {
+					list(e)
+				}
+			}
+		})
+	}
+	for _, cell := range s.cover.cells {
+		for _, e := range l.owned.Subnets(l.cells[cell].prefix) {
+			if e.rec.cell == cell {
+				list(e)
+			}
+		}
+	}
+}
+
+// HostPolicy returns what the agent of the host is given; false if there is no such host. It is what a World of the
+// same documents and workloads gives.
+func (l *Live) HostPolicy(host string) (*hostpolicy.Policy, bool) {
+	h := l.hosts[host]
+	if h == nil {
+		return nil, false
+	}
+	s := h.group.state
+	p := &hostpolicy.Policy{Host: host, Controllers: l.opts.Controllers, Subjects: subjectsOf(h.shape, s)}
+	for _, j := range distinctSets(s) {
+		p.Sets = append(p.Sets, l.policySet(j))
+	}
+	p.Addresses, p.Domains = slices.Clone(s.cover.prefixes), s.cover.domains
+	l.listed(s, func(r *addrRecord) {
+		p.Addresses = append(p.Addresses, r.address)
+		p.Ports = append(p.Ports, r.portOwners...)
+	})
+	slices.SortFunc(p.Addresses, func(a, b hostpolicy.Address) int { return hostpolicy.CompareAddresses(&a, &b) })
+	slices.SortFunc(p.Ports, func(a, b hostpolicy.PortOwner) int { return hostpolicy.ComparePorts(&a, &b) })
+	return p, true
+}
+
+// HostHash returns the hash of HostPolicy without making it; false if there is no such host.
+func (l *Live) HostHash(host string) (hostpolicy.Hash, bool) {
+	h := l.hosts[host]
+	if h == nil {
+		return hostpolicy.Hash{}, false
+	}
+	var hasher hostpolicy.Hasher
+	hasher.Host(h.name, subjectsOf(h.shape, h.group.state))
+	return hasher.Hash(l.common(h.group.state, l.sums(h.group))), true
+}
+
+// common returns what the hashes of a group's hosts have in common.
+func (l *Live) common(s *groupState, sums *addressSums) hostpolicy.Common {
+	p := &hostpolicy.Policy{Controllers: l.opts.Controllers, Domains: s.cover.domains}
+	for _, j := range distinctSets(s) {
+		p.Sets = append(p.Sets, hostpolicy.PolicySet{ID: j.id})
+	}
+	return p.Common(&sums.addresses, &sums.ports)
+}
+
+// Hosts returns the names of every host with an agent, sorted.
+func (l *Live) Hosts() []string {
+	out := make([]string, 0, len(l.hosts))
+	for name := range l.hosts {
+		out = append(out, name)
+	}
+	slices.Sort(out)
+	return out
+}
+
+// distinctSets returns the policy sets that the subjects name, sorted by ID.
+func distinctSets(s *groupState) []*judgeState {
+	out := slices.Clone(s.judges)
+	slices.SortFunc(out, func(a, b *judgeState) int { return cmp.Compare(a.id, b.id) })
+	return slices.CompactFunc(out, func(a, b *judgeState) bool { return a.id == b.id })
+}
+
+func subjectsOf(shape []hostSubject, s *groupState) []hostpolicy.Subject {
+	return appendSubjects(make([]hostpolicy.Subject, 0, len(shape)), shape, s)
+}
+
+func appendSubjects(dst []hostpolicy.Subject, shape []hostSubject, s *groupState) []hostpolicy.Subject {
+	for k := range shape {
+		dst = append(dst, subjectOf(&shape[k], &s.subjects[k]))
+	}
+	return dst
+}
+
+func subjectOf(h *hostSubject, s *subjectState) hostpolicy.Subject {
+	out := hostpolicy.Subject{
+		Workload: h.workload, Unit: h.unit, Identity: h.identity, Set: s.set.id, Isolation: s.isolation.id,
+		Quarantine: h.quarantine, OnAgentLoss: s.loss,
+	}
+	for i, at := range h.locals {
+		out.Local = append(out.Local, hostpolicy.LocalSet{Addr: at.addr, Identity: at.identity, Set: s.locals[i].id})
+	}
+	return out
+}
+
+func (l *Live) policySet(j *judgeState) hostpolicy.PolicySet {
+	return hostpolicy.PolicySet{
+		ID: j.id, Ingress: l.hostTable(j.contents[model.Ingress]), Egress: l.hostTable(j.contents[model.Egress]),
+	}
+}
+
+func (l *Live) hostTable(c *content) hostpolicy.Table {
+	type numbered struct {
+		peer model.IdentityID
+		fn   int32
+	}
+	var rows []numbered
+	c.each(func(peer, fn int32) { rows = append(rows, numbered{l.ids.ids[peer], fn}) })
+	slices.SortFunc(rows, func(a, b numbered) int { return cmp.Compare(a.peer, b.peer) })
+	var n numbering
+	n.reset(len(l.functions.funcs))
+	n.add(c.def)
+	for _, r := range rows {
+		n.add(r.fn)
+	}
+	out := hostpolicy.Table{Funcs: n.funcs(l.functions.functions)}
+	for _, r := range rows {
+		out.Peers = append(out.Peers, hostpolicy.PeerFunc{Peer: r.peer, Func: uint32(n.index[r.fn])})
+	}
+	return out
+}
