@@ -86,7 +86,7 @@ Exit status: 0 good, 1 the answer is no, 2 wrong use, 3 it cannot be done.`,
 		}
 	}
 	add(groupAsk, a.checkCommand(), a.testCommand(), a.evalCommand(), a.explainCommand(), a.compileCommand(),
-		a.diffCommand(), a.learnCommand())
+		a.diffCommand(), a.learnCommand(), a.importCommand())
 	add(groupChange, a.planCommand(), a.applyCommand(), a.deleteCommand(), a.rollbackCommand(), a.quarantineCommand(),
 		a.tokenCommand())
 	add(groupObserve, a.statusCommand(), a.getCommand(), a.flowsCommand(), a.mapCommand(), a.agentsCommand(),

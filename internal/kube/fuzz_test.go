@@ -5,6 +5,8 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
+	"strings"
 	"testing"
 
 	"go.yaml.in/yaml/v3"
@@ -65,7 +67,11 @@ func whole(t *testing.T, docs *model.Documents) {
 			t.Errorf("policy %q is there twice", p.Name)
 		}
 		names[p.Name] = true
-		onlyPods(t, p.Name, &p.Subject)
+		kind, _, _ := strings.Cut(p.Name, "/")
+		ofKubernetes := slices.ContainsFunc(policyKindNames, func(k string) bool { return strings.ToLower(k) == kind })
+		if ofKubernetes { // a OneSidedPolicy may be for everybody
+			onlyPods(t, p.Name, &p.Subject)
+		}
 		rules := map[string]bool{}
 		for k := range p.Rules {
 			r := &p.Rules[k]
@@ -77,7 +83,7 @@ func whole(t *testing.T, docs *model.Documents) {
 				t.Errorf("%s/%s is about nobody", p.Name, r.Name)
 			}
 			for j := range r.Peers {
-				if x := &r.Peers[j]; x.Kind == model.PeerWorkloads && !hasRequirement(&x.Workloads, isNode) {
+				if x := &r.Peers[j]; ofKubernetes && x.Kind == model.PeerWorkloads && !hasRequirement(&x.Workloads, isNode) {
 					onlyPods(t, p.Name, &x.Workloads)
 				}
 			}

@@ -29,6 +29,11 @@ type reader struct {
 	policies    []model.OneSided
 	workloads   []model.Workload
 
+	// ordered are the policies whose order their names promise: those of the kind OneSidedPolicy.
+	ordered map[string]bool
+	// visit, if set, is given every manifest instead.
+	visit func(kind, *yaml.Node)
+
 	ignored map[string]*ignored // by apiVersion and kind
 	notes   []policy.Finding
 }
@@ -44,6 +49,7 @@ func newReader() *reader {
 	return &reader{
 		seen:       map[string]model.Position{},
 		namespaces: map[string]model.Labels{},
+		ordered:    map[string]bool{},
 		ignored:    map[string]*ignored{},
 	}
 }
@@ -273,9 +279,9 @@ var officialGroups = []string{"", "extensions", "networking.k8s.io", policyGroup
 
 // otherPolicies are groups whose policies decide about traffic too and are not judged here, with what to do.
 var otherPolicies = map[string]string{
-	"cilium.io":             rewrite,
-	"projectcalico.org":     rewrite,
-	"crd.projectcalico.org": rewrite,
+	"cilium.io":             "read what bulkhead import cilium makes of it",
+	"projectcalico.org":     "read what bulkhead import calico makes of it",
+	"crd.projectcalico.org": "read what bulkhead import calico makes of it",
 	"crd.antrea.io":         rewrite,
 	"k8s.ovn.org":           rewrite,
 	"security.istio.io":     "judge the rest without it: it is asked above the network, and what is said here holds below it",
@@ -286,6 +292,18 @@ const rewrite = "write it as NetworkPolicy or ClusterNetworkPolicy, or judge the
 // manifest reads one manifest of any kind.
 func (r *reader) manifest(k kind, n *yaml.Node) {
 	if r.Full() {
+		return
+	}
+	if r.visit != nil {
+		if item, ok := strings.CutSuffix(k.name, "List"); ok && child(n, "items") != nil {
+			r.list(kind{k.group, k.version, item}, n)
+			return
+		}
+		r.visit(k, n)
+		return
+	}
+	if k.group == OneSidedGroup {
+		r.oneSided(k, n)
 		return
 	}
 	if p, ok := policyKinds[k.name]; ok && (p.group == k.group || slices.Contains(officialGroups, k.group)) {

@@ -46,7 +46,7 @@ func (r *reader) reviewPriorities() {
 	slices.SortFunc(byName, func(a, b model.OneSided) int { return compare(a.Name, b.Name) })
 	for i := range byName {
 		p := &byName[i]
-		if p.Tier == model.TierNamespace {
+		if p.Tier == model.TierNamespace || r.ordered[p.Name] {
 			continue
 		}
 		at := place{p.Tier, p.Priority}

@@ -64,15 +64,18 @@ func CheckLabelKey(key string) error {
 	return nil
 }
 
-// CheckSelectorKey reports why key is not what a selector may ask for: a label key, or NamespaceLabelPrefix and the key of
-// a label of a pod's namespace, which no document can set.
+// CheckSelectorKey reports why key is not what a selector may ask for: a label key, or NamespaceLabelPrefix or
+// NodeLabelPrefix and the key of a label of a pod's namespace or of a node, which no document can set.
 func CheckSelectorKey(key string) error {
-	own, found := strings.CutPrefix(key, NamespaceLabelPrefix)
-	err := CheckLabelKey(own)
-	if err != nil && found {
-		return fmt.Errorf("after %q: %w", NamespaceLabelPrefix, err)
+	for _, prefix := range []string{NamespaceLabelPrefix, NodeLabelPrefix} {
+		if own, found := strings.CutPrefix(key, prefix); found {
+			if err := CheckLabelKey(own); err != nil {
+				return fmt.Errorf("after %q: %w", prefix, err)
+			}
+			return nil
+		}
 	}
-	return err
+	return CheckLabelKey(key)
 }
 
 // CheckLabelValue reports why value is not a label value: empty, or like the name part of a key.

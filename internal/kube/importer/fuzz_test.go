@@ -1,0 +1,57 @@
+package importer
+
+import (
+	"os"
+	"path/filepath"
+	"reflect"
+	"testing"
+
+	"golang.org/x/tools/txtar"
+
+	"bulkhead/internal/core/policy"
+)
+
+// fuzzImport: whatever the bytes, the answer is the same twice, every error has a place, and the output is read as it was
+// meant.
+func fuzzImport(f *testing.F, system string) {
+	files, err := filepath.Glob(filepath.Join("testdata", system, "*.txtar"))
+	if err != nil || len(files) == 0 {
+		f.Fatalf("no seeds: %v", err)
+	}
+	for _, file := range files {
+		data, err := os.ReadFile(file)
+		if err != nil {
+			f.Fatal(err)
+		}
+		for _, part := range txtar.Parse(data).Files {
+			if filepath.Ext(part.Name) == ".yaml" {
+				f.Add(part.Data)
+			}
+		}
+	}
+	read := imports[system]
+	f.Fuzz(func(t *testing.T, data []byte) {
+		input := []policy.File{{Name: "f", Data: data}}
+		result, err := read(input)
+		again, errAgain := read(input)
+		if !reflect.DeepEqual(result, again) || !reflect.DeepEqual(err, errAgain) {
+			t.Fatal("two readings differ")
+		}
+		if err != nil {
+			for _, e := range err.(policy.Errors) {
+				if e.Pos.Line == 0 && len(err.(policy.Errors)) < 1000 {
+					t.Errorf("an error without a place: %s", e.Msg)
+				}
+			}
+			return
+		}
+		for i := range result.Diagnostics {
+			if d := &result.Diagnostics[i]; d.Pos.Line == 0 || d.Field == "" || d.Msg == "" || d.Fix == "" {
+				t.Errorf("a diagnostic that lacks something: %s", d)
+			}
+		}
+		checkRead(t, result)
+	})
+}
+
+func FuzzCilium(f *testing.F) { fuzzImport(f, "cilium") }
