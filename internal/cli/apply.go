@@ -35,7 +35,8 @@ func (a *app) applyCommand() *cobra.Command {
 		Use:   "apply -f DIR|FILE|-",
 		Short: "Make documents the policy in force",
 		Long: `Make documents the policy in force. The controller checks them, runs expectations and
-guardrails, stores a new revision and sends every agent what concerns it. A document replaces the
+guardrails, makes sure that hosts can hold the result, stores a new revision and sends every agent
+what concerns it. A document replaces the
 one of the same kind and name; others stay, unless --prune.
 
 Look first: bulkhead plan -f DIR says what would open and close.`,
@@ -70,7 +71,7 @@ Look first: bulkhead plan -f DIR says what would open and close.`,
 	flags.BoolVar(&req.Prune, "prune", false, "remove the documents that are not in -f")
 	flags.StringVar(&req.Note, "note", "", "why; kept with the revision")
 	flags.Uint64Var(&req.BaseRevision, "base", 0, "refuse if this is not the newest revision any more")
-	flags.BoolVar(&req.Force, "force", false, "also when an expectation or a guardrail fails; this is audited")
+	flags.BoolVar(&req.Force, "force", false, "also when an expectation or a guardrail fails, or a host cannot hold it; this is audited")
 	flags.BoolVarP(&wait, "wait", "w", false, "wait until every connected agent has it in force")
 	return cmd
 }

@@ -6,6 +6,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"bulkhead/internal/core/budget"
 	"bulkhead/internal/core/compile"
 	"bulkhead/internal/core/model"
 	"bulkhead/internal/core/policy"
@@ -67,8 +68,9 @@ func (a *app) checkCommand() *cobra.Command {
 		Short: "Find errors in documents, and rules that look wrong",
 		Long: `Check documents: every error with file, line and column, and hygiene: rules that are
 duplicate, shadowed, redundant, contradictory, mergeable, never match, too broad, expired, or
-have no owner. With --flows also rules that are broader than the recorded flows use. Every
-finding says what to do; -o json adds the edit where a program can make it.
+have no owner; and what hosts could not hold of the result. With --flows also rules that are
+broader than the recorded flows use. Every finding says what to do; -o json adds the edit where a
+program can make it.
 Manifests of Kubernetes may stand beside them; what was left out of those is listed too.
 
 Exit status 1 if there is an error; with --strict also if there is a warning.`,
@@ -132,7 +134,10 @@ func (a *app) check(cmd *cobra.Command, f *sceneFlags, flows string) (*checkView
 		}
 	}
 	v.count(s)
-	if _, err := compile.Compile(s.docs, s.inv, s.options); err != nil {
+	w, err := compile.Compile(s.docs, s.inv, s.options)
+	if err == nil {
+		v.cannotHold(w)
+	} else {
 		for _, e := range compileErrors(err) {
 			message := e.Msg
 			if e.Rule != "" {
@@ -167,6 +172,31 @@ func (v *checkView) count(s *scene) {
 		v.Rules += len(d.OneSided[i].Rules)
 	}
 	v.Workloads = len(s.inv.Instances)
+}
+
+// cannotHold adds what hosts cannot hold: an error if that is certain, a finding if it depends on what their agents are.
+func (v *checkView) cannotHold(w *compile.World) {
+	places := map[model.RuleID]model.Position{}
+	for _, d := range model.Directions {
+		for _, r := range w.Rules(d) {
+			places[r.ID] = r.Pos
+		}
+	}
+	for _, p := range budget.Check(nil, w, nil) {
+		var pos model.Position
+		if len(p.Rules) > 0 {
+			pos = places[p.Rules[0].Rule]
+		}
+		if p.Blocks() {
+			v.Errors = append(v.Errors, problem(pos, "error", p.String()))
+			continue
+		}
+		next := p.Next
+		p.Next = "their agents refuse the policy and keep the one before"
+		found := problem(pos, policy.Notice.String(), p.String())
+		found.Code, found.Fix = "cannot-hold", next
+		v.Findings = append(v.Findings, found)
+	}
 }
 
 // compileErrors returns the single errors of compile.Compile.

@@ -8,6 +8,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"bulkhead/internal/core/budget"
 	"bulkhead/internal/core/compile"
 	"bulkhead/internal/core/hostpolicy"
 	"bulkhead/internal/core/model"
@@ -18,6 +19,8 @@ type worldView struct {
 	Workloads  int        `json:"workloads"`
 	PolicySets int        `json:"policy_sets"`
 	Hosts      []hostView `json:"hosts"`
+	// CannotHold is what hosts cannot hold.
+	CannotHold []budget.Problem `json:"cannot_hold"`
 }
 
 // hostView says how much one agent would be given.
@@ -28,6 +31,19 @@ type hostView struct {
 	Rows      int    `json:"rows"` // cells of all tables
 	Addresses int    `json:"addresses"`
 	Hash      string `json:"hash"`
+	sizeView
+}
+
+// sizeView is what something takes in the kernel of a host with eBPF: of all that counts, what grows with policy.
+type sizeView struct {
+	PolicyRows int `json:"policy_rows"` // for peers, protocols and single ports
+	RangeRows  int `json:"range_rows"`  // for ranges of ports
+	EntryBytes int `json:"entry_bytes"` // keys and values of all entries
+}
+
+func sizeOf(c budget.Cost) sizeView {
+	target := budget.EBPF()
+	return sizeView{c[budget.Rows], c[budget.Ranges], target.Bytes(c)}
 }
 
 // compiledView is what `compile --for` prints.
@@ -47,6 +63,7 @@ type compiledView struct {
 type setView struct {
 	ID        string      `json:"id"`
 	Addresses []string    `json:"addresses"`
+	Size      sizeView    `json:"size"`
 	Ingress   []tableView `json:"ingress"`
 	Egress    []tableView `json:"egress"`
 }
@@ -74,7 +91,8 @@ func (a *app) compileCommand() *cobra.Command {
 		Short: "What the agent of a workload is given",
 		Long: `Compile the policy and show what the agent of a workload is given: for each direction and
 peer the verdict by port, with the rule that decides. What a mode does not drop is would-deny
-here already. Without --for, how much each host is given.`,
+here already. Without --for, how much each host is given, what that takes in its kernel, and
+whether it fits.`,
 		Example: `  bulkhead compile -f policy/ --for pay-db-1
   bulkhead compile -f policy/
   bulkhead compile --for pay-db-1 -o json        # as the controller compiles it`,
@@ -104,26 +122,30 @@ here already. Without --for, how much each host is given.`,
 }
 
 func (a *app) printHosts(cmd *cobra.Command, w *compile.World) error {
-	v := worldView{Workloads: len(w.Inventory().Instances), PolicySets: w.Sets(), Hosts: []hostView{}}
+	v := worldView{Workloads: len(w.Inventory().Instances), PolicySets: w.Sets(), Hosts: []hostView{}, CannotHold: []budget.Problem{}}
+	v.CannotHold = append(v.CannotHold, budget.Check(nil, w, nil)...)
 	for _, host := range w.Hosts() {
 		p, ok := w.HostPolicy(host)
 		if !ok {
 			continue
 		}
-		h := hostView{Host: host, Subjects: len(p.Subjects), Sets: len(p.Sets), Addresses: len(p.Addresses), Hash: p.Hash().String()}
+		h := hostView{Host: host, Subjects: len(p.Subjects), Sets: len(p.Sets), Addresses: len(p.Addresses), Hash: p.Hash().String(), sizeView: sizeOf(budget.Of(p))}
 		for i := range p.Sets {
 			h.Rows += rowCount(&p.Sets[i].Ingress) + rowCount(&p.Sets[i].Egress)
 		}
 		v.Hosts = append(v.Hosts, h)
 	}
 	return a.print(cmd, v, func(p *page) {
-		t := newTable("HOST", ">SUBJECTS", ">POLICY SETS", ">ROWS", ">ADDRESSES", "HASH")
+		t := newTable("HOST", ">SUBJECTS", ">POLICY SETS", ">ROWS", ">FOR RANGES", ">ADDRESSES", ">MEMORY", "HASH")
 		for _, h := range v.Hosts {
-			t.add(h.Host, h.Subjects, h.Sets, h.Rows, h.Addresses, short(h.Hash))
+			t.add(h.Host, h.Subjects, h.Sets, h.PolicyRows+h.RangeRows, h.RangeRows, h.Addresses, byteSize(uint64(h.EntryBytes)), short(h.Hash))
 		}
 		p.table(t, "No workload is managed, so there is no agent to give anything to.")
 		p.line("")
 		p.line("%s, %s in all", count(v.Workloads, "workload"), count(v.PolicySets, "policy set"))
+		for i := range v.CannotHold {
+			p.line("%s %s", p.paint("cannot hold:", red), v.CannotHold[i].String())
+		}
 	})
 }
 
@@ -163,7 +185,7 @@ func (s *scene) compiled(w *compile.World, name string) (*compiledView, error) {
 		if k < 0 {
 			k = len(v.Sets)
 			v.Sets = append(v.Sets, setView{
-				ID: id, Addresses: []string{}, Ingress: tableViews(w, &set.Ingress), Egress: tableViews(w, &set.Egress),
+				ID: id, Addresses: []string{}, Size: sizeOf(budget.OfSet(set)), Ingress: tableViews(w, &set.Ingress), Egress: tableViews(w, &set.Egress),
 			})
 		}
 		if at.Addr.IsValid() {
@@ -248,6 +270,8 @@ func printCompiled(p *page, v *compiledView) {
 		if len(v.Sets) > 1 {
 			at = " at " + strings.Join(s.Addresses, ", ")
 		}
+		p.line("Policy set  %s%s: %s, %s for ranges, %s", s.ID, at, count(s.Size.PolicyRows+s.Size.RangeRows, "row"),
+			thousands(uint64(s.Size.RangeRows)), byteSize(uint64(s.Size.EntryBytes)))
 		p.heading("Ingress%s: who may reach it", at)
 		printTables(p, "FROM", s.Ingress)
 		p.heading("Egress%s: whom it may reach", at)

@@ -45,7 +45,7 @@ func (a *app) deleteCommand() *cobra.Command {
 	flags := cmd.Flags()
 	flags.StringVar(&req.Note, "note", "", "why; kept with the revision")
 	flags.Uint64Var(&req.BaseRevision, "base", 0, "refuse if this is not the newest revision any more")
-	flags.BoolVar(&req.Force, "force", false, "also when an expectation or a guardrail fails; this is audited")
+	flags.BoolVar(&req.Force, "force", false, "also when an expectation or a guardrail fails, or a host cannot hold it; this is audited")
 	flags.BoolVarP(&wait, "wait", "w", false, "wait until every connected agent has it in force")
 	return cmd
 }

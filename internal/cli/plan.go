@@ -21,10 +21,11 @@ func (a *app) planCommand() *cobra.Command {
 		Use:   "plan -f DIR|FILE|-",
 		Short: "What apply would open, close and break; changes nothing",
 		Long: `Say what apply would do and change nothing: which communications open and close, which
-recorded flows would break, whether guardrails and expectations hold.
+recorded flows would break, whether guardrails and expectations hold, and whether every host can
+hold what it would be given.
 
-Exit status 1 if a guardrail or an expectation fails. Flows that break are for you to decide
-about and do not fail a plan.`,
+Exit status 1 if a guardrail or an expectation fails, or if a host cannot hold the result. Flows
+that break are for you to decide about and do not fail a plan.`,
 		Example: `  bulkhead plan -f policy/
   bulkhead plan -f policy/ --prune --since 30d
   bulkhead plan --remove policy/payments-legacy -o json`,

@@ -229,6 +229,51 @@ func TestGuardrailsAndExpectations(t *testing.T) {
 	}
 }
 
+// TestWhatHostsCannotHold: a change that an agent would refuse is refused when it is planned and applied, but not what was
+// so before, and not what nobody knows of.
+func TestWhatHostsCannotHold(t *testing.T) {
+	c := Start(t)
+	join := func(host, dataplane string, labels map[string]string, addr string) *Agent {
+		a := c.NewAgent(host)
+		a.Dataplane = dataplane
+		if err := a.Enroll(c.Token(&pb.CreateTokenRequest{Host: host, Labels: labels})); err != nil {
+			t.Fatal(err)
+		}
+		a.Connect()
+		a.Report(&pb.HostInventory{Addresses: Addresses(addr)})
+		return a
+	}
+	join("db-1", "ebpf", map[string]string{"app": "shop", "role": "db"}, "10.0.0.2")
+	join("other-1", "", map[string]string{"app": "shop", "role": "web"}, "10.0.0.3")
+	Eventually(t, "both are workloads with addresses", func() bool { return strings.Count(world(t, c), `addresses:"`) == 2 })
+	process := strings.Replace(shop, `{from: "app=shop,role=web", `, `{from: {workloads: "app=shop,role=web", process: {unit: web.service}}, `, 1)
+
+	// The host that needs to tell processes apart has an agent of a kind that nothing is known of.
+	c.Apply(process)
+	// This one has eBPF.
+	join("web-1", "ebpf", map[string]string{"app": "shop", "role": "web"}, "10.0.0.1")
+	c.Apply(shop)
+	Eventually(t, "the third is there", func() bool { return strings.Count(world(t, c), `addresses:"`) == 3 })
+	_, err := c.API.Apply(t.Context(), &pb.ApplyRequest{Files: files(process)})
+	wantError(t, err, connect.CodeFailedPrecondition, "web-1 (ebpf) cannot hold it", "shop/web-to-db", "leave process out", "--force")
+	resp, err := c.API.Plan(t.Context(), &pb.PlanRequest{Files: files(process)})
+	if err != nil || resp.Ok {
+		t.Fatalf("plan: %v, %v", resp, err)
+	}
+	var p plan.Plan
+	if err := json.Unmarshal([]byte(resp.PlanJson), &p); err != nil {
+		t.Fatal(err)
+	}
+	if len(p.Budget) != 2 || !p.Budget[0].Assumed && !p.Budget[1].Assumed || !strings.Contains(p.Text(), "1 host cannot hold it") {
+		t.Errorf("plan\n%s", p.Text())
+	}
+	forced, err := c.API.Apply(t.Context(), &pb.ApplyRequest{Files: files(process), Force: true})
+	if err != nil || !strings.Contains(strings.Join(forced.Warnings, "\n"), "web-1 (ebpf) cannot hold it") {
+		t.Fatalf("forced: %v, %v", forced, err)
+	}
+	c.Apply(process + "    - {name: more, allow: {from: app=shop, to: app=shop, on: [tcp/1]}}\n")
+}
+
 // TestStoreThatFails is about a disk that is full, a store that is locked or damaged: a clear error, nothing changed,
 // and everything works on as soon as the store does.
 func TestStoreThatFails(t *testing.T) {

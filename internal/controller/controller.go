@@ -148,7 +148,7 @@ func (c *Controller) assemble(listen netip.AddrPort) (p *parts, err error) {
 	p.flows = flows.New(flows.Config{Now: p.now}, p.flowstore, p.world.Snapshot, p.log)
 	p.fleet = fleet.New(fleet.Config{Version: c.deps.Version, Now: p.now}, p.store, p.world, p.flows, p.metrics, p.log)
 	p.quarantine = quarantine.New(p.store, p.world, p.fleet, p.flows, p.metrics, p.log, p.now)
-	p.desk = change.New(p.store, p.world, p.flows, p.log, p.now)
+	p.desk = change.New(p.store, p.world, p.flows, p.fleet.Target, p.log, p.now)
 	p.audit = audit.New(p.store, p.log, p.now)
 	p.countElsewhere()
 	return p, nil

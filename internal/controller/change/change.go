@@ -16,6 +16,7 @@ import (
 	"bulkhead/internal/controller/audit"
 	"bulkhead/internal/controller/flows"
 	"bulkhead/internal/controller/world"
+	"bulkhead/internal/core/budget"
 	"bulkhead/internal/core/compile"
 	"bulkhead/internal/core/model"
 	"bulkhead/internal/core/plan"
@@ -30,7 +31,7 @@ type Kind uint8
 // The kinds of error.
 const (
 	Invalid  Kind = iota // the documents are wrong
-	Unmet                // an expectation or a guardrail does not hold
+	Unmet                // an expectation or a guardrail does not hold, or a host cannot hold the result
 	Conflict             // the documents are based on another revision than the newest
 	Missing              // there is no such revision or document
 )
@@ -48,8 +49,9 @@ func fail(k Kind, format string, args ...any) error {
 	return &Error{Kind: k, Text: fmt.Sprintf(format, args...)}
 }
 
-// unmet returns the guardrails and expectations of the world that do not hold, in words.
-func unmet(w *compile.World) []string {
+// unmet returns, in words, the guardrails and expectations of the world that do not hold, and what hosts cannot hold of
+// it that they could before.
+func unmet(before, w *compile.World, targets budget.Targets) []string {
 	var out []string
 	for _, g := range prove.Guardrails(w) {
 		if !g.Holds {
@@ -61,6 +63,11 @@ func unmet(w *compile.World) []string {
 			out = append(out, fmt.Sprintf("expectation %s is not met: %s", c.Expectation, c.String()))
 		}
 	}
+	for _, p := range budget.Check(before, w, targets) {
+		if p.Blocks() {
+			out = append(out, p.String())
+		}
+	}
 	return out
 }
 
@@ -69,15 +76,16 @@ type Desk struct {
 	store store.Store
 	world *world.World
 	flows *flows.Ingester
+	holds budget.Targets
 	log   *slog.Logger
 	now   func() time.Time
 
 	mu sync.Mutex // a change from the reading of its base to its publication
 }
 
-// New returns a desk.
-func New(s store.Store, w *world.World, f *flows.Ingester, log *slog.Logger, now func() time.Time) *Desk {
-	return &Desk{store: s, world: w, flows: f, log: log, now: now}
+// New returns a desk. holds says what hosts can hold.
+func New(s store.Store, w *world.World, f *flows.Ingester, holds budget.Targets, log *slog.Logger, now func() time.Time) *Desk {
+	return &Desk{store: s, world: w, flows: f, holds: holds, log: log, now: now}
 }
 
 // Ref names a document.
@@ -99,7 +107,7 @@ type Request struct {
 	Base   uint64 // the revision that it is based on; 0: whichever is newest
 	Author string
 	Note   string
-	Force  bool // also if expectations or guardrails do not hold
+	Force  bool // also if expectations or guardrails do not hold, or a host cannot hold the result
 }
 
 // Result says what became of a request.
@@ -125,7 +133,7 @@ func (d *Desk) Apply(ctx context.Context, r Request) (*Result, error) {
 	return d.commit(ctx, base, docs, r, audit.Apply)
 }
 
-// Rollback applies an old revision again. That expectations or guardrails do not hold does not stop it.
+// Rollback applies an old revision again. What would stop Apply without Force does not stop it.
 func (d *Desk) Rollback(ctx context.Context, revision uint64, author, note string) (*Result, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -165,7 +173,7 @@ func (d *Desk) commit(ctx context.Context, base *world.Documents, docs *model.Do
 	if err != nil {
 		return nil, err
 	}
-	broken := unmet(candidate.Compiled)
+	broken := unmet(d.world.Snapshot().Compiled, candidate.Compiled, d.holds)
 	if len(broken) > 0 && !r.Force {
 		return nil, fail(Unmet, "%s\nnothing was changed; put it right, or apply with --force", strings.Join(broken, "\n"))
 	}
@@ -232,7 +240,7 @@ func (d *Desk) Plan(ctx context.Context, e Edit, since time.Time) (*plan.Plan, e
 	if err != nil {
 		return nil, err
 	}
-	p, err := plan.Make(s.Compiled, candidate.Compiled, recorded, plan.Options{BaseRevision: s.Revision()})
+	p, err := plan.Make(s.Compiled, candidate.Compiled, recorded, plan.Options{BaseRevision: s.Revision(), Targets: d.holds})
 	if err != nil {
 		return nil, fail(Invalid, "%v", err)
 	}

@@ -65,6 +65,7 @@ type Agent struct {
 	Wrong     bool                            // acknowledges another hash than it was sent
 	Unhearing bool                            // does not isolate
 	Instance  string                          // of its flow batches
+	Dataplane string                          // what it says it has; "memory" if nothing else is set before Connect
 
 	t testing.TB
 	c *Controller
@@ -89,7 +90,7 @@ type Session struct {
 
 // NewAgent returns an agent that has not enrolled.
 func (c *Controller) NewAgent(host string) *Agent {
-	a := &Agent{Host: host, Instance: "first", t: c.t, c: c, isolated: map[string]bool{}}
+	a := &Agent{Host: host, Instance: "first", Dataplane: "memory", t: c.t, c: c, isolated: map[string]bool{}}
 	c.t.Cleanup(func() {
 		if c.t.Failed() {
 			c.t.Logf("agent of %s received %v", host, a.Received())
@@ -152,7 +153,7 @@ func (a *Agent) Connect() *Session {
 	a.mu.Lock()
 	a.session = s
 	hello := &pb.Hello{
-		Capability: wire.Capability, AgentVersion: "test", Kernel: "6.1", Dataplane: "memory", Limits: []string{"enforces nothing"},
+		Capability: wire.Capability, AgentVersion: "test", Kernel: "6.1", Dataplane: a.Dataplane, Limits: []string{"enforces nothing"},
 		BootId: "boot", Instance: a.Instance,
 	}
 	if a.policy != nil {

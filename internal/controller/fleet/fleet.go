@@ -21,6 +21,7 @@ import (
 	"bulkhead/internal/controller/metrics"
 	"bulkhead/internal/controller/trust"
 	"bulkhead/internal/controller/world"
+	"bulkhead/internal/core/budget"
 	"bulkhead/internal/core/hostpolicy"
 	"bulkhead/internal/core/inventory"
 	"bulkhead/internal/core/model"
@@ -360,6 +361,19 @@ func (f *Fleet) Connected() map[string]bool {
 		a.mu.Unlock()
 	}
 	return out
+}
+
+// Target says what the dataplane of the host can hold, by what its agent has said last. It is a budget.Targets.
+func (f *Fleet) Target(host string) (t budget.Target, known bool) {
+	kind := ""
+	if a := f.agent(host); a != nil {
+		a.mu.Lock()
+		if !a.stored.Revoked() {
+			kind = a.stored.Dataplane
+		}
+		a.mu.Unlock()
+	}
+	return budget.OfKind(kind)
 }
 
 // Totals counts agents.

@@ -41,15 +41,13 @@ func EBPF() Target {
 	}
 }
 
-// OfKind returns the target of a kind as agents report it. What is not known is taken for eBPF.
-func OfKind(kind string) Target {
-	// There is one kind of target so far. Others (fakes in tests) are held to the same.
-	t := EBPF()
-	if kind != "" {
-		t.Kind = kind
-	}
-	return t
-}
+// Targets says what the dataplane of a host can hold; known is false if that is assumed, because no agent of the host has
+// said what it has.
+type Targets func(host string) (t Target, known bool)
+
+// OfKind returns the target of a kind of dataplane as agents report it, and whether it is one that is known here. Others,
+// and that of nobody (""), are taken for eBPF, which every agent has that is not under test.
+func OfKind(kind string) (t Target, known bool) { return EBPF(), kind == KindEBPF }
 
 // Bytes returns what the keys and values of the entries take in memory.
 func (t *Target) Bytes(c Cost) int {

@@ -22,8 +22,8 @@ func (w *World) Hosts() []string {
 // agent is known is a host of its own. The policy shares memory with the world: it must not be changed, apart from
 // its Revision.
 func (w *World) HostPolicy(host string) (*hostpolicy.Policy, bool) {
-	own := w.Workload(host)
-	if own == nil || own.IsUnit() || own.Host != "" && own.Host != host {
+	own := w.hostOf(host)
+	if own == nil {
 		return nil, false
 	}
 	p := &hostpolicy.Policy{Host: host, Controllers: w.opts.Controllers}

@@ -1,5 +1,5 @@
 // Package plan says what a change would do before it is made: which communications it opens and closes, which recorded
-// flows it would break, and whether guardrails and expectations hold afterwards.
+// flows it would break, whether guardrails and expectations hold afterwards, and whether hosts can hold what they are given.
 package plan
 
 import (
@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"bulkhead/internal/core/budget"
 	"bulkhead/internal/core/compile"
 	"bulkhead/internal/core/diff"
 	"bulkhead/internal/core/model"
@@ -22,6 +23,8 @@ type Options struct {
 	BaseRevision uint64 // revision that before was compiled from
 	// MaxFlows bounds how many changed flows are listed; the counts are always whole. 0 means 1000.
 	MaxFlows int
+	// Targets says what the hosts can hold; without it they are assumed to have eBPF.
+	Targets budget.Targets
 }
 
 // DefaultMaxFlows is how many changed flows a plan lists.
@@ -41,9 +44,11 @@ type Plan struct {
 	Broken       int               `json:"broken"`
 	Guardrails   []prove.Guardrail `json:"guardrails"`
 	Expectations []prove.Case      `json:"expectations"`
-	Warnings     []string          `json:"warnings"`
-	// OK says that guardrails and expectations hold. A plan that is not ok is refused by apply. Flows that break are
-	// for a person to decide about and do not count.
+	// Budget is what hosts could not hold afterwards, or while the change comes into force. Their agents would refuse it.
+	Budget   []budget.Problem `json:"budget,omitempty"`
+	Warnings []string         `json:"warnings"`
+	// OK says that guardrails and expectations hold, and that nothing in Budget blocks. A plan that is not ok is refused by
+	// apply. Flows that break are for a person to decide about and do not count.
 	OK bool `json:"ok"`
 }
 
@@ -114,6 +119,7 @@ func Make(before, after *compile.World, flows []model.RecordedFlow, o Options) (
 		Flows:        judgeFlows(verdict.New(before), verdict.New(after), flows, o.MaxFlows),
 		Guardrails:   prove.Guardrails(after),
 		Expectations: prove.Expectations(after),
+		Budget:       budget.Check(before, after, o.Targets),
 		OK:           true,
 	}
 	p.Broken = p.Flows.Broken
@@ -128,6 +134,9 @@ func Make(before, after *compile.World, flows []model.RecordedFlow, o Options) (
 	}
 	for i := range p.Expectations {
 		p.OK = p.OK && p.Expectations[i].Pass
+	}
+	for i := range p.Budget {
+		p.OK = p.OK && !p.Budget[i].Blocks()
 	}
 	p.Warnings = warnings(p, after, len(flows))
 	return p, nil

@@ -11,6 +11,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"bulkhead/internal/core/budget"
 	"bulkhead/internal/core/compile"
 	"bulkhead/internal/core/inventory"
 	"bulkhead/internal/core/model"
@@ -189,6 +190,51 @@ func TestGolden(t *testing.T) {
 		}
 		golden(t, c.name+".json", append(data, '\n'))
 	}
+}
+
+// TestBudget: what hosts cannot hold refuses the plan if it is new and certain.
+func TestBudget(t *testing.T) {
+	process := after + `
+---
+apiVersion: bulkhead/v1
+kind: Policy
+metadata: {name: conditional}
+spec:
+  rules:
+    - name: by-process
+      allow: {from: {workloads: "app=portal,env=prod", process: {unit: a.service}}, to: "app=payments,env=prod,role=api", on: [tcp/9000-9100]}
+`
+	said := ""
+	small, _ := budget.OfKind(budget.KindEBPF)
+	small.Max[budget.Addresses] = 3
+	for _, c := range []struct {
+		name, before, after string
+		target              budget.Target
+		known, ok           bool
+	}{
+		{"budget", before, process, small, true, false},
+		{"budget-known", before, process, budget.EBPF(), true, false},
+		{"budget-assumed", before, process, budget.EBPF(), false, true},
+		{"budget-before", process, strings.Replace(process, "9100", "9200", 1), budget.EBPF(), true, true},
+	} {
+		p, err := plan.Make(world(t, c.before), world(t, c.after), nil, plan.Options{
+			Targets: func(string) (budget.Target, bool) { return c.target, c.known },
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if p.OK != c.ok {
+			t.Errorf("%s: ok %t", c.name, p.OK)
+		}
+		text := p.Text()
+		if strings.Contains(text, "cannot hold it.") == c.ok {
+			t.Errorf("%s: the summary does not tell:\n%s", c.name, text)
+		}
+		_, section, _ := strings.Cut(text, "\nWhat hosts")
+		section, _, _ = strings.Cut(section, "\nWarnings")
+		said += c.name + ": what hosts" + section
+	}
+	golden(t, "budget.txt", []byte(said))
 }
 
 func TestCounts(t *testing.T) {

@@ -6,6 +6,7 @@ import (
 	"strconv"
 	"strings"
 
+	"bulkhead/internal/core/budget"
 	"bulkhead/internal/core/diff"
 	"bulkhead/internal/core/model"
 	"bulkhead/internal/core/prove"
@@ -17,6 +18,7 @@ const (
 	shownFlows          = 20
 	shownNames          = 12
 	shownAlternatives   = 4
+	shownProblems       = 8
 )
 
 // Text returns the plan for a terminal: what would break, what opens, what closes, and whether it may be applied, in
@@ -33,6 +35,7 @@ func (p *Plan) Text() string {
 	t.communications("Would open", "recorded as would-deny now and will be allowed", p.WouldOpen)
 	t.guardrails(p.Guardrails)
 	t.expectations(p.Expectations)
+	t.budget(p.Budget)
 	t.warnings(p.Warnings)
 	return t.b.String()
 }
@@ -133,6 +136,17 @@ func (p *Plan) failed() []string {
 	}
 	if cases > 0 {
 		out = append(out, fmt.Sprintf("%s not met", plural(cases, "expectation")))
+	}
+	hosts := map[string]bool{}
+	for i := range p.Budget {
+		if b := &p.Budget[i]; b.Blocks() {
+			for _, h := range b.Hosts {
+				hosts[h] = true
+			}
+		}
+	}
+	if n := len(hosts); n > 0 {
+		out = append(out, fmt.Sprintf("%s cannot hold it", plural(n, "host")))
 	}
 	return out
 }
@@ -324,6 +338,32 @@ func (t *text) expectations(list []prove.Case) {
 		if c := &list[i]; !c.Pass {
 			t.line("  FAILED   %s: %s", c.Expectation, c)
 		}
+	}
+}
+
+func (t *text) budget(list []budget.Problem) {
+	if len(list) == 0 {
+		return
+	}
+	t.heading("What hosts cannot hold; their agents refuse it and keep what is in force")
+	for i := range list {
+		if i == shownProblems {
+			t.line("  … and %s more; -o json has all", number(len(list)-shownProblems))
+			break
+		}
+		p := &list[i]
+		word := "REFUSED"
+		switch {
+		case p.Before:
+			word = "as before"
+		case !p.Blocks():
+			word = "unsure"
+		}
+		t.line("  %-9s %s: %s", word, p.Where(), p.Why())
+		for _, most := range p.Most() {
+			t.line("            %s", most)
+		}
+		t.line("            %s", p.Next)
 	}
 }
 
