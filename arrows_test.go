@@ -21,6 +21,7 @@ var (
 // testSupport is for tests; the product does not import it.
 var testSupport = []string{
 	"bulkhead/internal/core/policytest",
+	"bulkhead/internal/core/oracle/full",
 	"bulkhead/internal/agent/agenttest",
 	"bulkhead/internal/dataplane/dataplanetest",
 	"bulkhead/internal/store/storetest",

@@ -134,3 +134,6 @@ func (w *World) ToldAtMost() Told {
 	t.Domains = len(w.nets.classes) * len(w.nets.netsets)
 	return t
 }
+
+// Identities returns how many identities there are: IdentityID takes the indexes below it.
+func (w *World) Identities() int { return len(w.ids.ids) }

@@ -151,3 +151,42 @@ func (l *lowering) emit(n *node, inherited int, proto model.Proto, port uint16, 
 		l.emit(n.right, inherited, proto, port|1<<(15-bits), bits+1)
 	}
 }
+
+// Raise is the inverse of Lower: it returns the function that entries say, where others is the cell that holds without
+// one. Its cells are not merged.
+func Raise(others *hostpolicy.Cell, entries []Entry) hostpolicy.Func {
+	f := hostpolicy.Func{*others}
+	f[0].Ports = model.AnyPort
+	for len(entries) > 0 {
+		proto := entries[0].Proto
+		n := 0
+		for n < len(entries) && entries[n].Proto == proto {
+			n++
+		}
+		f = raiseProto(f, others, proto, entries[:n])
+		entries = entries[n:]
+	}
+	return f
+}
+
+func raiseProto(f hostpolicy.Func, others *hostpolicy.Cell, proto model.Proto, entries []Entry) hostpolicy.Func {
+	edges := []int{0, 1 << 16} // where blocks begin, and end
+	for _, e := range entries {
+		edges = append(edges, int(e.Port), int(e.Port)+1<<(16-e.Bits))
+	}
+	slices.Sort(edges)
+	edges = slices.Compact(edges)
+	for i, lo := range edges[:len(edges)-1] {
+		cell, bits := others, -1
+		for k := range entries {
+			e := &entries[k]
+			if uint16(lo)&(^uint16(0)<<(16-e.Bits)) == e.Port && e.Bits > bits {
+				cell, bits = e.Cell, e.Bits
+			}
+		}
+		c := *cell
+		c.Ports = model.PortRange{Proto: proto, Lo: uint16(lo), Hi: uint16(edges[i+1] - 1)}
+		f = append(f, c)
+	}
+	return f
+}

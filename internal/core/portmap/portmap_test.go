@@ -89,6 +89,9 @@ func TestLowerIsExactAndLeast(t *testing.T) {
 		if again := portmap.Lower(f); !slices.Equal(text(again), text(entries)) {
 			t.Fatalf("seed %d: lowered in two ways", seed)
 		}
+		if x := portmap.Raise(&f[0], entries).Differs(f); x != nil {
+			t.Fatalf("seed %d: raised again: %s", seed, x)
+		}
 		protos := []model.Proto{99}
 		for _, c := range f[1:] {
 			if !slices.Contains(protos, c.Ports.Proto) {
