@@ -50,16 +50,17 @@ type World struct {
 	workloads []Workload         // parallel to inv.Instances
 	points    []Point            // of all workloads, in their order
 	seats     []Seat             // parallel to points
-	byName    map[string]int32   // workload to its first point
+	byName    nameIndex          // workload to its first point
 	units     map[string][]int32 // host to its units, sorted
-	owner4    map[uint32]int32   // IPv4 address to the point that has it, or to -1-i for shared[i]
-	owner6    map[netip.Addr]int32
+	owner4    ipv4Index
+	owner6    map[netip.Addr]int32 // to the point that has it, or to -1-i for shared[i]
 	shared    []sharedAddress
 	// addressNames: some workload has a name that could be read as an address.
 	addressNames bool
 
 	functions  *functions
 	tables     []table
+	lookup     *lookup // of tables
 	sets       []policySet
 	isolation  map[purposes]int32 // what a workload serves, to its isolation set
 	placed     placement
@@ -154,7 +155,7 @@ func (w *World) NextExpiry() (at time.Time, ok bool) { return w.nextExpiry, !w.n
 
 // Workload returns the workload of that name, or nil.
 func (w *World) Workload(name string) *Workload {
-	if p, ok := w.byName[name]; ok {
+	if p, ok := w.byName.find(name, w.seats); ok {
 		return &w.workloads[w.points[p].workload]
 	}
 	return nil

@@ -12,6 +12,7 @@ const None = int32(-1)
 // Seat is a workload at one of its addresses, in the numbers that judging takes: small enough that the seats of many
 // workloads stay in the processor's cache.
 type Seat struct {
+	name     string
 	Workload int32 // index of the workload
 	Exact    int32 // index of the identity that the workload has there
 	Seen     int32 // index of the identity that other hosts see there
@@ -25,13 +26,14 @@ type Seat struct {
 	Pod bool
 	// Placed is false if the workload has no address; Is4 tells the family of the address.
 	Placed, Is4 bool
+	_           [7]byte // a line of memory
 }
 
 func (w *World) seat(point int32) Seat {
 	p := &w.points[point]
 	wl := &w.workloads[p.workload]
 	return Seat{
-		Workload: p.workload, Exact: p.exact, Seen: p.seen, Host: wl.host, Node: wl.node, tables: w.sets[p.set].tables,
+		name: wl.Name, Workload: p.workload, Exact: p.exact, Seen: p.seen, Host: wl.host, Node: wl.node, tables: w.sets[p.set].tables,
 		point: point, Managed: wl.Managed, Unit: wl.IsUnit(), Pod: wl.IsPod(),
 		Placed: p.Addr.IsValid(), Is4: p.Addr.Is4(),
 	}
@@ -39,7 +41,7 @@ func (w *World) seat(point int32) Seat {
 
 // Find returns the workload of that name at its first address, or nil. The seat must not be changed.
 func (w *World) Find(name string) *Seat {
-	if p, ok := w.byName[name]; ok {
+	if p, ok := w.byName.find(name, w.seats); ok {
 		return &w.seats[p]
 	}
 	return nil
@@ -112,62 +114,13 @@ func (w *World) IdentityID(index int32) model.IdentityID {
 // Decide returns what the policy set of the seat says about the peer identity of that index, for a process at the seat;
 // nil if it is not known. It allocates nothing.
 func (w *World) Decide(at *Seat, d model.Direction, peer int32, proto model.Proto, port uint16, process *model.Process) model.EndVerdict {
-	t := &w.tables[at.tables[d]]
-	cells := w.functions.of(t.find(peer, len(w.ids.ids)))
+	cells := w.functions.of(w.lookup.find(at.tables[d], peer))
 	c := decide(cells, proto, port)
 	if c.when == noAlternative {
 		return model.EndVerdict{Verdict: c.verdict, Rule: w.functions.names[c.rule]}
 	}
 	verdict, rule := w.functions.choose(c, process)
 	return model.EndVerdict{Verdict: verdict, Rule: w.functions.names[rule]}
-}
-
-// find returns the function that judges the peer, of identities many. Indexes of identities are as even as hashes are,
-// so a row is near the place that proportion tells; the search widens from there.
-func (t *table) find(peer int32, identities int) int32 {
-	rows := t.rows
-	if len(rows) == 0 || peer < 0 {
-		return t.def
-	}
-	if t.direct != nil {
-		return t.direct[peer]
-	}
-	key := uint32(peer)
-	at := int(uint64(key) * uint64(len(rows)) / uint64(identities))
-	lo, hi := 0, len(rows) // the row is in rows[lo:hi], if there is one
-	if rows[at].peer < key {
-		lo = at + 1
-		for step := 4; lo+step < hi; step *= 2 {
-			if rows[lo+step].peer >= key {
-				hi = lo + step + 1
-				break
-			}
-			lo += step
-		}
-	} else {
-		hi = at + 1
-		for step := 4; hi-step > lo; step *= 2 {
-			if rows[hi-step].peer <= key {
-				lo = hi - step
-				break
-			}
-			hi -= step
-		}
-	}
-	for hi-lo > 4 {
-		mid := int(uint(lo+hi) >> 1)
-		if rows[mid].peer <= key {
-			lo = mid
-		} else {
-			hi = mid
-		}
-	}
-	for ; lo < hi; lo++ {
-		if rows[lo].peer == key {
-			return rows[lo].fn
-		}
-	}
-	return t.def
 }
 
 // decide returns the cell of a function that holds the port. It is hostpolicy.Func.Cell on the compact form.

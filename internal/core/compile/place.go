@@ -46,8 +46,7 @@ func (w *World) place() error {
 	}
 	w.workloads = make([]Workload, len(instances))
 	w.points = make([]Point, 0, total) // never grows: workloads keep parts of it
-	w.byName = make(map[string]int32, len(instances))
-	w.owner4 = make(map[uint32]int32, total)
+	w.owner4 = newIPv4Index(total)
 	w.owner6 = map[netip.Addr]int32{}
 	w.units = map[string][]int32{}
 	c := newCollector(w.nets)
@@ -58,6 +57,14 @@ func (w *World) place() error {
 			return Errors{{Msg: "the inventory is not sorted at " + inst.Name + ", or has it twice"}}
 		}
 		w.placeWorkload(c, int32(i), inst, hosts)
+	}
+	w.seats = make([]Seat, len(w.points))
+	w.byName = newNameIndex(len(w.workloads))
+	for i := range w.points {
+		w.seats[i].name = w.workloads[w.points[i].workload].Name
+		if i == 0 || w.points[i-1].workload != w.points[i].workload {
+			w.byName.add(w.seats[i].name, int32(i))
+		}
 	}
 	for n := range w.nets.netsets[1:] {
 		if s := &w.nets.netsets[1+n]; s.cells || s.domain {
@@ -92,7 +99,6 @@ func (w *World) placeWorkload(c *collector, i int32, inst *model.Instance, hosts
 		w.addressNames = true
 	}
 	begin := int32(len(w.points))
-	w.byName[inst.Name] = begin
 	for _, a := range inst.Addresses {
 		a = a.Unmap().WithZone("")
 		at := int32(len(w.points))
@@ -134,8 +140,7 @@ func (w *World) own(point int32, a netip.Addr) {
 func (w *World) ownerOf(a netip.Addr) (owner int32, ok bool) {
 	if a.Is4() {
 		b := a.As4()
-		owner, ok = w.owner4[binary.BigEndian.Uint32(b[:])]
-		return owner, ok
+		return w.owner4.find(binary.BigEndian.Uint32(b[:]))
 	}
 	owner, ok = w.owner6[a]
 	return owner, ok
@@ -144,7 +149,7 @@ func (w *World) ownerOf(a netip.Addr) (owner int32, ok bool) {
 func (w *World) setOwner(a netip.Addr, owner int32) {
 	if a.Is4() {
 		b := a.As4()
-		w.owner4[binary.BigEndian.Uint32(b[:])] = owner
+		w.owner4.set(binary.BigEndian.Uint32(b[:]), owner)
 		return
 	}
 	w.owner6[a] = owner
@@ -196,7 +201,7 @@ func (w *World) index() {
 	p := &w.placed
 	p.byIdentity = make([][]int32, len(w.ids.ids))
 	p.byCell = make([][]int32, len(w.nets.cells))
-	p.addrs = make([]placedAddr, 0, len(w.owner4)+len(w.owner6))
+	p.addrs = make([]placedAddr, 0, w.owner4.n+len(w.owner6))
 	for i := range w.points {
 		pt := &w.points[i]
 		if owner, ok := w.ownerOf(pt.Addr); ok && owner == int32(i) {

@@ -23,6 +23,9 @@ type setBuilder struct {
 	byIdent map[int32]int32           // identity to the policy set of those that nothing else tells apart
 	profile map[*profile]uint32
 	key     []byte
+
+	families []int32          // of the tables
+	byFamily map[string]int32 // what most of the rows of a table come from, to its family
 }
 
 // compileSets gives every point its policy set.
@@ -50,11 +53,8 @@ func (w *World) compileSets(r *termResolver) error {
 		}
 		w.isolation[own] = set
 	}
-	for i := range w.tables {
-		w.tables[i].index(len(w.ids.ids))
-	}
+	w.lookup = newLookup(w.tables, b.families, len(w.ids.ids))
 	w.functions = b.functions.functions
-	w.seats = make([]Seat, len(w.points))
 	for i := range w.seats {
 		w.seats[i] = w.seat(int32(i))
 	}
@@ -80,6 +80,7 @@ func (w *World) newSetBuilder(r *termResolver) *setBuilder {
 		bySet:     map[[2]int32]int32{},
 		byIdent:   map[int32]int32{},
 		profile:   map[*profile]uint32{},
+		byFamily:  map[string]int32{},
 	}
 	m := &matches{byKey: map[string]int32{}, terms: map[string][]int32{}}
 	groups := [2]map[int32][]int32{{}, {}}
@@ -222,6 +223,7 @@ func (b *setBuilder) keep(t table, hash hostpolicy.Hash) int32 {
 	at := int32(len(b.w.tables))
 	b.w.tables = append(b.w.tables, t)
 	b.hashes = append(b.hashes, hash)
+	b.families = append(b.families, None)
 	b.byHash[hash] = at
 	return at
 }
@@ -257,7 +259,29 @@ func (b *setBuilder) table(s *subject, d model.Direction) (int32, error) {
 	}
 	at := b.keep(t, hash)
 	b.byTable[string(b.key)] = at
+	if b.families[at] == None && s.level == model.QuarantineNone {
+		b.families[at] = b.family(s, d)
+	}
 	return at, nil
+}
+
+// manyIdentities is how many a rule's subject must mean for it to be one that families of tables have in common.
+const manyIdentities = 64
+
+// family returns the number of the tables that judge by the same default and the same rules for many.
+func (b *setBuilder) family(s *subject, d model.Direction) int32 {
+	b.key = s.profile.appendKey(append(b.key[:0], byte(d), byte(s.own)))
+	for _, m := range s.matched[d] {
+		if b.tables.matches.any[m] || len(b.tables.matches.members[m]) >= manyIdentities {
+			b.key = binary.LittleEndian.AppendUint32(b.key, uint32(m))
+		}
+	}
+	n, ok := b.byFamily[string(b.key)]
+	if !ok {
+		n = int32(len(b.byFamily))
+		b.byFamily[string(b.key)] = n
+	}
+	return n
 }
 
 // unmanaged returns the set of workloads that nothing enforces on: they have no say.

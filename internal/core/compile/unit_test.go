@@ -1,10 +1,12 @@
 package compile
 
 import (
+	"cmp"
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -223,29 +225,90 @@ func TestMostPermissiveIsPointwise(t *testing.T) {
 	}
 }
 
-func TestFindRow(t *testing.T) {
+// TestLookup holds the evaluator's form of tables, some of which resemble each other, to their rows.
+func TestLookup(t *testing.T) {
 	r := rand.New(rand.NewPCG(3, 3))
-	for range 2_000 {
+	shared := 0
+	for range 300 {
 		identities := 1 + r.IntN(3000)
-		tab := table{def: -7}
-		want := map[int32]int32{}
-		share := r.Float64()
-		skewed := r.IntN(2) == 0
-		for p := range identities {
-			if r.Float64() < share && (!skewed || p < identities/8) {
-				tab.rows = append(tab.rows, row{uint32(p), int32(p * 3)})
-				want[int32(p)] = int32(p * 3)
+		var tables []table
+		var families []int32
+		for range 1 + r.IntN(12) {
+			families = append(families, int32(r.IntN(3)-1))
+
+			tab := table{def: int32(r.IntN(20) / 19)}
+			share, skewed := r.Float64(), r.IntN(2) == 0
+			var like []row // what most rows are taken from
+			if len(tables) > 0 && r.IntN(8) > 0 {
+				like = tables[r.IntN(len(tables))].rows
+			}
+			for p := range identities {
+				at, found := slices.BinarySearchFunc(like, uint32(p), func(a row, p uint32) int { return cmp.Compare(a.peer, p) })
+				switch {
+				case found && r.IntN(40) > 0:
+					tab.rows = append(tab.rows, like[at])
+				case like == nil && r.Float64() < share && (!skewed || p < identities/8), like != nil && r.IntN(200) == 0:
+					tab.rows = append(tab.rows, row{uint32(p), int32(2 + r.IntN(3))})
+				}
+			}
+			tables = append(tables, tab)
+		}
+		l := newLookup(tables, families, identities)
+		for i := range tables {
+			if tables[i].rows != nil && l.tables[i].common >= 0 && l.tables[i].slots > 0 {
+				shared++
+			}
+			want := map[int32]int32{}
+			for _, row := range tables[i].rows {
+				want[int32(row.peer)] = row.fn
+			}
+			for p := int32(-1); p < int32(identities); p++ {
+				w, ok := want[p]
+				if !ok {
+					w = tables[i].def
+				}
+				if got := l.find(int32(i), p); got != w {
+					t.Fatalf("table %d of %d, %d identities, %d rows: peer %d gives %d, want %d", i, len(tables), identities, len(tables[i].rows), p, got, w)
+				}
 			}
 		}
-		direct := tab
-		direct.index(identities)
-		for p := int32(-1); p < int32(identities); p++ {
-			w, ok := want[p]
-			if !ok {
-				w = tab.def
+	}
+	if shared < 30 {
+		t.Errorf("%d tables have a common table and rows of their own", shared)
+	}
+}
+
+// TestIndexes holds the indexes of names and addresses to a map.
+func TestIndexes(t *testing.T) {
+	r := rand.New(rand.NewPCG(4, 4))
+	for range 200 {
+		n := r.IntN(300)
+		names, addrs, seats := newNameIndex(n), newIPv4Index(n), make([]Seat, n)
+		byName, byAddr := map[string]int32{}, map[uint32]int32{}
+		for i := range int32(n) {
+			name := strings.Repeat("host-", r.IntN(4)) + strconv.Itoa(r.IntN(4*n))
+			if _, ok := byName[name]; !ok {
+				seats[i].name, byName[name] = name, i
+				names.add(name, i)
 			}
-			if got, at := tab.find(p, identities), direct.find(p, identities); got != w || at != w {
-				t.Fatalf("%d identities, %d rows: peer %d gives %d, directly %d, want %d", identities, len(tab.rows), p, got, at, w)
+			addr := 0x0a000000 + uint32(r.IntN(4*n))
+			owner := int32(r.IntN(20) - 10)
+			byAddr[addr] = owner
+			addrs.set(addr, owner)
+		}
+		if addrs.n != len(byAddr) {
+			t.Fatalf("%d addresses, want %d", addrs.n, len(byAddr))
+		}
+		for i := range 4*n + 1 {
+			for _, name := range []string{strconv.Itoa(i), "host-" + strconv.Itoa(i), "host-host-host-" + strconv.Itoa(i)} {
+				want, there := byName[name]
+				if got, ok := names.find(name, seats); got != want || ok != there {
+					t.Fatalf("%s is at %d %v, want %d %v", name, got, ok, want, there)
+				}
+			}
+			want, there := byAddr[0x0a000000+uint32(i)]
+			if got, ok := addrs.find(0x0a000000 + uint32(i)); ok != there || ok && got != want {
+				t.Fatalf("address %d is of %d %v, want %d %v", i, got, ok, want, there)
 			}
 		}
 	}

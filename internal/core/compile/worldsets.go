@@ -5,27 +5,10 @@ import (
 	"bulkhead/internal/core/model"
 )
 
-// table is the compact form of a hostpolicy.Table: what the evaluator reads.
+// table is the compact form of a hostpolicy.Table: the evaluator reads lookup.
 type table struct {
 	rows []row // sorted by peer
 	def  int32 // function of every peer that has no row
-	// direct is the function of every peer, of a table in which one peer in four or more has a row: there it is no
-	// longer than twice the rows, and quicker than a search in them. Nil of others.
-	direct []int32
-}
-
-// index makes direct where it pays.
-func (t *table) index(identities int) {
-	if len(t.rows)*4 < identities {
-		return
-	}
-	t.direct = make([]int32, identities)
-	for i := range t.direct {
-		t.direct[i] = t.def
-	}
-	for _, r := range t.rows {
-		t.direct[r.peer] = r.fn
-	}
 }
 
 // row says which function judges a peer.
