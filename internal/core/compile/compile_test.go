@@ -110,6 +110,9 @@ func checkLean(t *testing.T, seed uint64, p *hostpolicy.Policy) (carved int) {
 		for _, d := range model.Directions {
 			tab := p.Sets[i].Table(d)
 			for k, f := range tab.Funcs {
+				if why := notLean(f); why != "" {
+					t.Fatalf("seed %d host %s: function %d: %s\n%v", seed, p.Host, k, why, f)
+				}
 				for m := k + 1; m < len(tab.Funcs); m++ {
 					if reflect.DeepEqual(f, tab.Funcs[m]) {
 						t.Fatalf("seed %d host %s: functions %d and %d are equal", seed, p.Host, k, m)
@@ -158,6 +161,31 @@ func checkLean(t *testing.T, seed uint64, p *hostpolicy.Policy) (carved int) {
 		carved++
 	}
 	return carved
+}
+
+// notLean says what could be left out of a function without changing what it says; "" is nothing.
+func notLean(f hostpolicy.Func) string {
+	says := func(a, b *hostpolicy.Cell) bool {
+		return a.Verdict == b.Verdict && a.Rule == b.Rule && slices.Equal(a.When, b.When)
+	}
+	for i := range f {
+		c := f[i]
+		if i > 1 && f[i-1].Ports.Proto == c.Ports.Proto && says(&f[i-1], &c) {
+			return fmt.Sprintf("cells %d and %d are one", i-1, i)
+		}
+		if i > 0 && c.Ports.Lo == 0 && c.Ports.Hi == 65535 && says(&f[0], &c) {
+			return fmt.Sprintf("cell %d says what the first one does", i)
+		}
+		c.Ports = model.AnyPort
+		for k := range c.When {
+			without := c
+			without.When = slices.Delete(slices.Clone(c.When), k, k+1)
+			if (hostpolicy.Func{c}).Differs(hostpolicy.Func{without}) == nil {
+				return fmt.Sprintf("alternative %d of cell %d decides nothing", k, i)
+			}
+		}
+	}
+	return ""
 }
 
 func TestCompileRefuses(t *testing.T) {
