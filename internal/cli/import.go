@@ -37,6 +37,7 @@ What cannot be said is left out of what allows and widened in what denies; each 
 standard error names the place, what it means and what to do. docs/import.md lists it all.`,
 	},
 		a.importFrom("cilium", "Import CiliumNetworkPolicy and CiliumClusterwideNetworkPolicy (cilium.io/v2)", importer.Cilium),
+		a.importFrom("calico", "Import NetworkPolicy, GlobalNetworkPolicy, Tier, NetworkSet and GlobalNetworkSet of Calico", importer.Calico),
 	)
 }
 

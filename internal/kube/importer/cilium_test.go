@@ -457,7 +457,7 @@ func (o *cOracle) onPort(x cPort, anywhere bool, c conn) bool {
 // cGen makes policies of Cilium; odd ones have elements too that cannot be said.
 type cGen struct {
 	*gen
-	odd bool
+	odd, host bool // host: the policy is for nodes
 }
 
 func (g *cGen) selector(prefix bool) cSelector {
@@ -562,7 +562,7 @@ func (g *cGen) entry(egress, deny bool) cEntry {
 					x.end = 85
 				}
 				// A name means the numbers that a pod gives it; of a peer that is no pod there are none.
-				if e.endpoints != nil && g.chance(30) && (!egress || !deny || g.odd) {
+				if named := e.endpoints != nil && !deny && !g.host || !egress && !g.host || g.odd; named && g.chance(30) {
 					x = cPort{port: pick(g.gen, "http", "web", "nobody"), proto: x.proto}
 				}
 				if deny && x.port == "0" && in(x.proto, "", "ANY") && !g.odd {
@@ -589,7 +589,8 @@ func (g *cGen) policy(i int) cPolicy {
 	p := cPolicy{name: fmt.Sprint("c", i), namespace: pick(g.gen, "x", "y", "y", "")}
 	s := g.strange(g.selector(true))
 	p.rule.endpoints = &s
-	if p.namespace == "" && g.chance(20) {
+	g.host = p.namespace == "" && g.chance(20)
+	if g.host {
 		s = g.selector(false)
 		p.rule.endpoints, p.rule.nodes = nil, &s
 	}
@@ -618,14 +619,11 @@ func (g *cGen) policy(i int) cPolicy {
 
 // TestCiliumGenerated holds the import against the oracle, through the manifests that it writes.
 func TestCiliumGenerated(t *testing.T) {
-	worlds := uint64(300)
-	if testing.Short() {
-		worlds = 80
-	}
+	worlds := howMany()
 	var allowed, denied, narrower [2]int
 	for seed := range worlds {
 		for k, odd := range []bool{false, true} {
-			g := &cGen{newGen(seed), odd}
+			g := &cGen{gen: newGen(seed), odd: odd}
 			o := &cOracle{tCluster: g.cluster(), apiserver: pick(g.gen, "8.8.8.8", "192.168.0.2"), service: []string{"x/p0", "y/p1", "10.1.0.200"}}
 			var objects []object
 			for i := range 1 + g.IntN(5) {

@@ -191,7 +191,9 @@ func (c *ciliumRule) port(n *yaml.Node, path string, d model.Direction, deny boo
 	}
 	if lo == 0 && hi == 0 {
 		if len(protos) > 1 && deny {
-			out.ranges = append(out.ranges, model.AnyPort) // ANY at port 0 is every protocol to some releases
+			// It is everything to some releases of Cilium.
+			c.say(Narrower, port, path+".port", "name the protocols", "every port of every protocol may be meant: ICMP is denied too")
+			out.ranges = append(out.ranges, model.AnyPort)
 			return
 		}
 		hi = 65535

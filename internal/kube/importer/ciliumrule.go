@@ -112,10 +112,30 @@ func (c *ciliumRule) rule(n *yaml.Node, path string, d model.Direction, deny boo
 		c.say(Narrower, n, path, "remove the rule if it is to mean nobody", "%s is empty: Cilium's releases differ on whom that means; it denies everybody", given[0])
 		p.inside = slices.Clone(everybody)
 	}
-	if !deny && d == model.Egress && len(on.named) > 0 && len(p.outside) > 0 {
-		c.say(Narrower, n, path, "write the number of the port", "a port by name is a pod's: it opens nothing towards addresses")
+	if !deny && len(on.named) > 0 && (d == model.Egress || c.host) {
+		if !p.named(name, on.named) {
+			c.say(Narrower, n, path, "write the number of the port", "a port by name is a pod's: it opens nothing towards whatever is no pod on a network of its own")
+		}
+		on.named = nil
 	}
 	p.keep(name, on)
+}
+
+// named keeps what a rule allows on ports by name, as far as the destinations are pods on a network of their own, and
+// reports whether they all are.
+func (p *ciliumPeers) named(name string, ports []model.NamedPort) (all bool) {
+	if p.d == model.Ingress {
+		return false // a node has no ports by name
+	}
+	all = len(p.outside) == 0
+	pods := ciliumPeers{c: p.c, d: p.d}
+	for _, x := range p.inside {
+		y := workloads(slices.Concat(x.Workloads.Requirements, []model.Requirement{isPod})...)
+		all = all && samePeers(x, y)
+		pods.inside = append(pods.inside, y)
+	}
+	pods.keep(name+"/named", ciliumPorts{named: ports})
+	return all
 }
 
 // keep writes the rule into the policies of c.

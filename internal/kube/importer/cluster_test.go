@@ -2,10 +2,12 @@ package importer
 
 import (
 	"bytes"
+	"flag"
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
 
 	"go.yaml.in/yaml/v3"
@@ -17,6 +19,18 @@ import (
 	"bulkhead/internal/core/verdict"
 	"bulkhead/internal/kube"
 )
+
+var worldCount = flag.Uint64("worlds", 0, "how many worlds to generate; 0 is 300, or 80 with -short")
+
+func howMany() uint64 {
+	switch {
+	case *worldCount > 0:
+		return *worldCount
+	case testing.Short():
+		return 80
+	}
+	return 300
+}
 
 // object is a manifest as the tests write it.
 type object = map[string]any
@@ -195,6 +209,9 @@ func (g *gen) cluster() *tCluster {
 				p.ports[name] = pick(g, 80, 81)
 			}
 		}
+		if g.chance(20) {
+			p.ip = fmt.Sprintf("fd00::%d", i+1)
+		}
 		if p.host = g.chance(12); p.host {
 			p.ip = c.nodes[n].ip
 		}
@@ -205,11 +222,11 @@ func (g *gen) cluster() *tCluster {
 
 func (g *gen) conn(from, to end) conn {
 	c := conn{from: from, to: to, proto: pick(g, "TCP", "TCP", "TCP", "UDP", "SCTP", "ICMP", "ICMPv6"), port: pick(g, 79, 80, 80, 81, 90, 443)}
-	switch c.proto {
-	case "ICMP":
-		c.port = pick(g, 8, 13)
-	case "ICMPv6":
-		c.port = pick(g, 128, 144)
+	if strings.HasPrefix(c.proto, "ICMP") { // each is of one family of addresses
+		c.proto, c.port = "ICMP", pick(g, 8, 13)
+		if to.addr.Is6() {
+			c.proto, c.port = "ICMPv6", pick(g, 128, 144)
+		}
 	}
 	return c
 }
@@ -254,7 +271,7 @@ func compareWith(t *testing.T, g *gen, c *tCluster, judge *verdict.Evaluator, al
 	ends := c.ends()
 	for _, from := range ends {
 		for _, to := range ends {
-			if from.domain != "" || from.pod == nil && to.pod == nil {
+			if from.domain != "" || from.pod == nil && to.pod == nil || from.addr.Is4() != to.addr.Is4() {
 				continue
 			}
 			for range 2 {

@@ -8,6 +8,7 @@ import (
 
 	"golang.org/x/tools/txtar"
 
+	"bulkhead/internal/core/model"
 	"bulkhead/internal/core/policy"
 )
 
@@ -55,3 +56,48 @@ func fuzzImport(f *testing.F, system string) {
 }
 
 func FuzzCilium(f *testing.F) { fuzzImport(f, "cilium") }
+
+func FuzzCalico(f *testing.F) { fuzzImport(f, "calico") }
+
+// FuzzSelector: a selector that is read means one thing, and what it becomes is on the safe side of it.
+func FuzzSelector(f *testing.F) {
+	for _, s := range []string{"", "all()", "a == 'b' && !has(c) || !(d in {'e', \"f\"})", "a starts with 'b'", "projectcalico.org/namespace not in {'x'}", "global()"} {
+		f.Add(s, "a", "b")
+	}
+	f.Fuzz(func(t *testing.T, text, key, value string) {
+		e, err := parseExpr(text)
+		if err != nil {
+			return
+		}
+		if model.CheckLabelKey(key) != nil || model.CheckLabelValue(value) != nil {
+			return
+		}
+		if own, fixed, known := podKey(key); own != key || fixed != "" || !known {
+			return
+		}
+		labels := model.Labels{key: value, namespaceKey: "x"}
+		truth := e.holds(false, func(k string) (string, bool, bool) {
+			own, fixed, known := podKey(k)
+			if fixed != "" || !known {
+				return fixed, true, known
+			}
+			v, ok := labels[own]
+			return v, ok, true
+		})
+		for _, negated := range []bool{false, true} {
+			is, atLeast, atMost := truth, false, false
+			if negated {
+				is = -is
+			}
+			for over, into := range map[bool]*bool{true: &atLeast, false: &atMost} {
+				for _, a := range e.alternatives(negated, over) {
+					s := model.NewSelector(a...)
+					*into = *into || s.Matches(labels)
+				}
+			}
+			if is == yes && !atLeast || is == no && atMost {
+				t.Errorf("%q (negated: %v) of %v is %d; at least %v, at most %v", text, negated, labels, is, atLeast, atMost)
+			}
+		}
+	})
+}

@@ -19,7 +19,7 @@ import (
 
 var update = flag.Bool("update", false, "write the cases as they are now")
 
-var imports = map[string]func([]policy.File) (*Result, error){"cilium": Cilium}
+var imports = map[string]func([]policy.File) (*Result, error){"calico": Calico, "cilium": Cilium}
 
 // TestCases reads testdata/SYSTEM/*.txtar: NAME.yaml and NAME.want, which is every diagnostic, or error, and what the
 // policies became. docs/import.md names every case, and no other.

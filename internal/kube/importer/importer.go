@@ -97,8 +97,12 @@ func (s *source) object() string {
 }
 
 func (s *source) say(sev Severity, n *yaml.Node, field, fix, format string, args ...any) {
+	s.sayAt(sev, s.Pos(n), field, fix, format, args...)
+}
+
+func (s *source) sayAt(sev Severity, pos model.Position, field, fix, format string, args ...any) {
 	s.out.Diagnostics = append(s.out.Diagnostics, Diagnostic{
-		Pos: s.Pos(n), Severity: sev, Object: s.object(), Field: field, Msg: fmt.Sprintf(format, args...), Fix: fix,
+		Pos: pos, Severity: sev, Object: s.object(), Field: field, Msg: fmt.Sprintf(format, args...), Fix: fix,
 	})
 }
 
