@@ -55,10 +55,14 @@ type Dataplane interface {
 // State is everything a dataplane needs to judge.
 type State struct {
 	Policy *hostpolicy.Policy
-	// Units maps the unit names of Policy.Subjects to the cgroups that are that unit now, as absolute paths of
-	// cgroup directories. What is below such a cgroup belongs to the unit; what is below none belongs to the host.
+	// Units maps the names of units, of Policy.Subjects and of process constraints, to the cgroups that are that unit now,
+	// as absolute paths of cgroup directories. What is below such a cgroup belongs to the unit; what is below none belongs
+	// to the host.
 	// A unit without a cgroup is not running; it is judged as soon as a later Apply names its cgroup.
 	Units map[string][]string
+	// Users maps the names of users in process constraints to their numbers on this host. Nobody is a user without one;
+	// a user that is named by number needs none.
+	Users map[string]uint32
 }
 
 // ApplyStats says what Apply did.

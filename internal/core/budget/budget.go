@@ -18,30 +18,32 @@ type Resource uint8
 
 // The resources.
 const (
-	Rows        Resource = iota // rows of policy: one for each peer, and those for single ports and whole protocols
-	Ranges                      // rows of policy for ranges of ports, cut into aligned blocks
-	Sets                        // policy sets
-	Rules                       // names of rules
-	Subjects                    // the host and its units
-	LocalSets                   // addresses of subjects with a policy set of their own
-	Addresses                   // single addresses
-	Prefixes                    // longer stretches of addresses
-	Ports                       // owners of ports behind shared addresses
-	Controllers                 // addresses of controllers
-	Resources   int      = iota // how many there are
+	Rows         Resource = iota // rows of policy: one for each peer, and those for single ports and whole protocols
+	Ranges                       // rows of policy for ranges of ports, cut into aligned blocks
+	Alternatives                 // rows of policy for some processes
+	Sets                         // policy sets
+	Rules                        // names of rules
+	Subjects                     // the host and its units
+	LocalSets                    // addresses of subjects with a policy set of their own
+	Addresses                    // single addresses
+	Prefixes                     // longer stretches of addresses
+	Ports                        // owners of ports behind shared addresses
+	Controllers                  // addresses of controllers
+	Resources    int      = iota // how many there are
 )
 
 var resourceNames = [Resources]struct{ one, many string }{
-	Rows:        {"policy row", "policy rows"},
-	Ranges:      {"policy row for a port range", "policy rows for port ranges"},
-	Sets:        {"policy set", "policy sets"},
-	Rules:       {"rule", "rules"},
-	Subjects:    {"workload", "workloads"},
-	LocalSets:   {"address with a policy of its own", "addresses with a policy of their own"},
-	Addresses:   {"address", "addresses"},
-	Prefixes:    {"prefix", "prefixes"},
-	Ports:       {"port behind a shared address", "ports behind shared addresses"},
-	Controllers: {"controller address", "controller addresses"},
+	Rows:         {"policy row", "policy rows"},
+	Ranges:       {"policy row for a port range", "policy rows for port ranges"},
+	Alternatives: {"policy row for processes", "policy rows for processes"},
+	Sets:         {"policy set", "policy sets"},
+	Rules:        {"rule", "rules"},
+	Subjects:     {"workload", "workloads"},
+	LocalSets:    {"address with a policy of its own", "addresses with a policy of their own"},
+	Addresses:    {"address", "addresses"},
+	Prefixes:     {"prefix", "prefixes"},
+	Ports:        {"port behind a shared address", "ports behind shared addresses"},
+	Controllers:  {"controller address", "controller addresses"},
 }
 
 // String returns the resource as text names many of it.
@@ -68,6 +70,13 @@ func (c *Cost) Add(o Cost) {
 	}
 }
 
+// Take takes away what something takes.
+func (c *Cost) Take(o Cost) {
+	for r := range c {
+		c[r] -= o[r]
+	}
+}
+
 // counter counts rows. Functions that policy sets of one world share are lowered once.
 type counter struct{ functions map[*hostpolicy.Cell]Cost }
 
@@ -91,11 +100,15 @@ func (n *counter) function(f hostpolicy.Func) Cost {
 
 func (n *counter) set(s *hostpolicy.PolicySet) Cost {
 	c := Cost{Sets: 1}
+	var lists portmap.Lists
 	for _, d := range model.Directions {
 		t := s.Table(d)
 		c[Rows]++ // for whoever has no row
 		for _, f := range t.Funcs {
 			c.Add(n.function(f))
+			for k := range f {
+				lists.Number(f[k].When)
+			}
 		}
 		for _, p := range t.Peers {
 			if p.Func != 0 { // the default serves it
@@ -103,10 +116,11 @@ func (n *counter) set(s *hostpolicy.PolicySet) Cost {
 			}
 		}
 	}
+	c[Alternatives] = lists.Size()
 	return c
 }
 
-// OfSet returns what a policy set takes: Rows, Ranges and itself. Names of rules belong to the whole policy.
+// OfSet returns what a policy set takes: Rows, Ranges, Alternatives and itself. Names of rules belong to the whole policy.
 func OfSet(s *hostpolicy.PolicySet) Cost { return newCounter().set(s) }
 
 // Of returns what the policy takes when nothing else is there. The policy is one that Check accepts.

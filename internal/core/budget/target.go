@@ -30,14 +30,15 @@ func EBPF() Target {
 	return Target{
 		Kind: KindEBPF,
 		Max: Cost{
-			Rows: 524288, Ranges: 131072, Sets: 16384, Rules: 65536, Subjects: 4096, LocalSets: 16384,
+			Rows: 524288, Ranges: 131072, Alternatives: 65536, Sets: 16384, Rules: 65536, Subjects: 4096, LocalSets: 16384,
 			Addresses: 262144, Prefixes: 65536, Ports: 65536, Controllers: 1024,
 		},
 		EntryBytes: Cost{
-			Rows: 32, Ranges: 32, Sets: 12, Rules: 264, Subjects: 320, LocalSets: 88,
+			Rows: 32, Ranges: 32, Alternatives: 40, Sets: 12, Rules: 264, Subjects: 320, LocalSets: 88,
 			Addresses: 40, Prefixes: 44, Ports: 44, Controllers: 44,
 		},
-		MaxName: 255,
+		MaxName:   255,
+		Processes: true,
 	}
 }
 

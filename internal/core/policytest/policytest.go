@@ -34,7 +34,7 @@ type Size struct {
 	// OneSided is how many policies of Kubernetes to generate, of all tiers. With any, some hosts are pods and nodes.
 	// Their documents are not written by policy.Marshal.
 	OneSided int
-	// Plain leaves out what not every dataplane enforces: process constraints and domains.
+	// Plain leaves out what not every dataplane enforces: domains.
 	Plain bool
 	// NotYet also generates what the language parses and refuses as not supported yet: guardrails over many hops.
 	NotYet bool
@@ -402,7 +402,7 @@ func (g *generator) peer(to bool) model.Peer {
 		return model.Peer{Kind: model.PeerDomain, Domain: pick(g, domains)}
 	}
 	p := model.Peer{Kind: model.PeerWorkloads, Workloads: g.selector()}
-	if g.chance(12) && !g.size.Plain {
+	if g.chance(12) {
 		p.Process = g.process()
 	}
 	return p

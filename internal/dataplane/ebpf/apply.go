@@ -24,8 +24,9 @@ import (
 type transition struct {
 	gen      uint32
 	policy   *hostpolicy.Policy
+	users    users
 	sets     map[hostpolicy.PolicySetID]*heldSet // all that the next generation names
-	newSets  []*hostpolicy.PolicySet
+	newSets  []*heldSet
 	subjects []heldSubject
 	nextFree int
 	levels   []uint8
@@ -39,13 +40,15 @@ type transition struct {
 	localSets   []change[localKey]
 	localIDs    []change[localKey]
 	cgroups     []change[uint64]
+	units       []change[uint64]
+	constraints constraints
 	identities  bool         // the identity of a subject changes
 	changed     map[int]bool // subjects whose own policy changes
 }
 
 // concernsAll reports whether a change may touch the verdicts of every subject.
 func (t *transition) concernsAll() bool {
-	return len(t.addresses)+len(t.prefixes)+len(t.ports)+len(t.controllers)+len(t.localSets)+len(t.localIDs)+len(t.cgroups) > 0 || t.identities
+	return len(t.addresses)+len(t.prefixes)+len(t.ports)+len(t.controllers)+len(t.localSets)+len(t.localIDs)+len(t.cgroups)+len(t.units) > 0 || t.identities
 }
 
 // Apply makes state the one that judges.
@@ -115,7 +118,7 @@ func (d *Dataplane) usable(ctx context.Context) error {
 }
 
 func (d *Dataplane) count(s *dataplane.ApplyStats) {
-	s.Rows = d.held.rows + d.held.ranges
+	s.Rows = d.held.rows()
 	s.Addresses = len(d.held.addresses.held) + len(d.held.prefixes.held)
 }
 
@@ -136,7 +139,7 @@ func (d *Dataplane) plan(st *dataplane.State) (*transition, error) {
 	if err != nil {
 		return nil, err
 	}
-	t := &transition{gen: gen, policy: p, changed: map[int]bool{}}
+	t := &transition{gen: gen, policy: p, users: st.Users, constraints: constraintsOf(p), changed: map[int]bool{}}
 	if err := t.planSets(d.held); err != nil {
 		return nil, err
 	}
@@ -153,10 +156,17 @@ func (d *Dataplane) plan(st *dataplane.State) (*transition, error) {
 	if err := t.planUnits(d, st.Units); err != nil {
 		return nil, err
 	}
+	if err := t.planProcesses(d, st.Units); err != nil {
+		return nil, err
+	}
+	if err := t.planLevels(); err != nil {
+		return nil, err
+	}
 	h := d.held
 	return t, errors.Join(
 		h.addresses.room(t.addresses), h.prefixes.room(t.prefixes), h.ports.room(t.ports),
 		h.controllers.room(t.controllers), h.localSets.room(t.localSets), h.localIDs.room(t.localIDs), h.cgroups.room(t.cgroups),
+		h.units.room(t.units),
 	)
 }
 
@@ -170,9 +180,13 @@ func (t *transition) planSets(h *held) error {
 	next := uint32(1)
 	for i := range t.policy.Sets {
 		set := &t.policy.Sets[i]
-		if s := h.sets[set.ID]; s != nil {
+		content := t.users.contentOf(set)
+		if s := h.sets[content]; s != nil {
 			t.sets[set.ID] = s
 			continue
+		}
+		if err := checkProcesses(set); err != nil {
+			return err
 		}
 		for _, dir := range model.Directions {
 			if peers := set.Table(dir).Peers; len(peers) > 0 && peers[0].Peer == 0 {
@@ -186,26 +200,31 @@ func (t *transition) planSets(h *held) error {
 			return fmt.Errorf("more than %d policy sets", maxSets)
 		}
 		used[next] = true
-		cost := budget.OfSet(set)
-		s := &heldSet{number: next, rows: cost[budget.Rows], ranges: cost[budget.Ranges]}
+		s := &heldSet{number: next, content: content, size: budget.OfSet(set), from: set}
 		t.sets[set.ID] = s
-		t.newSets = append(t.newSets, set)
+		t.newSets = append(t.newSets, s)
 	}
 	return nil
 }
 
 // planRooms compares what is there and what comes with what fits. Old and new sets are there together for a moment.
 func (t *transition) planRooms(d *Dataplane) error {
-	rows, ranges := d.held.rows, d.held.ranges
-	for _, set := range t.newSets {
-		rows += t.sets[set.ID].rows
-		ranges += t.sets[set.ID].ranges
+	total := d.held.size
+	for _, s := range t.newSets {
+		total.Add(s.size)
 	}
-	if limit := int(d.maps.Rows.MaxEntries()); rows > limit {
-		return fmt.Errorf("%d policy rows do not fit into %d; widen or merge rules", rows, limit)
-	}
-	if limit := int(d.maps.Ranges.MaxEntries()); ranges > limit {
-		return fmt.Errorf("%d policy rows for port ranges do not fit into %d; use fewer ranges", ranges, limit)
+	for _, room := range []struct {
+		of     budget.Resource
+		in     *ebpf.Map
+		remedy string
+	}{
+		{budget.Rows, d.maps.Rows, "widen or merge rules"},
+		{budget.Ranges, d.maps.Ranges, "use fewer ranges"},
+		{budget.Alternatives, d.maps.Alternatives, "use fewer rules with a process"},
+	} {
+		if limit := int(room.in.MaxEntries()); total[room.of] > limit {
+			return fmt.Errorf("%s do not fit into %d; %s", room.of.Text(total[room.of]), limit, room.remedy)
+		}
 	}
 	if n, limit := len(d.held.sets)+len(t.newSets), int(d.maps.PolicySets.MaxEntries()); n > limit {
 		return fmt.Errorf("%d policy sets do not fit into %d", n, limit)
@@ -310,21 +329,33 @@ func (t *transition) nameRules() error {
 		for _, dir := range model.Directions {
 			for _, f := range t.policy.Sets[i].Table(dir).Funcs {
 				for _, c := range f {
-					n := ruleNumber(c.Rule)
-					if n < uint64(len(fixedRules)) {
-						continue
+					if err := t.nameRule(c.Rule); err != nil {
+						return err
 					}
-					if other, ok := t.rules[n]; ok && other != c.Rule {
-						return fmt.Errorf("rules %s and %s have the same number; rename one of them", c.Rule, other)
+					for _, a := range c.When {
+						if err := t.nameRule(a.Rule); err != nil {
+							return err
+						}
 					}
-					if len(c.Rule) >= len(ruleName{}) {
-						return fmt.Errorf("rule %s: the name is longer than %d bytes", c.Rule, len(ruleName{})-1)
-					}
-					t.rules[n] = c.Rule
 				}
 			}
 		}
 	}
+	return nil
+}
+
+func (t *transition) nameRule(r model.RuleID) error {
+	n := ruleNumber(r)
+	if n < uint64(len(fixedRules)) {
+		return nil
+	}
+	if other, ok := t.rules[n]; ok && other != r {
+		return fmt.Errorf("rules %s and %s have the same number; rename one of them", r, other)
+	}
+	if len(r) >= len(ruleName{}) {
+		return fmt.Errorf("rule %s: the name is longer than %d bytes", r, len(ruleName{})-1)
+	}
+	t.rules[n] = r
 	return nil
 }
 
@@ -436,19 +467,28 @@ func (t *transition) planUnits(d *Dataplane, units map[string][]string) error {
 				return fmt.Errorf("unit %s: cgroup %s belongs to another unit too", s.Unit, dir)
 			}
 			cgroups[id] = subject
-			for l := range level {
-				if l := uint8(l); !slices.Contains(t.levels, l) {
-					t.levels = append(t.levels, l)
-				}
-			}
+			t.addLevels(level)
 		}
 	}
+	t.cgroups = d.held.cgroups.diff(maps.All(cgroups), nil, nil)
+	return nil
+}
+
+// addLevels notes at which depths a unit's cgroup may be.
+func (t *transition) addLevels(levels func(func(int) bool)) {
+	for l := range levels {
+		if l := uint8(l); !slices.Contains(t.levels, l) {
+			t.levels = append(t.levels, l)
+		}
+	}
+}
+
+func (t *transition) planLevels() error {
 	slices.Sort(t.levels)
 	slices.Reverse(t.levels)
 	if len(t.levels) > maxLevels {
 		return tooManyLevels(len(t.levels))
 	}
-	t.cgroups = d.held.cgroups.diff(maps.All(cgroups), nil, nil)
 	return nil
 }
 
@@ -492,8 +532,8 @@ func (d *Dataplane) write(t *transition) (int, error) {
 		return 0, fmt.Errorf("write rules: %w", err)
 	}
 	written := 0
-	for _, set := range t.newSets {
-		n, err := d.writeSet(set, t.sets[set.ID].number)
+	for _, s := range t.newSets {
+		n, err := d.writeSet(s, t.users)
 		if err != nil {
 			return 0, err
 		}
@@ -503,7 +543,7 @@ func (d *Dataplane) write(t *transition) (int, error) {
 	for _, err := range []error{
 		h.addresses.write(t.addresses, t.gen), h.prefixes.write(t.prefixes, t.gen), h.ports.write(t.ports, t.gen),
 		h.controllers.write(t.controllers, t.gen), h.localSets.write(t.localSets, t.gen), h.localIDs.write(t.localIDs, t.gen), h.cgroups.write(t.cgroups, t.gen),
-		d.writeInfo(t), d.writeLevels(t),
+		h.units.write(t.units, t.gen), d.writeInfo(t), d.writeLevels(t), d.writeProcesses(t),
 	} {
 		if err != nil {
 			return 0, err
@@ -512,18 +552,21 @@ func (d *Dataplane) write(t *transition) (int, error) {
 	return written, nil
 }
 
-func (d *Dataplane) writeSet(set *hostpolicy.PolicySet, number uint32) (int, error) {
-	l := lower(set, number)
+func (d *Dataplane) writeSet(s *heldSet, u users) (int, error) {
+	l := lower(s.from, s.number)
+	if err := putAll(d.maps.Alternatives, l.alternatives(s.number), d.alternatives(&l.lists, u)); err != nil {
+		return 0, fmt.Errorf("write policy rows for processes: %w", err)
+	}
 	if err := putRows(d.maps.Rows, l.rows); err != nil {
 		return 0, fmt.Errorf("write policy rows: %w", err)
 	}
 	if err := putRows(d.maps.Ranges, l.ranges); err != nil {
 		return 0, fmt.Errorf("write policy rows for ranges: %w", err)
 	}
-	if err := d.maps.PolicySets.Put(number, uint64(set.ID)); err != nil {
+	if err := d.maps.PolicySets.Put(s.number, s.content); err != nil {
 		return 0, fmt.Errorf("write policy set: %w", err)
 	}
-	return len(l.rows) + len(l.ranges), nil
+	return len(l.rows) + len(l.ranges) + l.lists.Size(), nil
 }
 
 // writeInfo says who the subjects are.
@@ -571,6 +614,7 @@ func (d *Dataplane) undo(t *transition) error {
 	errs := []error{
 		h.addresses.undo(t.addresses, gen), h.prefixes.undo(t.prefixes, gen), h.ports.undo(t.ports, gen),
 		h.controllers.undo(t.controllers, gen), h.localSets.undo(t.localSets, gen), h.localIDs.undo(t.localIDs, gen), h.cgroups.undo(t.cgroups, gen),
+		h.units.undo(t.units, gen),
 		deleteAll(d.maps.Rules, t.newRules),
 	}
 	for i := range t.subjects {
@@ -578,14 +622,16 @@ func (d *Dataplane) undo(t *transition) error {
 			errs = append(errs, d.writeSubject(i, now.name, now.identity, now.identity, gen))
 		}
 	}
-	for _, set := range t.newSets {
-		number := t.sets[set.ID].number
-		if err := d.deleteSet(set, number); err != nil {
-			h.spoiled[number] = true
+	for _, s := range t.newSets {
+		if err := d.deleteSet(s); err != nil {
+			h.spoiled[s.number] = true
 			errs = append(errs, err)
 		}
 	}
 	d.settings.Levels.Store(packLevels(h.levels))
+	if h.policy != nil {
+		d.settleProcesses(constraintsOf(h.policy))
+	}
 	return errors.Join(errs...)
 }
 
@@ -618,9 +664,11 @@ func (d *Dataplane) finish(t *transition) error {
 	errs := []error{
 		h.addresses.finish(t.addresses), h.prefixes.finish(t.prefixes), h.ports.finish(t.ports),
 		h.controllers.finish(t.controllers), h.localSets.finish(t.localSets), h.localIDs.finish(t.localIDs), h.cgroups.finish(t.cgroups),
+		h.units.finish(t.units),
 		d.dropSets(t), d.dropRules(t),
 	}
 	d.settings.Levels.Store(packLevels(t.levels))
+	d.settleProcesses(t.constraints)
 	h.subjects, h.next, h.levels = t.subjects, t.nextFree, t.levels
 	h.policy = t.policy
 	return errors.Join(errs...)
@@ -629,50 +677,50 @@ func (d *Dataplane) finish(t *transition) error {
 // dropSets deletes the policy sets that no subject names any more.
 func (d *Dataplane) dropSets(t *transition) error {
 	h := d.held
+	next := map[uint64]*heldSet{}
+	for i := range t.policy.Sets {
+		s := t.sets[t.policy.Sets[i].ID]
+		s.from = &t.policy.Sets[i] // an earlier agent may have written it
+		next[s.content] = s
+	}
 	var errs []error
 	unknown := false
-	for id, s := range h.sets {
-		if t.sets[id] != nil {
+	for content, s := range h.sets {
+		if next[content] != nil {
 			continue
 		}
-		if h.policy != nil && h.policy.Set(id) != nil {
-			if err := d.deleteSet(h.policy.Set(id), s.number); err != nil {
-				h.spoiled[s.number] = true
-				errs = append(errs, err)
-				continue
-			}
-		} else {
-			unknown = true
-			if err := deleteAll(d.maps.PolicySets, []uint32{s.number}); err != nil {
-				h.spoiled[s.number] = true
-				errs = append(errs, err)
-				continue
-			}
+		if err := d.deleteSet(s); err != nil {
+			h.spoiled[s.number] = true
+			errs = append(errs, err)
+			continue
 		}
-		h.rows -= s.rows
-		h.ranges -= s.ranges
+		unknown = unknown || s.from == nil
+		h.size.Take(s.size)
 	}
-	for _, set := range t.newSets {
-		h.rows += t.sets[set.ID].rows
-		h.ranges += t.sets[set.ID].ranges
+	for _, s := range t.newSets {
+		h.size.Add(s.size)
 	}
-	h.sets = t.sets
+	h.sets = next
 	if unknown { // applied by an earlier agent: only the kernel knows its rows
 		live := map[uint32]bool{}
 		for _, s := range h.sets {
 			live[s.number] = true
 		}
-		_, err1 := countRows(d.maps.Rows, func(k rowKey) bool { return live[k.Pset] })
-		_, err2 := countRows(d.maps.Ranges, func(k rangeKey) bool { return live[k.Pset] })
-		errs = append(errs, err1, err2)
+		_, err := d.eachRow(func(pset uint32, _ budget.Resource) bool { return live[pset] })
+		errs = append(errs, err)
 	}
 	return errors.Join(errs...)
 }
 
-func (d *Dataplane) deleteSet(set *hostpolicy.PolicySet, number uint32) error {
-	l := lower(set, number)
-	err := deleteAll(d.maps.PolicySets, []uint32{number})
-	return errors.Join(err, deleteAll(d.maps.Rows, keysOf(l.rows)), deleteAll(d.maps.Ranges, keysOf(l.ranges)))
+// deleteSet deletes the policy set, and its rows if it is known what they are.
+func (d *Dataplane) deleteSet(s *heldSet) error {
+	err := deleteAll(d.maps.PolicySets, []uint32{s.number})
+	if s.from == nil {
+		return err
+	}
+	l := lower(s.from, s.number)
+	return errors.Join(err, deleteAll(d.maps.Rows, keysOf(l.rows)), deleteAll(d.maps.Ranges, keysOf(l.ranges)),
+		deleteAll(d.maps.Alternatives, l.alternatives(s.number)))
 }
 
 // dropRules forgets the names of rules that neither this policy nor the one before has.
@@ -684,6 +732,9 @@ func (d *Dataplane) dropRules(t *transition) error {
 				for _, f := range d.held.policy.Sets[i].Table(dir).Funcs {
 					for _, c := range f {
 						keep[ruleNumber(c.Rule)] = true
+						for _, a := range c.When {
+							keep[ruleNumber(a.Rule)] = true
+						}
 					}
 				}
 			}

@@ -12,16 +12,17 @@ import (
 
 // mapsOf says which maps hold a resource.
 var mapsOf = [budget.Resources][]string{
-	budget.Rows:        {programsMapRows},
-	budget.Ranges:      {programsMapRanges},
-	budget.Sets:        {programsMapPolicySets},
-	budget.Rules:       {programsMapRules},
-	budget.Subjects:    {programsMapSubjects, programsMapSubjectInfo},
-	budget.LocalSets:   {programsMapLocalSets, programsMapLocalIdentities},
-	budget.Addresses:   {programsMapAddresses},
-	budget.Prefixes:    {programsMapPrefixes},
-	budget.Ports:       {programsMapPorts},
-	budget.Controllers: {programsMapControllers},
+	budget.Rows:         {programsMapRows},
+	budget.Ranges:       {programsMapRanges},
+	budget.Alternatives: {programsMapAlternatives},
+	budget.Sets:         {programsMapPolicySets},
+	budget.Rules:        {programsMapRules},
+	budget.Subjects:     {programsMapSubjects, programsMapSubjectInfo},
+	budget.LocalSets:    {programsMapLocalSets, programsMapLocalIdentities},
+	budget.Addresses:    {programsMapAddresses},
+	budget.Prefixes:     {programsMapPrefixes},
+	budget.Ports:        {programsMapPorts},
+	budget.Controllers:  {programsMapControllers},
 }
 
 // TestTargetIsTheMaps compares what package budget promises with the maps that are loaded.
@@ -72,13 +73,10 @@ func TestBudgetCountsEntries(t *testing.T) {
 		}
 		for _, host := range worlds[0].Hosts() {
 			p, _ := worlds[0].HostPolicy(host)
-			if p.ProcessRule() != "" {
-				continue // refused as a whole
-			}
 			if got, want := budget.Of(p), entriesOf(t, p); got != want {
 				t.Fatalf("seed %d host %s: budget %v, entries %v", seed, host, got, want)
 			}
-			if next, ok := worlds[1].HostPolicy(host); ok && next.ProcessRule() == "" {
+			if next, ok := worlds[1].HostPolicy(host); ok {
 				got, want := budget.Between(p, next), entriesOf(t, p, next)
 				if got != want {
 					t.Fatalf("seed %d host %s: budget of the change %v, entries %v", seed, host, got, want)
@@ -115,9 +113,10 @@ func entriesOf(t *testing.T, policies ...*hostpolicy.Policy) budget.Cost {
 				l := lower(set, 1)
 				c[budget.Rows] += len(l.rows)
 				c[budget.Ranges] += len(l.ranges)
+				c[budget.Alternatives] += len(l.alternatives(1))
 			}
 		}
-		empty := &held{sets: map[hostpolicy.PolicySetID]*heldSet{}, spoiled: map[uint32]bool{}, subjects: make([]heldSubject, 512)}
+		empty := &held{sets: map[uint64]*heldSet{}, spoiled: map[uint32]bool{}, subjects: make([]heldSubject, 512)}
 		next := &transition{policy: p, changed: map[int]bool{}}
 		if err := next.planSets(empty); err != nil {
 			t.Fatal(err)

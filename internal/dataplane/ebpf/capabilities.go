@@ -22,7 +22,11 @@ var limits = []string{
 	"A connection that this host itself redirects (DNAT) is judged at connect by the address the program asked for, " +
 		"and its replies over UDP are judged as traffic of their own.",
 	"An accepted connection names the process that listens, not the one that accepted it.",
-	"Rules for some processes only, and rules that name hosts (domains), are refused, and the whole policy with them.",
+	"The process of a connection is the one that connected, or that made the socket which listens: a connected or listening " +
+		"socket that is handed to another process (socket activation) stays with the former.",
+	"Executables in mount namespaces that unprivileged users made, and those in memory only, have no path: a rule for a path " +
+		"does not apply to them.",
+	"Rules that name hosts (domains) are refused, and the whole policy with them.",
 	"Programs that somebody detaches, or maps that somebody changes, are put right only when an agent starts.",
 }
 

@@ -19,6 +19,7 @@ import (
 
 	"github.com/cilium/ebpf/link"
 
+	"bulkhead/internal/core/budget"
 	"bulkhead/internal/core/hostpolicy"
 	"bulkhead/internal/core/model"
 	"bulkhead/internal/dataplane"
@@ -111,7 +112,7 @@ func TestDeadBeforeTheSwitch(t *testing.T) {
 	if _, err := d.Apply(t.Context(), &dataplane.State{Policy: before}); err != nil {
 		t.Fatal(err)
 	}
-	rows := d.held.rows + d.held.ranges
+	rows := d.held.size
 	tr, err := d.plan(&dataplane.State{Policy: after})
 	if err != nil {
 		t.Fatal(err)
@@ -122,8 +123,8 @@ func TestDeadBeforeTheSwitch(t *testing.T) {
 	newProber(t, d).mustJudgeAs("written, not switched", before)
 	d = reopen(t, d, bed)
 	newProber(t, d).mustJudgeAs("taken over", before)
-	if got := d.held.rows + d.held.ranges; got != rows {
-		t.Errorf("%d rows instead of %d", got, rows)
+	if got := d.held.size; got != rows {
+		t.Errorf("%v instead of %v", got, rows)
 	}
 	d.mustBeClean(t, before)
 	if st, err := d.Apply(t.Context(), &dataplane.State{Policy: before}); err != nil || len(d.held.sets) != 2 {
@@ -138,7 +139,7 @@ func TestDeadBeforeTheSwitch(t *testing.T) {
 		}
 	}
 	newProber(t, d).mustJudgeAs("some generations later", before)
-	if st, err := d.Apply(t.Context(), &dataplane.State{Policy: after}); err != nil || st.Rows != rows {
+	if st, err := d.Apply(t.Context(), &dataplane.State{Policy: after}); err != nil || st.Rows != d.held.rows() || d.held.size != rows {
 		t.Errorf("the new one: %+v, %v", st, err)
 	}
 	newProber(t, d).mustJudgeAs("applied", after)
@@ -182,16 +183,12 @@ func reopen(t testing.TB, d *Dataplane, bed *dataplanetest.Bed) *Dataplane {
 // mustBeClean compares what the maps hold with what the policy needs.
 func (d *Dataplane) mustBeClean(t testing.TB, p *hostpolicy.Policy) {
 	t.Helper()
-	wantRows, wantRanges := 0, 0
+	var got, want budget.Cost
 	for i := range p.Sets {
-		l := lower(&p.Sets[i], 1)
-		wantRows, wantRanges = wantRows+len(l.rows), wantRanges+len(l.ranges)
+		want.Add(budget.OfSet(&p.Sets[i]))
 	}
-	var rows, ranges, addresses, sets int
-	if _, err := countRows(d.maps.Rows, func(rowKey) bool { rows++; return true }); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := countRows(d.maps.Ranges, func(rangeKey) bool { ranges++; return true }); err != nil {
+	var addresses int
+	if _, err := d.eachRow(func(_ uint32, of budget.Resource) bool { got[of]++; return true }); err != nil {
 		t.Fatal(err)
 	}
 	var a address
@@ -202,7 +199,7 @@ func (d *Dataplane) mustBeClean(t testing.TB, p *hostpolicy.Policy) {
 	var n uint32
 	var id uint64
 	for it := d.maps.PolicySets.Iterate(); it.Next(&n, &id); {
-		sets++
+		got[budget.Sets]++
 	}
 	single := 0
 	for _, a := range p.Addresses {
@@ -210,12 +207,11 @@ func (d *Dataplane) mustBeClean(t testing.TB, p *hostpolicy.Policy) {
 			single++
 		}
 	}
-	if rows != wantRows || ranges != wantRanges || addresses != single || sets != len(p.Sets) {
-		t.Errorf("the kernel holds %d rows, %d ranges, %d addresses and %d sets instead of %d, %d, %d and %d",
-			rows, ranges, addresses, sets, wantRows, wantRanges, single, len(p.Sets))
+	if got != want || addresses != single {
+		t.Errorf("the kernel holds %+v and %d addresses instead of %+v and %d", got, addresses, want, single)
 	}
-	if d.held.rows != wantRows || d.held.ranges != wantRanges {
-		t.Errorf("%d rows and %d ranges are accounted for instead of %d and %d", d.held.rows, d.held.ranges, wantRows, wantRanges)
+	if d.held.size != want {
+		t.Errorf("%+v is accounted for instead of %+v", d.held.size, want)
 	}
 }
 
@@ -405,7 +401,7 @@ func TestKernelRefuses(t *testing.T) {
 		},
 		"rows": {
 			func() error {
-				for i := range 4000 - d.held.rows - 100 {
+				for i := range 4000 - d.held.size[budget.Rows] - 100 {
 					if err := d.maps.Rows.Put(rowKey{Pset: 1 << 20, Peer: uint64(i)}, row{}); err != nil {
 						return err
 					}
@@ -413,7 +409,7 @@ func TestKernelRefuses(t *testing.T) {
 				return nil
 			},
 			func() error {
-				_, err := countRows(d.maps.Rows, func(k rowKey) bool { return k.Pset != 1<<20 })
+				_, err := countRows[rowKey, row](d.maps.Rows, func(k rowKey) bool { return k.Pset != 1<<20 })
 				return err
 			},
 		},

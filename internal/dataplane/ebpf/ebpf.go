@@ -143,7 +143,9 @@ type subjectState struct{ State, Sets [2]atomic.Uint64 }
 // settings is struct settings.
 type settings struct {
 	OwnNetns, OwnInode, RootCgroup, Unreplied, Replied, Installed, Levels atomic.Uint64
-	UnitsSince, RootLevel                                                 atomic.Uint32
+
+	PathKey                                 [2]atomic.Uint64
+	UnitsSince, RootLevel, Paths, Processes atomic.Uint32
 }
 
 // Open takes over the dataplane that is pinned under cfg.BPFFS, or installs it. A new one lets everything pass until the
@@ -210,6 +212,9 @@ func (d *Dataplane) install() error {
 		d.subjects[hostSubject].State[0].Store(open)
 		d.subjects[hostSubject].State[1].Store(open)
 		d.active.Store(1)
+	}
+	if fresh {
+		d.newPathKey()
 	}
 	level := uint32(noLevel)
 	if d.depth != anyLevel {

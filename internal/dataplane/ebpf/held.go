@@ -8,6 +8,7 @@ import (
 
 	"github.com/cilium/ebpf"
 
+	"bulkhead/internal/core/budget"
 	"bulkhead/internal/core/hostpolicy"
 	"bulkhead/internal/core/model"
 )
@@ -21,13 +22,13 @@ type held struct {
 	localSets   table[localKey]
 	localIDs    table[localKey]
 	cgroups     table[uint64]
+	units       table[uint64] // of processes
 
-	sets     map[hostpolicy.PolicySetID]*heldSet
-	rows     int // over all sets
-	ranges   int
-	subjects []heldSubject   // by number
-	next     int             // where to look for an unused number
-	spoiled  map[uint32]bool // numbers of sets of which rows may be left, because deleting them failed
+	sets     map[uint64]*heldSet // by content
+	size     budget.Cost         // of all sets
+	subjects []heldSubject       // by number
+	next     int                 // where to look for an unused number
+	spoiled  map[uint32]bool     // numbers of sets of which rows may be left, because deleting them failed
 	rules    map[uint64]model.RuleID
 	retired  []map[uint64]model.RuleID // names that the last policies have left behind, the oldest first
 	levels   []uint8
@@ -49,8 +50,10 @@ func (h *held) forget(names map[uint64]model.RuleID) {
 
 // heldSet is a policy set whose rows are all in the kernel.
 type heldSet struct {
-	number       uint32
-	rows, ranges int
+	number  uint32
+	content uint64
+	size    budget.Cost
+	from    *hostpolicy.PolicySet // what it was made of; nil: by an earlier agent
 }
 
 // heldSubject is a subject as subject_info describes it.
@@ -95,7 +98,7 @@ const maxAge = 1 << 29
 func (h *held) renew(d *Dataplane, gen uint32) error {
 	errs := []error{
 		h.addresses.renew(gen), h.prefixes.renew(gen), h.ports.renew(gen), h.controllers.renew(gen), h.localSets.renew(gen),
-		h.localIDs.renew(gen), h.cgroups.renew(gen),
+		h.localIDs.renew(gen), h.cgroups.renew(gen), h.units.renew(gen),
 	}
 	for i := range h.subjects {
 		if s := &h.subjects[i]; s.used {
@@ -117,13 +120,14 @@ func (d *Dataplane) readHeld() (*held, error) {
 		localSets:   table[localKey]{name: "local policy sets", m: d.maps.LocalSets},
 		localIDs:    table[localKey]{name: "local identities", m: d.maps.LocalIdentities},
 		cgroups:     table[uint64]{name: "cgroups", m: d.maps.Cgroups},
-		sets:        map[hostpolicy.PolicySetID]*heldSet{},
+		units:       table[uint64]{name: "units of processes", m: d.maps.Units},
+		sets:        map[uint64]*heldSet{},
 		spoiled:     map[uint32]bool{},
 		rules:       map[uint64]model.RuleID{},
 		next:        1,
 	}
 	for _, read := range []func(uint32) error{
-		h.addresses.read, h.prefixes.read, h.ports.read, h.controllers.read, h.localSets.read, h.localIDs.read, h.cgroups.read,
+		h.addresses.read, h.prefixes.read, h.ports.read, h.controllers.read, h.localSets.read, h.localIDs.read, h.cgroups.read, h.units.read,
 		h.readSubjects(d), h.readSets(d), h.readRules(d),
 	} {
 		if err := read(gen); err != nil {
@@ -191,9 +195,10 @@ func (h *held) readSets(d *Dataplane) func(uint32) error {
 				orphans = append(orphans, number)
 				continue
 			}
-			s := &heldSet{number: number}
+			s := &heldSet{number: number, content: id, size: budget.Cost{budget.Sets: 1}}
+			h.size[budget.Sets]++
 			byNumber[number] = s
-			h.sets[hostpolicy.PolicySetID(id)] = s
+			h.sets[id] = s
 		}
 		if err := it.Err(); err != nil {
 			return fmt.Errorf("read policy sets: %w", err)
@@ -201,40 +206,45 @@ func (h *held) readSets(d *Dataplane) func(uint32) error {
 		if err := deleteAll(d.maps.PolicySets, orphans); err != nil {
 			return fmt.Errorf("delete policy sets: %w", err)
 		}
-		rows, err := countRows(d.maps.Rows, func(k rowKey) bool {
-			s := byNumber[k.Pset]
+		left, err := d.eachRow(func(pset uint32, of budget.Resource) bool {
+			s := byNumber[pset]
 			if s != nil {
-				s.rows++
-				h.rows++
+				s.size[of]++
+				h.size[of]++
 			}
 			return s != nil
 		})
 		if err != nil {
 			return err
 		}
-		ranges, err := countRows(d.maps.Ranges, func(k rangeKey) bool {
-			s := byNumber[k.Pset]
-			if s != nil {
-				s.ranges++
-				h.ranges++
-			}
-			return s != nil
-		})
-		if err != nil {
-			return err
-		}
-		if rows+ranges > 0 {
-			d.log.Info("removed policy rows that an earlier agent had left", "rows", rows+ranges)
+		if left > 0 {
+			d.log.Info("removed policy rows that an earlier agent had left", "rows", left)
 		}
 		return nil
 	}
 }
 
+// eachRow calls known for everything that policy sets consist of, with the set's number and what it is, and deletes what
+// is not known; it returns how many.
+func (d *Dataplane) eachRow(known func(pset uint32, of budget.Resource) bool) (int, error) {
+	rows, err1 := countRows[rowKey, row](d.maps.Rows, func(k rowKey) bool { return known(k.Pset, budget.Rows) })
+	ranges, err2 := countRows[rangeKey, row](d.maps.Ranges, func(k rangeKey) bool { return known(k.Pset, budget.Ranges) })
+	alternatives, err3 := countRows[alternativeKey, alternative](d.maps.Alternatives, func(k alternativeKey) bool {
+		return known(k.Pset, budget.Alternatives)
+	})
+	return rows + ranges + alternatives, errors.Join(err1, err2, err3)
+}
+
+// rows returns how many rows of policy there are.
+func (h *held) rows() int {
+	return h.size[budget.Rows] + h.size[budget.Ranges] + h.size[budget.Alternatives]
+}
+
 // countRows calls known for every row and deletes those that are not; it returns how many.
-func countRows[K any](m *ebpf.Map, known func(K) bool) (int, error) {
+func countRows[K, V any](m *ebpf.Map, known func(K) bool) (int, error) {
 	var orphans []K
 	var k K
-	var v row
+	var v V
 	it := m.Iterate()
 	for it.Next(&k, &v) {
 		if !known(k) {

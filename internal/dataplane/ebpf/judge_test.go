@@ -71,7 +71,8 @@ func newProber(t testing.TB, d *Dataplane) *prober {
 		programsMapPrefixes: d.maps.Prefixes, programsMapPorts: d.maps.Ports, programsMapControllers: d.maps.Controllers,
 		programsMapLocalSets: d.maps.LocalSets, programsMapLocalIdentities: d.maps.LocalIdentities,
 		programsMapRows: d.maps.Rows, programsMapRanges: d.maps.Ranges, programsMapCounters: d.maps.Counters,
-		programsMapProbes: d.maps.Probes,
+		programsMapProbes: d.maps.Probes, programsMapAlternatives: d.maps.Alternatives, programsMapUnits: d.maps.Units,
+		programsMapExecutables: d.maps.Executables,
 	}
 	for name := range spec.Maps {
 		if all[name] == nil && name[0] != '.' { // constants stay
@@ -92,6 +93,9 @@ func newProber(t testing.TB, d *Dataplane) *prober {
 
 var packet = make([]byte, 64)
 
+// testUsers are the users that policytest names.
+var testUsers = users{"www-data": 33}
+
 // ask returns the verdict on a packet, and the identity it was judged for.
 func (p *prober) ask(pkt *hostpolicy.Packet) (model.EndVerdict, model.IdentityID) {
 	p.t.Helper()
@@ -104,6 +108,10 @@ func (p *prober) ask(pkt *hostpolicy.Packet) (model.EndVerdict, model.IdentityID
 	q.Subject = uint32(number(pkt.Workload))
 	if pkt.RemoteWorkload != "" {
 		q.Rsubject = uint16(number(pkt.RemoteWorkload) + 1)
+	}
+	q.User = nobody
+	if a := pkt.Process; a != nil {
+		q.Unit, q.Path, q.User = numberOf(a.Unit), p.d.pathHash(a.Path), uint64(testUsers.number(a.User))
 	}
 	if err := p.m.Put(uint32(0), &q); err != nil {
 		p.t.Fatal(err)
@@ -131,6 +139,7 @@ func TestJudgesLikeTheReference(t *testing.T) {
 	asked := 0
 	verdicts := map[model.Verdict]int{}
 	rules := map[model.RuleID]int{}
+	forProcess := 0
 	size := policytest.Small
 	size.Plain = true // what is refused is tested by RunPort
 	for seed := range worlds {
@@ -147,7 +156,7 @@ func TestJudgesLikeTheReference(t *testing.T) {
 			if !ok {
 				t.Fatalf("seed %d: host %s has no policy", seed, host)
 			}
-			if _, err := d.Apply(t.Context(), &dataplane.State{Policy: pol}); err != nil {
+			if _, err := d.Apply(t.Context(), &dataplane.State{Policy: pol, Users: testUsers}); err != nil {
 				t.Fatalf("seed %d, host %s: %v", seed, host, err)
 			}
 			var isolated []string
@@ -166,6 +175,11 @@ func TestJudgesLikeTheReference(t *testing.T) {
 				asked++
 				verdicts[want.Verdict]++
 				rules[want.Rule]++
+				unknown := pkt
+				unknown.Process = nil
+				if other, _ := judge.Judge(&unknown); other != want {
+					forProcess++
+				}
 				if got != want || gotPeer != wantPeer {
 					t.Fatalf("seed %d, host %s, isolated %v, %+v:\nkernel    %v for %s\nreference %v for %s",
 						seed, host, isolated, pkt, got, gotPeer, want, wantPeer)
@@ -178,7 +192,10 @@ func TestJudgesLikeTheReference(t *testing.T) {
 			}
 		}
 	}
-	t.Logf("%d packets, verdicts %v, %d rules", asked, verdicts, len(rules))
+	t.Logf("%d packets, verdicts %v, %d rules, %d decided by the process", asked, verdicts, len(rules), forProcess)
+	if forProcess < asked/500 {
+		t.Errorf("only %d of %d packets were decided by their process: the test shows little", forProcess, asked)
+	}
 	if !testing.Short() && asked < 50000 {
 		t.Errorf("only %d packets", asked)
 	}
@@ -222,8 +239,21 @@ func randomPacket(r *rand.Rand, p *hostpolicy.Policy) hostpolicy.Packet {
 	pkt.Proto, pkt.Port = protos[r.IntN(len(protos))], uint16(r.IntN(65536))
 	if set := p.Set(s.Set); r.IntN(8) != 0 {
 		t := set.Table(pkt.Dir)
-		f := t.Funcs[r.IntN(len(t.Funcs))]
-		if c := f[r.IntN(len(f))].Ports; c.Proto != model.ProtoAny {
+		row := hostpolicy.PeerFunc{} // nobody in particular
+		if len(t.Peers) > 0 && r.IntN(4) != 0 {
+			row = t.Peers[r.IntN(len(t.Peers))]
+			for _, a := range p.Addresses {
+				if a.Identity == row.Peer && r.IntN(2) == 0 {
+					pkt.Remote = inside(r, a.Prefix)
+				}
+			}
+		}
+		f := t.Funcs[row.Func]
+		i := r.IntN(len(f))
+		if k := slices.IndexFunc(f, func(c hostpolicy.Cell) bool { return len(c.When) > 0 }); k >= 0 && r.IntN(2) == 0 {
+			i = k
+		}
+		if c := f[i].Ports; c.Proto != model.ProtoAny {
 			edges := []uint16{c.Lo, c.Hi, c.Lo - 1, c.Hi + 1, c.Lo + (c.Hi-c.Lo)/2}
 			pkt.Proto, pkt.Port = c.Proto, edges[r.IntN(len(edges))]
 		}
@@ -240,6 +270,13 @@ func randomPacket(r *rand.Rand, p *hostpolicy.Policy) hostpolicy.Packet {
 	if len(p.Ports) > 0 && r.IntN(10) == 0 {
 		o := p.Ports[r.IntN(len(p.Ports))]
 		pkt.Remote, pkt.Proto, pkt.Port, pkt.Dir = o.Addr, o.Proto, o.Port, model.Egress
+	}
+	if r.IntN(4) != 0 {
+		any := func(of ...string) string { return of[r.IntN(len(of))] }
+		pkt.Process = &model.Process{
+			Unit: any("payapi.service", "cron.service", "ssh.service"), Path: any("/usr/bin/curl", "/usr/bin/python3", "/bin/sh"),
+			User: any("www-data", "1000", "0"),
+		}
 	}
 	return pkt
 }

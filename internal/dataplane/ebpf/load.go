@@ -54,6 +54,7 @@ var optional = []struct{ program, without string }{
 	{programsProgBulkheadSendmsg4, "A UDP flow over IPv4 names the process that made the socket, not the one that sends."},
 	{programsProgBulkheadSendmsg6, "A UDP flow over IPv6 names the process that made the socket, not the one that sends."},
 	{programsProgBulkheadListening, "Of connections made before the agent, who opened them is guessed from the ports."},
+	{programsProgBulkheadLearn, "When rules first name executables, those of the processes that run already are not known."},
 	{programsProgBulkheadSeed, "Of sockets made before the agent, the process is not known."},
 }
 

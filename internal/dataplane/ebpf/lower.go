@@ -1,8 +1,6 @@
 package ebpf
 
 import (
-	"crypto/sha256"
-	"encoding/binary"
 	"slices"
 
 	"bulkhead/internal/core/hostpolicy"
@@ -15,8 +13,7 @@ func ruleNumber(r model.RuleID) uint64 {
 	if i := slices.Index(fixedRules, r); i > 0 {
 		return uint64(i)
 	}
-	sum := sha256.Sum256([]byte(r))
-	n := binary.BigEndian.Uint64(sum[:8])
+	n := numberOf(string(r))
 	if n < 1<<16 {
 		n += 1 << 16 // never one of the fixed
 	}
@@ -27,6 +24,7 @@ func ruleNumber(r model.RuleID) uint64 {
 type lowered struct {
 	rows   []entry[rowKey]
 	ranges []entry[rangeKey]
+	lists  portmap.Lists // the alternatives of rows
 }
 
 type entry[K any] struct {
@@ -42,7 +40,7 @@ func lower(set *hostpolicy.PolicySet, number uint32) *lowered {
 		t := set.Table(dir)
 		any := make([]row, len(t.Funcs))
 		for i, f := range t.Funcs {
-			any[i] = rowOf(&f[0])
+			any[i] = l.row(&f[0])
 			any[i].Function = uint32(i)
 			any[i].Has = l.function(number, uint32(i), dir, portmap.Lower(f))
 		}
@@ -63,7 +61,7 @@ func (l *lowered) peer(set uint32, peer uint64, dir model.Direction, r row) {
 // function adds the entries of a function and returns which kinds of them there are.
 func (l *lowered) function(set, number uint32, dir model.Direction, entries []portmap.Entry) (has uint8) {
 	for _, e := range entries {
-		row, proto := rowOf(e.Cell), uint8(e.Proto)
+		row, proto := l.row(e.Cell), uint8(e.Proto)
 		switch {
 		case e.IsRange():
 			has |= hasRange
@@ -82,4 +80,6 @@ func (l *lowered) function(set, number uint32, dir model.Direction, entries []po
 	return has
 }
 
-func rowOf(c *hostpolicy.Cell) row { return row{Rule: ruleNumber(c.Rule), Verdict: uint8(c.Verdict)} }
+func (l *lowered) row(c *hostpolicy.Cell) row {
+	return row{Rule: ruleNumber(c.Rule), Verdict: uint8(c.Verdict), List: uint16(l.lists.Number(c.When))}
+}

@@ -13,6 +13,24 @@ import (
 	"github.com/cilium/ebpf"
 )
 
+type programsAlternative struct {
+	_       structs.HostLayout
+	Rule    uint64
+	Unit    uint64
+	Path    uint64
+	User    uint32
+	Has     uint8
+	Verdict uint8
+	Pad     [2]uint8
+}
+
+type programsAlternativeKey struct {
+	_     structs.HostLayout
+	Pset  uint32
+	List  uint16
+	Index uint16
+}
+
 type programsAttemptKey struct {
 	_      structs.HostLayout
 	Cookie uint64
@@ -181,6 +199,9 @@ type programsProbe struct {
 	Subject  uint32
 	Rsubject uint16
 	Pad      uint16
+	Unit     uint64
+	Path     uint64
+	User     uint64
 	Decision struct {
 		_        structs.HostLayout
 		Rule     uint64
@@ -195,9 +216,19 @@ type programsProcess struct {
 	_      structs.HostLayout
 	Start  uint64
 	Cgroup uint64
+	Path   uint64
 	Tgid   uint32
 	Uid    uint32
+	Exec   uint32
+	Paths  uint32
 	Comm   [16]int8
+}
+
+type programsProcessKey struct {
+	_     structs.HostLayout
+	Start uint64
+	Tgid  uint32
+	Pad   uint32
 }
 
 type programsRangeKey struct {
@@ -216,7 +247,7 @@ type programsRow struct {
 	Function uint32
 	Verdict  uint8
 	Has      uint8
-	Pad      [2]uint8
+	List     uint16
 }
 
 type programsRowKey struct {
@@ -237,8 +268,11 @@ type programsSettings struct {
 	Replied    uint64
 	Installed  uint64
 	Levels     uint64
+	PathKey    [2]uint64
 	UnitsSince uint32
 	RootLevel  uint32
+	Paths      uint32
+	Processes  uint32
 }
 
 type programsSocketState struct {
@@ -292,6 +326,7 @@ type programsVersioned struct {
 const (
 	programsMapActive               = "active"
 	programsMapAddresses            = "addresses"
+	programsMapAlternatives         = "alternatives"
 	programsMapAttempts             = "attempts"
 	programsMapCgroups              = "cgroups"
 	programsMapConfig               = "config"
@@ -300,6 +335,7 @@ const (
 	programsMapCounters             = "counters"
 	programsMapDenials              = "denials"
 	programsMapEvents               = "events"
+	programsMapExecutables          = "executables"
 	programsMapHandshakes           = "handshakes"
 	programsMapListening            = "listening"
 	programsMapLocalIdentities      = "local_identities"
@@ -315,6 +351,7 @@ const (
 	programsMapSockets              = "sockets"
 	programsMapSubjectInfo          = "subject_info"
 	programsMapSubjects             = "subjects"
+	programsMapUnits                = "units"
 	programsMapWakeups              = "wakeups"
 	programsProgBulkheadConnect4    = "bulkhead_connect4"
 	programsProgBulkheadConnect6    = "bulkhead_connect6"
@@ -322,6 +359,7 @@ const (
 	programsProgBulkheadFind        = "bulkhead_find"
 	programsProgBulkheadFlush       = "bulkhead_flush"
 	programsProgBulkheadIngress     = "bulkhead_ingress"
+	programsProgBulkheadLearn       = "bulkhead_learn"
 	programsProgBulkheadListening   = "bulkhead_listening"
 	programsProgBulkheadProbe       = "bulkhead_probe"
 	programsProgBulkheadSeed        = "bulkhead_seed"
@@ -383,6 +421,7 @@ type programsProgramSpecs struct {
 	BulkheadFind        *ebpf.ProgramSpec `ebpf:"bulkhead_find"`
 	BulkheadFlush       *ebpf.ProgramSpec `ebpf:"bulkhead_flush"`
 	BulkheadIngress     *ebpf.ProgramSpec `ebpf:"bulkhead_ingress"`
+	BulkheadLearn       *ebpf.ProgramSpec `ebpf:"bulkhead_learn"`
 	BulkheadListening   *ebpf.ProgramSpec `ebpf:"bulkhead_listening"`
 	BulkheadProbe       *ebpf.ProgramSpec `ebpf:"bulkhead_probe"`
 	BulkheadSeed        *ebpf.ProgramSpec `ebpf:"bulkhead_seed"`
@@ -401,6 +440,7 @@ type programsProgramSpecs struct {
 type programsMapSpecs struct {
 	Active          *ebpf.MapSpec `ebpf:"active"`
 	Addresses       *ebpf.MapSpec `ebpf:"addresses"`
+	Alternatives    *ebpf.MapSpec `ebpf:"alternatives"`
 	Attempts        *ebpf.MapSpec `ebpf:"attempts"`
 	Cgroups         *ebpf.MapSpec `ebpf:"cgroups"`
 	Config          *ebpf.MapSpec `ebpf:"config"`
@@ -409,6 +449,7 @@ type programsMapSpecs struct {
 	Counters        *ebpf.MapSpec `ebpf:"counters"`
 	Denials         *ebpf.MapSpec `ebpf:"denials"`
 	Events          *ebpf.MapSpec `ebpf:"events"`
+	Executables     *ebpf.MapSpec `ebpf:"executables"`
 	Handshakes      *ebpf.MapSpec `ebpf:"handshakes"`
 	Listening       *ebpf.MapSpec `ebpf:"listening"`
 	LocalIdentities *ebpf.MapSpec `ebpf:"local_identities"`
@@ -424,6 +465,7 @@ type programsMapSpecs struct {
 	Sockets         *ebpf.MapSpec `ebpf:"sockets"`
 	SubjectInfo     *ebpf.MapSpec `ebpf:"subject_info"`
 	Subjects        *ebpf.MapSpec `ebpf:"subjects"`
+	Units           *ebpf.MapSpec `ebpf:"units"`
 	Wakeups         *ebpf.MapSpec `ebpf:"wakeups"`
 }
 
@@ -456,6 +498,7 @@ func (o *programsObjects) Close() error {
 type programsMaps struct {
 	Active          *ebpf.Map `ebpf:"active"`
 	Addresses       *ebpf.Map `ebpf:"addresses"`
+	Alternatives    *ebpf.Map `ebpf:"alternatives"`
 	Attempts        *ebpf.Map `ebpf:"attempts"`
 	Cgroups         *ebpf.Map `ebpf:"cgroups"`
 	Config          *ebpf.Map `ebpf:"config"`
@@ -464,6 +507,7 @@ type programsMaps struct {
 	Counters        *ebpf.Map `ebpf:"counters"`
 	Denials         *ebpf.Map `ebpf:"denials"`
 	Events          *ebpf.Map `ebpf:"events"`
+	Executables     *ebpf.Map `ebpf:"executables"`
 	Handshakes      *ebpf.Map `ebpf:"handshakes"`
 	Listening       *ebpf.Map `ebpf:"listening"`
 	LocalIdentities *ebpf.Map `ebpf:"local_identities"`
@@ -479,6 +523,7 @@ type programsMaps struct {
 	Sockets         *ebpf.Map `ebpf:"sockets"`
 	SubjectInfo     *ebpf.Map `ebpf:"subject_info"`
 	Subjects        *ebpf.Map `ebpf:"subjects"`
+	Units           *ebpf.Map `ebpf:"units"`
 	Wakeups         *ebpf.Map `ebpf:"wakeups"`
 }
 
@@ -486,6 +531,7 @@ func (m *programsMaps) Close() error {
 	return _ProgramsClose(
 		m.Active,
 		m.Addresses,
+		m.Alternatives,
 		m.Attempts,
 		m.Cgroups,
 		m.Config,
@@ -494,6 +540,7 @@ func (m *programsMaps) Close() error {
 		m.Counters,
 		m.Denials,
 		m.Events,
+		m.Executables,
 		m.Handshakes,
 		m.Listening,
 		m.LocalIdentities,
@@ -509,6 +556,7 @@ func (m *programsMaps) Close() error {
 		m.Sockets,
 		m.SubjectInfo,
 		m.Subjects,
+		m.Units,
 		m.Wakeups,
 	)
 }
@@ -530,6 +578,7 @@ type programsPrograms struct {
 	BulkheadFind        *ebpf.Program `ebpf:"bulkhead_find"`
 	BulkheadFlush       *ebpf.Program `ebpf:"bulkhead_flush"`
 	BulkheadIngress     *ebpf.Program `ebpf:"bulkhead_ingress"`
+	BulkheadLearn       *ebpf.Program `ebpf:"bulkhead_learn"`
 	BulkheadListening   *ebpf.Program `ebpf:"bulkhead_listening"`
 	BulkheadProbe       *ebpf.Program `ebpf:"bulkhead_probe"`
 	BulkheadSeed        *ebpf.Program `ebpf:"bulkhead_seed"`
@@ -550,6 +599,7 @@ func (p *programsPrograms) Close() error {
 		p.BulkheadFind,
 		p.BulkheadFlush,
 		p.BulkheadIngress,
+		p.BulkheadLearn,
 		p.BulkheadListening,
 		p.BulkheadProbe,
 		p.BulkheadSeed,

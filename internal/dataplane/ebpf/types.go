@@ -18,6 +18,9 @@ type (
 	rowKey      = programsRowKey
 	rangeKey    = programsRangeKey
 	row         = programsRow
+
+	alternativeKey = programsAlternativeKey
+	alternative    = programsAlternative
 )
 
 // address is an address as the programs hold it: 16 bytes, IPv4 mapped.

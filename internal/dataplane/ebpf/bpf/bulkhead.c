@@ -92,9 +92,7 @@ int bulkhead_sock_release(struct bpf_sock *sk)
 /* refresh notes which process uses the socket, which need not be the one that made it. */
 static __always_inline void refresh(struct socket_state *s)
 {
-	__u32 tgid = bpf_get_current_pid_tgid() >> 32;
-
-	if (s->process.tgid != tgid)
+	if (!is_current(&s->process))
 		current_process(&s->process);
 }
 
@@ -110,6 +108,7 @@ static __noinline int on_connect(struct bpf_sock_addr *ctx, struct flow *f)
 	struct decision d = {};
 	struct socket_state *s;
 	struct bpf_sock *peer;
+	struct actor a;
 	__u32 subject, size, gen = generation();
 	__u64 old, state;
 	bool known, loopback;
@@ -125,7 +124,7 @@ static __noinline int on_connect(struct bpf_sock_addr *ctx, struct flow *f)
 	old = READ_ONCE(s->word);
 	s->sent = 0;
 	s->received = 0;
-	if (resolved(old)) {
+	if (resolved(old) && !processes_matter()) {
 		subject = word_subject(old);
 	} else if (s->cgroup == bpf_get_current_cgroup_id()) {
 		subject = subject_of_task();
@@ -181,7 +180,8 @@ static __noinline int on_connect(struct bpf_sock_addr *ctx, struct flow *f)
 			d.rsubject = word_subject(word) + 1;
 		}
 	}
-	state = as_of(judge(f, subject, &d), gen);
+	describe(&a, &s->process, unit_of_task());
+	state = as_of(judge(f, subject, &a, &d), gen);
 	if (d.verdict == DENY) {
 		deny_attempt(f, &d, &s->process, subject);
 		return 0;
@@ -259,6 +259,7 @@ SEC("cgroup_skb/egress")
 int bulkhead_probe(struct __sk_buff *skb)
 {
 	struct decision d = {};
+	struct actor a = {};
 	__u32 zero = 0;
 	struct probe *p = bpf_map_lookup_elem(&probes, &zero);
 	struct flow f;
@@ -267,7 +268,10 @@ int bulkhead_probe(struct __sk_buff *skb)
 		return 0;
 	f = p->flow;
 	d.rsubject = p->rsubject;
-	judge(&f, p->subject, &d);
+	a.unit = p->unit;
+	a.path = p->path;
+	a.user = p->user;
+	judge(&f, p->subject, &a, &d);
 	p->decision = d;
 	return 1;
 }

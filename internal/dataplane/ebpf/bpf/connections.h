@@ -220,13 +220,15 @@ static __noinline bool judge_datagram(struct __sk_buff *skb, struct bpf_sock *sk
 	__u64 old = c ? READ_ONCE(c->word) : 0, socket_word = s ? READ_ONCE(s->word) : 0, state, new;
 	__u32 subject, flags, gen = generation();
 	struct decision d = {};
+	struct actor a;
 
 	subject = resolved(socket_word) ? word_subject(socket_word) : subject_of_socket(sk);
 	if (skb->ifindex == LOOPBACK_IFINDEX)
 		d.rsubject = peer_on_host(skb, &p->flow);
 	if (c && !d.rsubject && resolved(old)) /* the peer has closed its socket meanwhile */
 		d.rsubject = c->rsubject;
-	state = as_of(judge(&p->flow, subject, &d), gen);
+	describe(&a, s ? &s->process : NULL, unit_of_socket(sk));
+	state = as_of(judge(&p->flow, subject, &a, &d), gen);
 	if (s && !resolved(socket_word))
 		set_word(&s->word, socket_word, make_word(state_gen(state), subject, socket_word & 0xffff));
 	if (!c) {
@@ -285,14 +287,17 @@ static __always_inline bool on_new_datagram(struct __sk_buff *skb, struct bpf_so
  * on_other_address judges a packet of a flow that came to another address of this host than the flow's first packet
  * did, where policy tells those addresses apart.
  */
-static __noinline bool on_other_address(struct __sk_buff *skb, struct datagram *p, struct connection *c, __u64 now)
+static __noinline bool on_other_address(struct __sk_buff *skb, struct bpf_sock *sk, struct datagram *p,
+					struct connection *c, __u64 now)
 {
 	__u32 subject = word_subject(READ_ONCE(c->word));
 	struct decision d = {.rsubject = c->rsubject};
+	struct actor a;
 
 	p->flow.dir = IN;
 	p->flow.port = c->port;
-	judge(&p->flow, subject, &d);
+	describe(&a, &c->process, unit_of_socket(sk));
+	judge(&p->flow, subject, &a, &d);
 	if (d.verdict != DENY)
 		return pass(skb, c, &p->details, false, now);
 	deny_attempt(&p->flow, &d, &c->process, subject);
@@ -307,6 +312,17 @@ static __noinline bool on_other_address(struct __sk_buff *skb, struct datagram *
 static __always_inline bool settled(const struct connection *c, __u64 word, __u64 state, __u64 now)
 {
 	return word_gen(word) && word_gen(word) == state_gen(state) && (!(word & FLOW_LOOP) || now - c->judged < SECOND);
+}
+
+/* changes_hands reports, once, whether another process uses the socket now than the one that the flow was judged for. */
+static __noinline bool changes_hands(struct bpf_sock *sk, struct connection *c)
+{
+	struct socket_state *s = bpf_sk_storage_get(&sockets, sk, 0, 0);
+
+	if (!s || same_process(&s->process, &c->process))
+		return false;
+	c->process = s->process;
+	return true;
 }
 
 /* on_datagram judges a packet of a socket that has no connection of its own. */
@@ -341,11 +357,11 @@ static __noinline bool on_datagram(struct __sk_buff *skb, struct bpf_sock *sk, b
 	}
 	if (c) {
 		state = state_of(word_subject(word));
-		known = settled(c, word, state, now);
+		known = settled(c, word, state, now) && !(egress && processes_matter() && changes_hands(sk, c));
 		if (known && (word & FLOW_VERDICT) != DENY) {
 			if (((__u32)state & SUBJECT_LOCAL_SETS) && !egress && !(word & FLOW_OUT) &&
 			    !same_addr(c->laddr, p.flow.laddr))
-				return on_other_address(skb, &p, c, now);
+				return on_other_address(skb, sk, &p, c, now);
 			return pass(skb, c, &p.details, egress, now);
 		}
 		p.flow.dir = word & FLOW_OUT ? OUT : IN;

@@ -30,6 +30,25 @@ static __noinline __u32 subject_by_cgroup(struct sock *sk)
 	return 0;
 }
 
+/* unit_by_cgroup does the same for the unit that rules may name as the process's. */
+static __noinline __u64 unit_by_cgroup(struct sock *sk)
+{
+	struct cgroup *cg = processes_matter() ? sk->sk_cgrp_data.cgroup : NULL;
+	int i;
+
+	for (i = 0; i < MAX_DEPTH && cg; i++) {
+		struct cgroup_subsys_state *parent = cg->self.parent;
+		__u64 unit = unit_of_cgroup(cg->kn->id);
+
+		if (unit)
+			return unit;
+		if (!parent)
+			break;
+		cg = parent->cgroup;
+	}
+	return 0;
+}
+
 /* is_ours reports whether the socket's cgroup is the one that is judged, or below it. */
 static __noinline bool is_ours(struct sock *sk)
 {
@@ -257,6 +276,7 @@ static __always_inline enum review review(struct sock *sk, struct socket_state *
 	__u64 word = READ_ONCE(s->word), state;
 	struct decision d = {};
 	struct flow f = {};
+	struct actor a;
 
 	if (!c || skc->skc_state == TCP_CLOSE)
 		return FINE;
@@ -290,7 +310,8 @@ static __always_inline enum review review(struct sock *sk, struct socket_state *
 			return FINE;
 		d.rsubject = s->rsubject;
 	}
-	state = as_of(judge(&f, subject, &d), gen);
+	describe(&a, &s->process, unit_by_cgroup(sk));
+	state = as_of(judge(&f, subject, &a, &d), gen);
 	word = settle(s, word, make_word(state_gen(state), subject, flags), &f, &d);
 	return (word & FLOW_JUDGED) && (word & FLOW_VERDICT) == DENY ? DENIED : FINE;
 }
@@ -370,9 +391,29 @@ static __always_inline void process_of(struct task_struct *task, struct sock *sk
 	p->tgid = task->tgid;
 	p->uid = task->cred->euid.val;
 	p->start = task->group_leader->start_boottime;
+	p->exec = task->self_exec_id;
 	bpf_probe_read_kernel_str(p->comm, sizeof(p->comm), task->group_leader->comm);
 	if (sk->sk_cgrp_data.cgroup)
 		p->cgroup = sk->sk_cgrp_data.cgroup->kn->id;
+}
+
+/* bulkhead_learn notes the executables of the processes that are there when paths begin to matter. */
+SEC("iter/task")
+int bulkhead_learn(struct bpf_iter__task *ctx)
+{
+	struct task_struct *task = ctx->task;
+	struct process_key key = {};
+	__u64 leader, path;
+
+	if (!task || task->group_leader != task || bpf_core_read(&leader, sizeof(leader), &task->group_leader))
+		return 0;
+	path = path_hash(leader);
+	if (!path)
+		return 0;
+	key.start = task->start_boottime;
+	key.tgid = task->tgid;
+	bpf_map_update_elem(&executables, &key, &path, BPF_ANY);
+	return 0;
 }
 
 /* bulkhead_listening notes who listens on which TCP port. It runs before bulkhead_seed. */

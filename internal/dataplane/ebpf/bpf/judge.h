@@ -6,7 +6,7 @@
 #ifndef BULKHEAD_JUDGE_H
 #define BULKHEAD_JUDGE_H
 
-#include "maps.h"
+#include "process.h"
 
 #define ICMP_PORT(type, code) ((__u16)((type) << 8 | (code)))
 
@@ -165,11 +165,14 @@ static __always_inline struct row *find_row(__u32 pset, __u64 peer, const struct
 	return any;
 }
 
-static __always_inline void judge_once(const struct flow *f, __u32 subject, __u64 state, __u32 gen, struct decision *d)
+/* judge_once leaves in list where the alternatives to its decision are; list->list is 0 if there are none. */
+static __always_inline void judge_once(const struct flow *f, __u32 subject, __u64 state, __u32 gen, struct decision *d,
+				       struct alternative_key *list)
 {
 	__u32 pset = state_pset(state);
 	struct row *r;
 
+	list->list = 0;
 	d->peer = 0;
 	d->verdict = ALLOW;
 	d->rule = fixed_essential(f->proto, f->port);
@@ -205,6 +208,8 @@ static __always_inline void judge_once(const struct flow *f, __u32 subject, __u6
 	}
 	d->rule = r->rule;
 	d->verdict = r->verdict;
+	list->pset = pset;
+	list->list = r->list;
 }
 
 /* read_barrier keeps what is read before it from being read after it: an atomic operation with a result is ordered. */
@@ -226,26 +231,30 @@ static __always_inline bool before_policy(const struct decision *d)
 }
 
 /*
- * judge decides the flow for the subject; d->rsubject says who is at the other end, where that is known. It returns
+ * judge decides the flow for the subject and, where a rule asks for it, the process (a); d->rsubject says who is at the
+ * other end, where that is known. It returns
  * the state of the subject under which the verdict holds. What a generation needs is deleted only when the next one is
  * in force, so a generation that is still in force afterwards proves that all that was read belonged to it. A subject
  * that has gone meanwhile is the host's again, and has no state that a verdict could hold under.
  */
-GLOBAL __u64 judge(const struct flow *f, __u32 subject, struct decision *d)
+GLOBAL __u64 judge(const struct flow *f, __u32 subject, const struct actor *a, struct decision *d)
 {
+	struct alternative_key list = {};
 	__u64 state = 0;
 	int i;
 
-	if (!f || !d)
+	if (!f || !a || !d)
 		return 0;
 	for (i = 0; i < 4; i++) {
 		__u32 gen = generation();
 
 		state = state_at(subject, gen);
 		if (state)
-			judge_once(f, subject, state, gen, d);
+			judge_once(f, subject, state, gen, d, &list);
 		else
-			judge_once(f, HOST, state_at(HOST, gen), gen, d);
+			judge_once(f, HOST, state_at(HOST, gen), gen, d, &list);
+		if (list.list)
+			pick(d, a, &list);
 		read_barrier();
 		if (generation() == gen)
 			break;

@@ -144,6 +144,34 @@ struct {
 	PINNED;
 } ranges SEC(".maps");
 
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 65536);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct alternative_key);
+	__type(value, struct alternative);
+	PINNED;
+} alternatives SEC(".maps");
+
+/* cgroup id -> number of the unit, for the topmost cgroups of the units that rules name as a process's. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 16384);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, __u64);
+	__type(value, struct versioned);
+	PINNED;
+} units SEC(".maps");
+
+/* Executables of the processes that were there before paths mattered. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 65536);
+	__type(key, struct process_key);
+	__type(value, __u64);
+	PINNED;
+} executables SEC(".maps");
+
 /* The agent's own: number of a policy set -> hash of its content, written when all of its rows are there. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);

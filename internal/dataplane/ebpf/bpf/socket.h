@@ -61,16 +61,40 @@ static __noinline __u32 subject_of_task(void)
 	return HOST;
 }
 
-/* current_process describes the running process. Only for hooks in process context. */
-static __noinline void current_process(struct process *p)
+/* unit_of_cgroup returns the number of the unit whose topmost cgroup this is, or 0. */
+GLOBAL __u64 unit_of_cgroup(__u64 id)
 {
-	struct task_struct *task = bpf_get_current_task_btf();
+	struct versioned *v = id ? bpf_map_lookup_elem(&units, &id) : NULL;
 
-	p->tgid = bpf_get_current_pid_tgid() >> 32;
-	p->uid = bpf_get_current_uid_gid();
-	p->cgroup = bpf_get_current_cgroup_id();
-	p->start = task->group_leader->start_boottime;
-	bpf_get_current_comm(p->comm, sizeof(p->comm));
+	return v ? value_at(v, generation()) : 0;
+}
+
+/* unit_of_socket finds the unit that rules may name among the ancestors of the socket's cgroup, or returns 0. */
+static __noinline __u64 unit_of_socket(struct bpf_sock *sk)
+{
+	__u64 levels = processes_matter() ? unit_levels() : 0, unit;
+	int i;
+
+	for (i = 0; i < MAX_LEVELS && levels; i++, levels >>= 8) {
+		unit = unit_of_cgroup(bpf_sk_ancestor_cgroup_id(sk, levels & 0xff));
+		if (unit)
+			return unit;
+	}
+	return 0;
+}
+
+/* unit_of_task does the same for the running task. */
+static __noinline __u64 unit_of_task(void)
+{
+	__u64 levels = processes_matter() ? unit_levels() : 0, unit;
+	int i;
+
+	for (i = 0; i < MAX_LEVELS && levels; i++, levels >>= 8) {
+		unit = unit_of_cgroup(bpf_get_current_ancestor_cgroup_id(levels & 0xff));
+		if (unit)
+			return unit;
+	}
+	return 0;
 }
 
 /*

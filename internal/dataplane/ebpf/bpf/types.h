@@ -82,9 +82,19 @@ static __inline __attribute__((always_inline)) __u64 make_word(__u32 gen, __u32 
 struct process {
 	__u64 start; /* nanoseconds since boot */
 	__u64 cgroup;
+	__u64 path; /* hash of the executable's path, see process.h; 0: not known */
 	__u32 tgid;
-	__u32 uid;
+	__u32 uid;   /* effective */
+	__u32 exec;  /* changes when the process executes another program */
+	__u32 paths; /* settings.paths at the time */
 	char comm[16];
+};
+
+/* Processes that were there before paths mattered. */
+struct process_key {
+	__u64 start;
+	__u32 tgid;
+	__u32 pad;
 };
 
 /* A flow as it is judged, and the key of what is remembered about one. */
@@ -165,8 +175,31 @@ struct row {
 	__u32 function;
 	__u8 verdict;
 	__u8 has;
+	__u16 list; /* of alternatives for some processes; 0: none */
+};
+
+/* The alternatives of a row, in the order in which they are asked. */
+struct alternative_key {
+	__u32 pset;
+	__u16 list;
+	__u16 index;
+};
+
+struct alternative {
+	__u64 rule;
+	__u64 unit;
+	__u64 path;
+	__u32 user;
+	__u8 has; /* which of the constraints it has */
+	__u8 verdict;
 	__u8 pad[2];
 };
+
+#define HAS_UNIT 1u
+#define HAS_PATH 2u
+#define HAS_USER 4u
+
+#define MAX_ALTERNATIVES 64
 
 struct range_key {
 	__u32 bits;
@@ -305,8 +338,11 @@ struct settings {
 	__u64 replied;
 	__u64 installed;   /* when the dataplane was set up; 0 while it is not */
 	__u64 levels;      /* of cgroups in the map cgroups, a byte each, the deepest in the lowest, 0 ends */
+	__u64 path_key[2]; /* of the hash of paths */
 	__u32 units_since; /* generation at which the map cgroups last changed */
 	__u32 root_level;  /* of root_cgroup, or NO_LEVEL */
+	__u32 paths;       /* nonzero: rules are for some executables; another number each time that begins */
+	__u32 processes;   /* whether rules are for some processes */
 };
 
 /* What bulkhead_flush is told. */
@@ -320,6 +356,9 @@ struct probe {
 	__u32 subject;
 	__u16 rsubject;
 	__u16 pad;
+	__u64 unit;
+	__u64 path;
+	__u64 user;
 	struct decision decision;
 };
 
