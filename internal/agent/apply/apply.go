@@ -52,7 +52,8 @@ type Applier struct {
 
 	mu     sync.Mutex // orders the calls to dp
 	units  map[string][]inventory.Cgroup
-	loaded []stored // read from disk and not yet in force, the one to try first first
+	users  map[string]uint32 // that the policy in force names, as they were when it was applied
+	loaded []stored          // read from disk and not yet in force, the one to try first first
 }
 
 // New returns an applier that has applied nothing.
@@ -177,7 +178,7 @@ func (a *Applier) tellKept(p *hostpolicy.Policy, err error) {
 }
 
 // Run tries again to keep on disk what could not be kept when it came in force, until ctx ends: a disk that was full
-// may have room by now.
+// may have room by now. It also looks whether the users that rules name are still the same.
 func (a *Applier) Run(ctx context.Context) error {
 	ticker := time.NewTicker(a.cfg.Keep)
 	defer ticker.Stop()
@@ -187,6 +188,7 @@ func (a *Applier) Run(ctx context.Context) error {
 			return nil
 		case <-ticker.C:
 			a.catchUp()
+			a.checkUsers(ctx)
 		}
 	}
 }
@@ -234,20 +236,17 @@ func (a *Applier) SetUnits(ctx context.Context, units map[string][]inventory.Cgr
 
 // matters reports whether a unit that the policy names has other cgroups than before.
 func matters(p *hostpolicy.Policy, before, now map[string][]inventory.Cgroup) bool {
-	for i := range p.Subjects {
-		if u := p.Subjects[i].Unit; u != "" && !slices.Equal(before[u], now[u]) {
-			return true
-		}
-	}
-	return false
+	return slices.ContainsFunc(UnitsOf(p), func(u string) bool { return !slices.Equal(before[u], now[u]) })
 }
 
 // apply hands the policy of that hash to the dataplane. The caller holds mu.
 func (a *Applier) apply(ctx context.Context, p *hostpolicy.Policy, hash hostpolicy.Hash) (dataplane.ApplyStats, error) {
-	stats, err := a.dp.Apply(ctx, &dataplane.State{Policy: p, Units: a.paths(p)})
+	users := usersOf(p)
+	stats, err := a.dp.Apply(ctx, &dataplane.State{Policy: p, Units: a.paths(p), Users: users})
 	if err != nil {
 		return stats, err
 	}
+	a.users = users
 	before := a.current.Load()
 	next := &Applied{Policy: p, Hash: hash, Stats: stats}
 	if before != nil && before.Hash == next.Hash {
@@ -261,11 +260,7 @@ func (a *Applier) apply(ctx context.Context, p *hostpolicy.Policy, hash hostpoli
 // paths returns the cgroups of the units that the policy names.
 func (a *Applier) paths(p *hostpolicy.Policy) map[string][]string {
 	out := map[string][]string{}
-	for i := range p.Subjects {
-		u := p.Subjects[i].Unit
-		if u == "" {
-			continue
-		}
+	for _, u := range UnitsOf(p) {
 		for _, c := range a.units[u] {
 			out[u] = append(out[u], c.Path)
 		}
@@ -273,9 +268,9 @@ func (a *Applier) paths(p *hostpolicy.Policy) map[string][]string {
 	return out
 }
 
-// UnitsOf returns the units that the policy names, sorted.
+// UnitsOf returns the units that the policy names, as subjects and as those of processes, sorted.
 func UnitsOf(p *hostpolicy.Policy) []string {
-	var names []string
+	names := p.Processes().Units
 	for i := range p.Subjects {
 		if u := p.Subjects[i].Unit; u != "" {
 			names = append(names, u)

@@ -178,23 +178,6 @@ func (t *Table) Judge(peer model.IdentityID, proto model.Proto, port uint16) mod
 	return t.Find(peer).Cell(proto, port).For(nil)
 }
 
-// ProcessRule returns a rule that depends on the process at the host's end, "" if none does: a dataplane that cannot see
-// processes must refuse the policy.
-func (p *Policy) ProcessRule() model.RuleID {
-	for i := range p.Sets {
-		for _, d := range model.Directions {
-			for _, f := range p.Sets[i].Table(d).Funcs {
-				for k := range f {
-					if len(f[k].When) > 0 {
-						return f[k].When[0].Rule
-					}
-				}
-			}
-		}
-	}
-	return ""
-}
-
 // Set returns the policy set of that ID, or nil.
 func (p *Policy) Set(id PolicySetID) *PolicySet {
 	i, ok := slices.BinarySearchFunc(p.Sets, id, func(s PolicySet, id PolicySetID) int {

@@ -212,13 +212,19 @@ func (b *Bed) OpenFar(open Open) (d dataplane.Dataplane) {
 // Start runs a process at near, in a cgroup below the host's ("" is the host's own).
 func (b *Bed) Start(cgroup string) *Process {
 	b.t.Helper()
-	return start(b.t, "near/"+cgroup, b.near, filepath.Join(b.Place.CgroupRoot, cgroup))
+	return b.StartAs(cgroup, program{})
+}
+
+// StartAs runs a process at near as another program or user.
+func (b *Bed) StartAs(cgroup string, as program) *Process {
+	b.t.Helper()
+	return start(b.t, "near/"+cgroup, b.near, filepath.Join(b.Place.CgroupRoot, cgroup), as)
 }
 
 // StartFar runs a process at far.
 func (b *Bed) StartFar() *Process {
 	b.t.Helper()
-	return start(b.t, "far", b.far, filepath.Join(b.FarPlace.CgroupRoot, "one"))
+	return start(b.t, "far", b.far, filepath.Join(b.FarPlace.CgroupRoot, "one"), program{})
 }
 
 // Unit returns the directory of a cgroup at near.

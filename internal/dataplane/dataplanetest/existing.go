@@ -28,7 +28,7 @@ func testExisting(t *testing.T, open Open) {
 	doomed := h.two.Listen("tcp4", "127.0.0.1:0")
 	lost := h.one.MustDial("tcp4", doomed.Addr)
 	hostServer := h.own.Listen("tcp4", at(Near4, 0))
-	contained := start(t, "contained", b.far, b.Unit("one")).MustDial("tcp4", hostServer.Addr)
+	contained := start(t, "contained", b.far, b.Unit("one"), program{}).MustDial("tcp4", hostServer.Addr)
 	// Go programs listen like this; the socket that the process has open is not the one that accepts.
 	multi := h.one.ListenMultipath("tcp", "[::]:0")
 	many := h.farP.MustDial("tcp4", at(Near4, multi.Port()))

@@ -313,7 +313,7 @@ func (h *host) reply(f family) {
 
 // container judges a unit that is in another network namespace than the host: that of far, as it happens.
 func (h *host) container() {
-	inside := start(h.t, "contained", h.far, h.Unit("one"))
+	inside := start(h.t, "contained", h.far, h.Unit("one"), program{})
 	h.apply(policy{one: everything(model.Allow)})
 	server := h.farP.Listen("tcp4", at(Far4, 0))
 	defer server.Close()

@@ -31,6 +31,7 @@ type Rule struct {
 	Ports   model.PortRange
 	Verdict model.Verdict
 	Name    model.RuleID
+	Process model.Process // whom of the subject's processes it is for; the zero value is all
 }
 
 // Ports parses a port range.
@@ -44,7 +45,13 @@ func ports(s string) model.PortRange {
 
 // rule is short for a Rule whose name says what it does.
 func rule(dir model.Direction, peer model.IdentityID, on string, v model.Verdict) Rule {
-	return Rule{dir, peer, ports(on), v, model.RuleID("lab/" + dir.String() + "-" + v.String())}
+	return Rule{Dir: dir, Peer: peer, Ports: ports(on), Verdict: v, Name: model.RuleID("lab/" + dir.String() + "-" + v.String())}
+}
+
+// only makes a rule one for some processes.
+func (r Rule) only(p model.Process) Rule {
+	r.Process = p
+	return r
 }
 
 // everything is a rule for every peer and port in both directions.
@@ -58,10 +65,10 @@ var denyAll = model.EndVerdict{Verdict: model.Deny, Rule: model.RuleDefaultDeny}
 // isolation is the isolation set of every subject of the lab: nothing but far's second address.
 func isolation() hostpolicy.PolicySet {
 	return compile([]Rule{
-		{model.Ingress, otherID, model.AnyPort, model.Allow, model.RuleForensic},
-		{model.Egress, otherID, model.AnyPort, model.Allow, model.RuleForensic},
-		{model.Ingress, nobody, model.AnyPort, model.Deny, model.RuleIsolate},
-		{model.Egress, nobody, model.AnyPort, model.Deny, model.RuleIsolate},
+		{Dir: model.Ingress, Peer: otherID, Ports: model.AnyPort, Verdict: model.Allow, Name: model.RuleForensic},
+		{Dir: model.Egress, Peer: otherID, Ports: model.AnyPort, Verdict: model.Allow, Name: model.RuleForensic},
+		{Dir: model.Ingress, Peer: nobody, Ports: model.AnyPort, Verdict: model.Deny, Name: model.RuleIsolate},
+		{Dir: model.Egress, Peer: nobody, Ports: model.AnyPort, Verdict: model.Deny, Name: model.RuleIsolate},
 	})
 }
 
@@ -87,6 +94,8 @@ type policy struct {
 	controllers          []netip.AddrPort
 	revision             uint64
 	withoutLate          bool
+	inner                string // a unit of processes, in a cgroup below that of unit two
+	users                map[string]uint32
 }
 
 // standard are the addresses that the lab's policies know.
@@ -174,16 +183,25 @@ func function(rules []Rule, dir model.Direction, peer model.IdentityID) hostpoli
 			}
 		}
 	}
-	decide := func(p model.Proto, port uint16) model.EndVerdict {
+	decide := func(on model.PortRange) hostpolicy.Cell {
+		cell := hostpolicy.Cell{Ports: on, Verdict: denyAll.Verdict, Rule: denyAll.Rule}
+		proto := on.Proto
+		if proto == model.ProtoAny {
+			proto = 255 // one that no rule names
+		}
 		for _, r := range mine {
-			if r.Ports.Contains(p, port) {
-				return model.EndVerdict{Verdict: r.Verdict, Rule: r.Name}
+			switch {
+			case !r.Ports.Contains(proto, on.Lo):
+			case r.Process != model.Process{}:
+				cell.When = append(cell.When, hostpolicy.Alternative{Process: r.Process, Verdict: r.Verdict, Rule: r.Name})
+			default:
+				cell.Verdict, cell.Rule = r.Verdict, r.Name
+				return cell
 			}
 		}
-		return denyAll
+		return cell
 	}
-	other := decide(255, 0) // a protocol that no rule names
-	f := hostpolicy.Func{{Ports: model.AnyPort, Verdict: other.Verdict, Rule: other.Rule}}
+	f := hostpolicy.Func{decide(model.AnyPort)}
 	for _, p := range slices.Sorted(maps.Keys(protos)) {
 		edges := []int{0, 65536}
 		for _, r := range mine {
@@ -194,11 +212,7 @@ func function(rules []Rule, dir model.Direction, peer model.IdentityID) hostpoli
 		slices.SortFunc(edges, cmp.Compare[int])
 		edges = slices.Compact(edges)
 		for i := range edges[:len(edges)-1] {
-			v := decide(p, uint16(edges[i]))
-			f = append(f, hostpolicy.Cell{
-				Ports:   model.PortRange{Proto: p, Lo: uint16(edges[i]), Hi: uint16(edges[i+1] - 1)},
-				Verdict: v.Verdict, Rule: v.Rule,
-			})
+			f = append(f, decide(model.PortRange{Proto: p, Lo: uint16(edges[i]), Hi: uint16(edges[i+1] - 1)}))
 		}
 	}
 	return f

@@ -31,8 +31,14 @@ type Process struct {
 	gone    chan struct{}
 }
 
+// program is what a worker runs as: the zero value is the test binary itself, by the user of the test.
+type program struct {
+	user uint32
+	args []string // the command, which must execute the test binary or a copy of it in the end
+}
+
 // start runs a worker. It ends with the test.
-func start(t testing.TB, name string, ns *os.File, cgroup string) *Process {
+func start(t testing.TB, name string, ns *os.File, cgroup string, as program) *Process {
 	t.Helper()
 	self, err := os.Executable()
 	if err != nil {
@@ -45,9 +51,15 @@ func start(t testing.TB, name string, ns *os.File, cgroup string) *Process {
 	defer cg.Close()
 	cmd := exec.Command(self)
 	cmd.Args[0] = name
+	if as.args != nil {
+		cmd = exec.Command(as.args[0], as.args[1:]...)
+	}
 	cmd.Env = append(os.Environ(), workerEnv+"=1", "GOMAXPROCS=2")
 	cmd.Stderr = os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(cg.Fd()), Pdeathsig: syscall.SIGKILL}
+	if as.user != 0 {
+		cmd.SysProcAttr.Credential = &syscall.Credential{Uid: as.user, Gid: as.user}
+	}
 	in, err := cmd.StdinPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -99,6 +111,12 @@ func (p *Process) listen(out io.Reader) {
 			c <- a
 		}
 	}
+}
+
+// Become changes the user that the process runs as.
+func (p *Process) Become(user uint32) {
+	p.t.Helper()
+	p.must(request{Do: "become", N: int(user)})
 }
 
 // PID returns the process's id.

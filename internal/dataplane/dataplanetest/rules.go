@@ -164,7 +164,7 @@ func (h *host) localSets() {
 	localPolicy := policy{
 		host: []Rule{rule(model.Ingress, farID, "tcp/8100", model.Allow), rule(model.Egress, farID, "tcp/8101", model.Allow)},
 		hostLocal: map[string]localRules{Near4b: {id: netID, rules: []Rule{
-			{model.Ingress, oneID, ports("tcp/8100"), model.Allow, "lab/local"},
+			{Dir: model.Ingress, Peer: oneID, Ports: ports("tcp/8100"), Verdict: model.Allow, Name: "lab/local"},
 		}}},
 		one: []Rule{rule(model.Egress, netID, "tcp/8100", model.Allow)},
 	}

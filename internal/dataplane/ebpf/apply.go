@@ -41,7 +41,7 @@ type transition struct {
 	localIDs    []change[localKey]
 	cgroups     []change[uint64]
 	units       []change[uint64]
-	constraints constraints
+	processes   hostpolicy.Processes
 	identities  bool         // the identity of a subject changes
 	changed     map[int]bool // subjects whose own policy changes
 }
@@ -139,7 +139,7 @@ func (d *Dataplane) plan(st *dataplane.State) (*transition, error) {
 	if err != nil {
 		return nil, err
 	}
-	t := &transition{gen: gen, policy: p, users: st.Users, constraints: constraintsOf(p), changed: map[int]bool{}}
+	t := &transition{gen: gen, policy: p, users: st.Users, processes: p.Processes(), changed: map[int]bool{}}
 	if err := t.planSets(d.held); err != nil {
 		return nil, err
 	}
@@ -630,7 +630,7 @@ func (d *Dataplane) undo(t *transition) error {
 	}
 	d.settings.Levels.Store(packLevels(h.levels))
 	if h.policy != nil {
-		d.settleProcesses(constraintsOf(h.policy))
+		d.settleProcesses(h.policy.Processes())
 	}
 	return errors.Join(errs...)
 }
@@ -668,7 +668,7 @@ func (d *Dataplane) finish(t *transition) error {
 		d.dropSets(t), d.dropRules(t),
 	}
 	d.settings.Levels.Store(packLevels(t.levels))
-	d.settleProcesses(t.constraints)
+	d.settleProcesses(t.processes)
 	h.subjects, h.next, h.levels = t.subjects, t.nextFree, t.levels
 	h.policy = t.policy
 	return errors.Join(errs...)

@@ -62,46 +62,6 @@ func checkProcesses(set *hostpolicy.PolicySet) error {
 	return nil
 }
 
-// constraints are what the rules of a policy say about processes.
-type constraints struct {
-	units []string // sorted
-	users []string // sorted
-	paths bool
-	any   bool
-}
-
-func constraintsOf(p *hostpolicy.Policy) constraints {
-	units, users := map[string]bool{}, map[string]bool{}
-	var c constraints
-	for i := range p.Sets {
-		each(&p.Sets[i], func(a *hostpolicy.Alternative) {
-			c.any = true
-			c.paths = c.paths || a.Process.Path != ""
-			if a.Process.Unit != "" {
-				units[a.Process.Unit] = true
-			}
-			if a.Process.User != "" {
-				users[a.Process.User] = true
-			}
-		})
-	}
-	c.units, c.users = slices.Sorted(maps.Keys(units)), slices.Sorted(maps.Keys(users))
-	return c
-}
-
-// each calls fn for each alternative of the set.
-func each(set *hostpolicy.PolicySet, fn func(*hostpolicy.Alternative)) {
-	for _, dir := range model.Directions {
-		for _, f := range set.Table(dir).Funcs {
-			for i := range f {
-				for k := range f[i].When {
-					fn(&f[i].When[k])
-				}
-			}
-		}
-	}
-}
-
 // users are the numbers of the users that rules name.
 type users map[string]uint32
 
@@ -120,11 +80,11 @@ func (u users) number(user string) uint32 {
 // they are on this host, for rows hold their numbers.
 func (u users) contentOf(set *hostpolicy.PolicySet) uint64 {
 	var named []string
-	each(set, func(a *hostpolicy.Alternative) {
+	for a := range set.Alternatives() {
 		if name := a.Process.User; name != "" && !slices.Contains(named, name) {
 			named = append(named, name)
 		}
-	})
+	}
 	if len(named) == 0 {
 		return uint64(set.ID)
 	}
@@ -235,7 +195,7 @@ func (d *Dataplane) newPathKey() {
 // planProcesses maps the cgroups of the units that rules name as a process's.
 func (t *transition) planProcesses(d *Dataplane, units map[string][]string) error {
 	cgroups := map[uint64]value{}
-	for _, unit := range t.constraints.units {
+	for _, unit := range t.processes.Units {
 		number := value{id: numberOf(unit)}
 		for _, dir := range units[unit] {
 			id, level, err := d.unitCgroup(dir)
@@ -258,10 +218,10 @@ func (t *transition) planProcesses(d *Dataplane, units map[string][]string) erro
 
 // writeProcesses has the programs tell processes apart before a rule asks for it.
 func (d *Dataplane) writeProcesses(t *transition) error {
-	if t.constraints.any {
+	if t.processes.Any() {
 		d.settings.Processes.Store(1)
 	}
-	if !t.constraints.paths || d.settings.Paths.Load() != 0 {
+	if len(t.processes.Paths) == 0 || d.settings.Paths.Load() != 0 {
 		return nil
 	}
 	// First what makes new sockets know, then what is known of the others.
@@ -277,11 +237,11 @@ func (d *Dataplane) writeProcesses(t *transition) error {
 }
 
 // settleProcesses has the programs do no more than the policy in force needs.
-func (d *Dataplane) settleProcesses(c constraints) {
-	if !c.any {
+func (d *Dataplane) settleProcesses(c hostpolicy.Processes) {
+	if !c.Any() {
 		d.settings.Processes.Store(0)
 	}
-	if !c.paths {
+	if len(c.Paths) == 0 {
 		d.settings.Paths.Store(0)
 	}
 }
