@@ -246,17 +246,17 @@ func TestWhatHostsCannotHold(t *testing.T) {
 	join("db-1", "ebpf", map[string]string{"app": "shop", "role": "db"}, "10.0.0.2")
 	join("other-1", "", map[string]string{"app": "shop", "role": "web"}, "10.0.0.3")
 	Eventually(t, "both are workloads with addresses", func() bool { return strings.Count(world(t, c), `addresses:"`) == 2 })
-	process := strings.Replace(shop, `{from: "app=shop,role=web", `, `{from: {workloads: "app=shop,role=web", process: {unit: web.service}}, `, 1)
+	domain := shop + "    - {name: by-name, allow: {from: \"app=shop,role=web\", to: {domain: \"*.example.org\"}, on: [tcp/443]}}\n"
 
-	// The host that needs to tell processes apart has an agent of a kind that nothing is known of.
-	c.Apply(process)
+	// The host that needs to know names has an agent of a kind that nothing is known of.
+	c.Apply(domain)
 	// This one has eBPF.
 	join("web-1", "ebpf", map[string]string{"app": "shop", "role": "web"}, "10.0.0.1")
 	c.Apply(shop)
 	Eventually(t, "the third is there", func() bool { return strings.Count(world(t, c), `addresses:"`) == 3 })
-	_, err := c.API.Apply(t.Context(), &pb.ApplyRequest{Files: files(process)})
-	wantError(t, err, connect.CodeFailedPrecondition, "web-1 (ebpf) cannot hold it", "shop/web-to-db", "leave process out", "--force")
-	resp, err := c.API.Plan(t.Context(), &pb.PlanRequest{Files: files(process)})
+	_, err := c.API.Apply(t.Context(), &pb.ApplyRequest{Files: files(domain)})
+	wantError(t, err, connect.CodeFailedPrecondition, "web-1 (ebpf) cannot hold it", "shop/by-name", "by cidr or network", "--force")
+	resp, err := c.API.Plan(t.Context(), &pb.PlanRequest{Files: files(domain)})
 	if err != nil || resp.Ok {
 		t.Fatalf("plan: %v, %v", resp, err)
 	}
@@ -267,11 +267,11 @@ func TestWhatHostsCannotHold(t *testing.T) {
 	if len(p.Budget) != 2 || !p.Budget[0].Assumed && !p.Budget[1].Assumed || !strings.Contains(p.Text(), "1 host cannot hold it") {
 		t.Errorf("plan\n%s", p.Text())
 	}
-	forced, err := c.API.Apply(t.Context(), &pb.ApplyRequest{Files: files(process), Force: true})
+	forced, err := c.API.Apply(t.Context(), &pb.ApplyRequest{Files: files(domain), Force: true})
 	if err != nil || !strings.Contains(strings.Join(forced.Warnings, "\n"), "web-1 (ebpf) cannot hold it") {
 		t.Fatalf("forced: %v, %v", forced, err)
 	}
-	c.Apply(process + "    - {name: more, allow: {from: app=shop, to: app=shop, on: [tcp/1]}}\n")
+	c.Apply(domain + "    - {name: more, allow: {from: app=shop, to: app=shop, on: [tcp/1]}}\n")
 }
 
 // TestStoreThatFails is about a disk that is full, a store that is locked or damaged: a clear error, nothing changed,

@@ -106,9 +106,7 @@ func (n *counter) set(s *hostpolicy.PolicySet) Cost {
 		c[Rows]++ // for whoever has no row
 		for _, f := range t.Funcs {
 			c.Add(n.function(f))
-			for k := range f {
-				lists.Number(f[k].When)
-			}
+			lists.Of(f)
 		}
 		for _, p := range t.Peers {
 			if p.Func != 0 { // the default serves it

@@ -57,13 +57,13 @@ func TestBoundsHold(t *testing.T) {
 					t.Fatalf("seed %d host %s: %s are %d, not %d", seed, host, r, want[r], far.cost[r])
 				}
 			}
-			if near.domains != (len(p.Domains) > 0) || near.processes != (p.ProcessRule() != "") {
-				t.Fatalf("seed %d host %s: domains %t, processes %t", seed, host, near.domains, near.processes)
+			if near.domains != (len(p.Domains) > 0) || near.processes != mostOf(p) {
+				t.Fatalf("seed %d host %s: domains %t, processes %d", seed, host, near.domains, near.processes)
 			}
 			if near.domains {
 				domains++
 			}
-			if near.processes {
+			if near.processes > 0 {
 				processes++
 			}
 		}
@@ -85,7 +85,7 @@ func TestCheckFindsWhatDoesNotFit(t *testing.T) {
 		r := rand.New(rand.NewPCG(seed, 3))
 		target := EBPF()
 		target.MaxName = 6 + r.IntN(20)
-		target.Processes, target.Domains = r.IntN(2) == 0, r.IntN(2) == 0
+		target.MaxAlternatives, target.Domains = r.IntN(3), r.IntN(2) == 0
 		for i := range target.Max {
 			target.Max[i] = []int{2, 20, 200, 1 << 20}[r.IntN(4)]
 		}
@@ -188,6 +188,7 @@ func TestProblems(t *testing.T) {
 		t.Fatal(err)
 	}
 	target := EBPF()
+	target.MaxAlternatives = 0
 	target.Max[Rows], target.Max[Ranges], target.Max[Addresses] = 14, 1, 8
 	targets := func(host string) (Target, bool) { return target, host != "db-4" }
 	var lines []string

@@ -7,6 +7,7 @@ import (
 	"bulkhead/internal/core/compile"
 	"bulkhead/internal/core/hostpolicy"
 	"bulkhead/internal/core/model"
+	"bulkhead/internal/core/portmap"
 )
 
 // Check returns what hosts cannot hold of the world after a change, and of the moment at which it comes into force; nil
@@ -62,8 +63,8 @@ type view struct {
 // set is what a policy set, or a function, takes and needs.
 type set struct {
 	cost      Cost // of Rules at most
-	processes bool
-	longest   int // name of a rule
+	processes int  // the most alternatives of one cell
+	longest   int  // name of a rule
 }
 
 func newView(w *compile.World) *view {
@@ -77,15 +78,18 @@ func (v *view) set(number int32) *set {
 	s := v.sets[number]
 	if s == nil {
 		s = &set{cost: Cost{Sets: 1}}
+		var lists portmap.Lists
 		for _, d := range model.Directions {
 			for _, u := range v.uses(number, d) {
 				f := v.function(u.Func)
 				s.cost.Add(f.cost)
 				s.cost[Rows] += u.Rows
-				s.processes, s.longest = s.processes || f.processes, max(s.longest, f.longest)
+				s.processes, s.longest = max(s.processes, f.processes), max(s.longest, f.longest)
+				lists.Of(u.Func)
 			}
 			s.cost[Rows]++ // for whoever has no row
 		}
+		s.cost[Alternatives] = lists.Size()
 		v.sets[number] = s
 	}
 	return s
@@ -100,7 +104,7 @@ func (v *view) function(f hostpolicy.Func) set {
 			s.longest = max(s.longest, len(id))
 		}
 		s.cost[Rules] = len(names)
-		s.processes = slices.ContainsFunc(f, func(c hostpolicy.Cell) bool { return len(c.When) > 0 })
+		s.processes = mostAlternatives(f)
 		v.funcs[&f[0]] = s
 	}
 	return s
@@ -111,7 +115,7 @@ type load struct {
 	given     compile.Given
 	key       string // hosts of equal keys are given the same sets
 	cost      Cost
-	processes bool
+	processes int // the most alternatives of one cell
 	domains   bool
 	longest   int // name
 }
@@ -128,7 +132,7 @@ func (v *view) load(host string, controllers int) (load, bool) {
 		key = binary.LittleEndian.AppendUint32(key, uint32(number))
 		s := v.set(number)
 		l.cost.Add(s.cost)
-		l.processes, l.longest = l.processes || s.processes, max(l.longest, s.longest)
+		l.processes, l.longest = max(l.processes, s.processes), max(l.longest, s.longest)
 	}
 	for _, name := range given.Subjects {
 		l.longest = max(l.longest, len(name))
@@ -214,7 +218,7 @@ func (t *Target) surely(was, is *load) bool {
 	both := was.cost
 	both.Add(is.cost)
 	_, much := t.Exceeded(both)
-	return !much && (t.Processes || !is.processes) && (t.Domains || !is.domains) && is.longest <= t.MaxName
+	return !much && is.processes <= t.MaxAlternatives && (t.Domains || !is.domains) && is.longest <= t.MaxName
 }
 
 // look makes the policies of the host and counts.

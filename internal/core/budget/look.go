@@ -33,10 +33,16 @@ func (t *Target) check(before, after *hostpolicy.Policy, w *compile.World) []Pro
 		p.Sets, p.Rules = shares(after, w, r)
 		out = append(out, p)
 	}
-	if rules := processRules(after); len(rules) > 0 && !t.Processes {
+	if rules := processRules(after); len(rules) > 0 && t.MaxAlternatives == 0 {
 		out = append(out, Problem{
 			Kind: ProblemProcesses, What: "rules for some processes", Have: len(rules), Before: subset(rules, processRules(before)),
 			Rules: firstRules(rules), Next: "leave process out, or declare the unit as a workload",
+		})
+	}
+	if n := mostOf(after); n > t.MaxAlternatives && t.MaxAlternatives > 0 {
+		out = append(out, Problem{
+			Kind: ProblemSize, What: "rules for some processes that apply to one peer and port", Have: n, May: t.MaxAlternatives,
+			Before: mostOf(before) >= n, Rules: firstRules(processRules(after)), Next: next[Alternatives],
 		})
 	}
 	if rules := domainRules(after); len(after.Domains) > 0 && !t.Domains {
@@ -82,18 +88,31 @@ func rulesOf(p *hostpolicy.Policy) map[model.RuleID]bool {
 	return out
 }
 
+// mostAlternatives returns the most alternatives of one cell of the function.
+func mostAlternatives(f hostpolicy.Func) (n int) {
+	for k := range f {
+		n = max(n, len(f[k].When))
+	}
+	return n
+}
+
+func mostOf(p *hostpolicy.Policy) (n int) {
+	for i := range p.Sets {
+		for _, d := range model.Directions {
+			for _, f := range p.Sets[i].Table(d).Funcs {
+				n = max(n, mostAlternatives(f))
+			}
+		}
+	}
+	return n
+}
+
 // processRules returns the rules that depend on the process at the host's end, sorted.
 func processRules(p *hostpolicy.Policy) []model.RuleID {
 	found := map[model.RuleID]bool{}
 	for i := range p.Sets {
-		for _, d := range model.Directions {
-			for _, f := range p.Sets[i].Table(d).Funcs {
-				for k := range f {
-					for _, a := range f[k].When {
-						found[a.Rule] = true
-					}
-				}
-			}
+		for a := range p.Sets[i].Alternatives() {
+			found[a.Rule] = true
 		}
 	}
 	return slices.Sorted(maps.Keys(found))

@@ -148,16 +148,17 @@ func (p *Problem) String() string {
 }
 
 var next = [Resources]string{
-	Rows:        "name networks instead of many label sets, or the same ports for all of them",
-	Ranges:      "use fewer ranges, or ranges that begin at a multiple of their length",
-	Sets:        "declare fewer units of the host as workloads, or give them the same labels",
-	Rules:       "make one rule of several",
-	Subjects:    "declare fewer units of the host as workloads, or move some to another host",
-	LocalSets:   "put the addresses of the host into the same networks",
-	Addresses:   "let rules name networks instead of the labels of very many workloads",
-	Prefixes:    "name fewer, wider networks",
-	Ports:       "give units addresses of their own",
-	Controllers: "name fewer controllers",
+	Rows:         "name networks instead of many label sets, or the same ports for all of them",
+	Alternatives: "use fewer rules with a process",
+	Ranges:       "use fewer ranges, or ranges that begin at a multiple of their length",
+	Sets:         "declare fewer units of the host as workloads, or give them the same labels",
+	Rules:        "make one rule of several",
+	Subjects:     "declare fewer units of the host as workloads, or move some to another host",
+	LocalSets:    "put the addresses of the host into the same networks",
+	Addresses:    "let rules name networks instead of the labels of very many workloads",
+	Prefixes:     "name fewer, wider networks",
+	Ports:        "give units addresses of their own",
+	Controllers:  "name fewer controllers",
 }
 
 const nextChange = "make the change in two steps"

@@ -18,8 +18,10 @@ type Target struct {
 	EntryBytes Cost
 	// MaxName is how many bytes the name of a workload or of a rule may have.
 	MaxName int
-	// Processes and Domains say whether it can judge by the local process, and by host names.
-	Processes, Domains bool
+	// MaxAlternatives is how many rules for some processes may apply to one peer and port; 0: it cannot tell processes apart.
+	MaxAlternatives int
+	// Domains says whether it can judge by host names.
+	Domains bool
 }
 
 // KindEBPF is the kind of the target that the agents of this version have, and of one that is not known.
@@ -37,8 +39,8 @@ func EBPF() Target {
 			Rows: 32, Ranges: 32, Alternatives: 40, Sets: 12, Rules: 264, Subjects: 320, LocalSets: 88,
 			Addresses: 40, Prefixes: 44, Ports: 44, Controllers: 44,
 		},
-		MaxName:   255,
-		Processes: true,
+		MaxName:         255,
+		MaxAlternatives: 64,
 	}
 }
 

@@ -194,15 +194,15 @@ func TestGolden(t *testing.T) {
 
 // TestBudget: what hosts cannot hold refuses the plan if it is new and certain.
 func TestBudget(t *testing.T) {
-	process := after + `
+	domain := after + `
 ---
 apiVersion: bulkhead/v1
 kind: Policy
 metadata: {name: conditional}
 spec:
   rules:
-    - name: by-process
-      allow: {from: {workloads: "app=portal,env=prod", process: {unit: a.service}}, to: "app=payments,env=prod,role=api", on: [tcp/9000-9100]}
+    - name: by-name
+      allow: {from: "app=portal,env=prod", to: {domain: "*.example.org"}, on: [tcp/9000-9100]}
 `
 	said := ""
 	small, _ := budget.OfKind(budget.KindEBPF)
@@ -212,10 +212,10 @@ spec:
 		target              budget.Target
 		known, ok           bool
 	}{
-		{"budget", before, process, small, true, false},
-		{"budget-known", before, process, budget.EBPF(), true, false},
-		{"budget-assumed", before, process, budget.EBPF(), false, true},
-		{"budget-before", process, strings.Replace(process, "9100", "9200", 1), budget.EBPF(), true, true},
+		{"budget", before, domain, small, true, false},
+		{"budget-known", before, domain, budget.EBPF(), true, false},
+		{"budget-assumed", before, domain, budget.EBPF(), false, true},
+		{"budget-before", domain, strings.Replace(domain, "9100", "9200", 1), budget.EBPF(), true, true},
 	} {
 		p, err := plan.Make(world(t, c.before), world(t, c.after), nil, plan.Options{
 			Targets: func(string) (budget.Target, bool) { return c.target, c.known },

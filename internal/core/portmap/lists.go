@@ -35,6 +35,13 @@ func (l *Lists) Number(when []hostpolicy.Alternative) int {
 	return n
 }
 
+// Of numbers the lists of every cell of a function.
+func (l *Lists) Of(f hostpolicy.Func) {
+	for i := range f {
+		l.Number(f[i].When)
+	}
+}
+
 // All returns the lists; that of number n is at n-1.
 func (l *Lists) All() [][]hostpolicy.Alternative { return l.lists }
 

@@ -44,7 +44,7 @@ func (d *Dataplane) Capabilities() dataplane.Capabilities {
 		ConnectErr:  true,
 		ProcessInfo: true,
 		LiveBytes:   d.programs[programsProgBulkheadUpdate] != nil,
-		Processes:   target.Processes,
+		Processes:   target.MaxAlternatives > 0,
 		Domains:     target.Domains,
 		Limits:      append(slices.Clone(limits), d.missing...),
 	}

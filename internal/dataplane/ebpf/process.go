@@ -13,13 +13,14 @@ import (
 	"strconv"
 	"strings"
 
+	"bulkhead/internal/core/budget"
 	"bulkhead/internal/core/hostpolicy"
 	"bulkhead/internal/core/model"
 	"bulkhead/internal/core/portmap"
 )
 
-// maxAlternatives is how many rules for some processes may be asked one after the other, as types.h says.
-const maxAlternatives = 64
+// maxAlternatives is how many rules for some processes may be asked one after the other.
+var maxAlternatives = budget.EBPF().MaxAlternatives
 
 // maxLists is how many lists of alternatives a policy set may have.
 const maxLists = 1<<16 - 1
