@@ -8,6 +8,7 @@ import (
 	"github.com/spf13/cobra"
 
 	pb "bulkhead/api/bulkhead/v1"
+	"bulkhead/internal/core/budget"
 )
 
 // agentView is one entry of `agents -o json`.
@@ -114,6 +115,25 @@ func listAgents(cmd *cobra.Command, c *client) ([]agentView, error) {
 		}
 	}
 	return views, nil
+}
+
+// targets says what hosts can hold, by what their agents have told the controller.
+func (a *app) targets(cmd *cobra.Command) (budget.Targets, error) {
+	c, err := a.connect()
+	if err != nil {
+		return nil, err
+	}
+	agents, err := listAgents(cmd, c)
+	if err != nil {
+		return nil, err
+	}
+	kinds := make(map[string]string, len(agents))
+	for _, g := range agents {
+		if !g.Revoked {
+			kinds[g.Host] = g.Dataplane
+		}
+	}
+	return func(host string) (budget.Target, bool) { return budget.OfKind(kinds[host]) }, nil
 }
 
 func hostsOf(agents []agentView) []string {

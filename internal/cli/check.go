@@ -111,6 +111,7 @@ func (a *app) check(cmd *cobra.Command, f *sceneFlags, flows string) (*checkView
 	}
 	var s *scene
 	var manifests []policy.Finding
+	var targets budget.Targets // nil: all hosts are taken for such with eBPF
 	if len(f.files) > 0 {
 		files, err := f.read(cmd)
 		if err != nil {
@@ -132,11 +133,14 @@ func (a *app) check(cmd *cobra.Command, f *sceneFlags, flows string) (*checkView
 		if s, err = a.online(cmd, f); err != nil {
 			return nil, err
 		}
+		if targets, err = a.targets(cmd); err != nil {
+			return nil, err
+		}
 	}
 	v.count(s)
 	w, err := compile.Compile(s.docs, s.inv, s.options)
 	if err == nil {
-		v.cannotHold(w)
+		v.cannotHold(w, targets)
 	} else {
 		for _, e := range compileErrors(err) {
 			message := e.Msg
@@ -175,14 +179,14 @@ func (v *checkView) count(s *scene) {
 }
 
 // cannotHold adds what hosts cannot hold: an error if that is certain, a finding if it depends on what their agents are.
-func (v *checkView) cannotHold(w *compile.World) {
+func (v *checkView) cannotHold(w *compile.World, targets budget.Targets) {
 	places := map[model.RuleID]model.Position{}
 	for _, d := range model.Directions {
 		for _, r := range w.Rules(d) {
 			places[r.ID] = r.Pos
 		}
 	}
-	for _, p := range budget.Check(nil, w, nil) {
+	for _, p := range budget.Check(nil, w, targets) {
 		var pos model.Position
 		if len(p.Rules) > 0 {
 			pos = places[p.Rules[0].Rule]

@@ -107,7 +107,13 @@ whether it fits.`,
 				return err
 			}
 			if workload == "" {
-				return a.printHosts(cmd, w)
+				var targets budget.Targets
+				if len(f.files) == 0 {
+					if targets, err = a.targets(cmd); err != nil {
+						return err
+					}
+				}
+				return a.printHosts(cmd, w, targets)
 			}
 			v, err := s.compiled(w, workload)
 			if err != nil {
@@ -121,9 +127,9 @@ whether it fits.`,
 	return cmd
 }
 
-func (a *app) printHosts(cmd *cobra.Command, w *compile.World) error {
+func (a *app) printHosts(cmd *cobra.Command, w *compile.World, targets budget.Targets) error {
 	v := worldView{Workloads: len(w.Inventory().Instances), PolicySets: w.Sets(), Hosts: []hostView{}, CannotHold: []budget.Problem{}}
-	v.CannotHold = append(v.CannotHold, budget.Check(nil, w, nil)...)
+	v.CannotHold = append(v.CannotHold, budget.Check(nil, w, targets)...)
 	for _, host := range w.Hosts() {
 		p, ok := w.HostPolicy(host)
 		if !ok {

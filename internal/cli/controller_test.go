@@ -2,6 +2,7 @@ package cli
 
 import (
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -59,7 +60,7 @@ func join(ts *testscript.TestScript, _ bool, args []string) {
 // agent HOST HABIT changes how an agent behaves.
 func agent(ts *testscript.TestScript, _ bool, args []string) {
 	if len(args) != 2 {
-		ts.Fatalf("usage: agent HOST refuses|hangs|obeys|leaves")
+		ts.Fatalf("usage: agent HOST refuses|hangs|obeys|leaves|ebpf")
 	}
 	a := siteOf(ts).agents[args[0]]
 	switch args[1] {
@@ -73,6 +74,21 @@ func agent(ts *testscript.TestScript, _ bool, args []string) {
 		a.Change(func(a *controllertest.Agent) { a.Refuse, a.Mute, a.Unhearing = nil, false, false })
 	case "leaves":
 		a.Session().Close()
+	case "ebpf": // comes back as one that has eBPF
+		controllertest.Eventually(siteOf(ts).t, "it is there", func() bool { return slices.Contains(a.Received(), "welcome") })
+		a.Session().Close()
+		a.Change(func(a *controllertest.Agent) { a.Dataplane = "ebpf" })
+		welcomes := func() (n int) {
+			for _, m := range a.Received() {
+				if m == "welcome" {
+					n++
+				}
+			}
+			return n
+		}
+		before := welcomes()
+		a.Connect()
+		controllertest.Eventually(siteOf(ts).t, "the controller has heard it", func() bool { return welcomes() > before })
 	default:
 		ts.Fatalf("what is %q?", args[1])
 	}
