@@ -102,7 +102,7 @@ func (r *run) proof() string {
 		case !g.Enforced:
 			fmt.Fprintf(&b, "guardrail %s: holds, not enforced: %s\n", g.Name, g.Why())
 		case g.TodayOnly:
-			fmt.Fprintf(&b, "guardrail %s: holds over the workloads of today\n", g.Name)
+			fmt.Fprintf(&b, "guardrail %s: holds over the workloads of today, not decided over all label sets: %s\n", g.Name, g.TodayWhy)
 		default:
 			fmt.Fprintf(&b, "guardrail %s: holds\n", g.Name)
 		}

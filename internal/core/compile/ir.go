@@ -161,7 +161,9 @@ func unmapPrefix(p netip.Prefix) netip.Prefix {
 	return p.Masked()
 }
 
-// cidrName returns the name of the network that a peer of kind CIDR stands for.
+// CIDRName returns the name of the network that a peer of kind CIDR stands for.
+func CIDRName(p *model.Peer) string { return cidrName(p) }
+
 func cidrName(p *model.Peer) string {
 	except := make([]netip.Prefix, len(p.Except))
 	for i, x := range p.Except {

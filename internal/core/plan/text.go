@@ -316,7 +316,7 @@ func (t *text) guardrails(list []prove.Guardrail) {
 		case !g.Enforced:
 			t.line("  holds    %s (not enforced yet: %s)", g.Name, notEnforced(g))
 		case g.TodayOnly:
-			t.line("  holds    %s (over the workloads of today)", g.Name)
+			t.line("  holds    %s (over the workloads of today; not decided over all label sets: %s)", g.Name, g.TodayWhy)
 		default:
 			t.line("  holds    %s", g.Name)
 		}

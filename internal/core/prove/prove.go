@@ -31,8 +31,10 @@ type Guardrail struct {
 	Enforced       bool     `json:"enforced"`
 	Counterexample *Witness `json:"counterexample,omitempty"` // set unless Holds or Undecided
 	NotEnforced    *Witness `json:"not_enforced,omitempty"`   // set if Holds and not Enforced, unless that is undecided
-	// TodayOnly says that the answer is about the workloads of today only: so it is for guardrails over many hops.
-	TodayOnly bool `json:"today_only,omitempty"`
+	// TodayOnly says that the answer is about the workloads of today only: so it is for guardrails over many hops that cannot be
+	// decided for every workload that could exist. TodayWhy says why not.
+	TodayOnly bool   `json:"today_only,omitempty"`
+	TodayWhy  string `json:"today_why,omitempty"`
 	// Undecided says why the proof was given up. What is undecided does not hold.
 	Undecided string `json:"undecided,omitempty"`
 }
@@ -55,8 +57,8 @@ func (g *Guardrail) Why() string {
 //
 // The proof is over every workload that could exist: an agent enforces on it, it has any labels, and an address of its own
 // anywhere or none; guardrails speak about it by its labels. It is also over the workloads of the inventory as they are, and over all addresses that no workload
-// owns. A counterexample that exists is given before one that could. Guardrails over many hops are decided over the
-// workloads of today.
+// owns. A counterexample that exists is given before one that could. So it is for guardrails over many hops, as long as label
+// sets fall into few enough classes; else those are decided over the workloads of today.
 func Guardrails(w *compile.World) []Guardrail {
 	docs := w.Documents()
 	if len(docs.Guardrails) == 0 {
@@ -65,6 +67,7 @@ func Guardrails(w *compile.World) []Guardrail {
 	s := newSpace(w)
 	ideas := make([]idea, len(docs.Guardrails))
 	p := newProof(w)
+	p.space = s
 	for i := range docs.Guardrails {
 		if docs.Guardrails[i].Via == model.ViaAny {
 			p.pending[i/64] &^= 1 << (i % 64) // has ways of its own
@@ -128,6 +131,11 @@ type proof struct {
 	over     [2]*ways // by aim: for guardrails over many hops
 	proved   []uint64 // guardrails that no workload which is what its labels say can break
 	choosy   []bool   // by guardrail: it constrains processes
+
+	space  *space
+	all    *proof    // over everything that could exist, for many hops
+	allWhy string    // why there is none
+	could  *imagined // of the proof over everything: its world
 }
 
 // says tells what a function may come to, somewhere.
@@ -262,11 +270,14 @@ func (p *proof) of(end int, a *reach.Actor, mask []uint64) {
 		if a.LabelSet >= 0 {
 			mask[w] |= m.labels[int(a.LabelSet)*p.words+w]
 		}
-		if a.Addr.IsValid() {
+		if a.Addr.IsValid() && !p.mayBe(a) {
 			mask[w] |= m.networks[int(a.NetworkSet)*p.words+w]
 		}
 	}
 }
+
+// mayBe reports whether the actor is a workload that could be: guardrails speak about it by its labels.
+func (p *proof) mayBe(a *reach.Actor) bool { return p.could != nil && p.could.could[a.Workload] }
 
 // members returns the members of a class that a guardrail speaks about.
 func (p *proof) members(end, g int, class int32) []int32 {
@@ -275,6 +286,17 @@ func (p *proof) members(end, g int, class int32) []int32 {
 	for _, i := range p.u.Classes[class].Members {
 		if p.of(end, &p.u.Actors[i], mask); mask[g/64]&(1<<(g%64)) != 0 {
 			out = append(out, i)
+		}
+	}
+	return out
+}
+
+// classesOf returns the classes of which a guardrail speaks about some member.
+func (p *proof) classesOf(end, g int) []int32 {
+	var out []int32
+	for c := range p.u.Classes {
+		if p.means[end].classes[c*p.words+g/64]&(1<<(g%64)) != 0 {
+			out = append(out, int32(c))
 		}
 	}
 	return out
@@ -319,6 +341,8 @@ func (p *proof) processes(end, g int, a *reach.Actor) reach.Who {
 		switch {
 		case peer.Kind == model.PeerWorkloads && (!a.Owned() || !peer.Workloads.Matches(a.Labels)):
 			continue
+		case peer.Kind != model.PeerWorkloads && peer.Kind != model.PeerAny && p.mayBe(a):
+			continue
 		case peer.Process == nil && peer.Kind == model.PeerNetwork && !slices.Contains(a.Networks, peer.Network),
 			peer.Process == nil && peer.Kind == model.PeerCIDR && !slices.Contains(a.Networks, reach.CIDRName(peer.CIDR)),
 			peer.Process == nil && peer.Kind == model.PeerDomain && !slices.Contains(a.Networks, model.DomainNetwork(peer.Domain)):
@@ -336,9 +360,6 @@ func (p *proof) processes(end, g int, a *reach.Actor) reach.Who {
 
 // run looks at every pair of classes that some guardrail speaks about, as long as there is something left to learn.
 func (p *proof) run() {
-	for id := range p.u.Functions() {
-		p.says = append(p.says, p.saysOf(reach.FuncID(id)))
-	}
 	sources, dests := p.means[0].classes, p.means[1].classes
 	var candidates []int32 // destinations of some guardrail that is still to be learnt about
 	for c := range p.u.Classes {
@@ -387,7 +408,7 @@ func (p *proof) worthIt(src *reach.Source, to int32, mask []uint64) bool {
 		return true
 	}
 	egress, ingress := src.At(to, 0)
-	out, in := p.says[egress], p.says[ingress]
+	out, in := p.saysAbout(egress), p.saysAbout(ingress)
 	if out&in&mayAllow != 0 {
 		return true
 	}
@@ -400,6 +421,14 @@ func (p *proof) worthIt(src *reach.Source, to int32, mask []uint64) bool {
 		}
 	}
 	return false
+}
+
+// saysAbout is saysOf, remembered.
+func (p *proof) saysAbout(id reach.FuncID) says {
+	for len(p.says) <= int(id) {
+		p.says = append(p.says, p.saysOf(reach.FuncID(len(p.says))))
+	}
+	return p.says[id]
 }
 
 func (p *proof) saysOf(id reach.FuncID) says {
@@ -463,10 +492,10 @@ func (p *proof) within(joint reach.FuncID, g int) says {
 	if *at == unknown {
 		*at = 0
 		if ports := p.u.Where(joint, p.ports[g], reach.Allow, reach.Everybody); !ports.Empty() {
-			*at |= mayAllow
+			*at |= mayAllow | mayPass
 		}
 		if ports := p.u.Where(joint, p.ports[g], reach.WouldDeny, reach.Everybody); !ports.Empty() {
-			*at |= mayWarn
+			*at |= mayWarn | mayPass
 		}
 	}
 	return *at

@@ -12,7 +12,7 @@ import (
 // A guardrail over many hops forbids ways, not flows: from one end to a workload, on from there, and so on to the other end,
 // where each hop is allowed on some port and the last one on a port of the guardrail. Ways lead through workloads, managed
 // or not; what an address that nobody owns might pass on is not known. Such guardrails are decided over the workloads
-// of today.
+// of today, and over everything that could exist as far as that is small enough: see imagined.
 
 // Hop is one flow of a way.
 type Hop struct {
@@ -25,14 +25,33 @@ type Hop struct {
 	IngressRule model.RuleID `json:"ingress_rule"`
 	EgressAt    string       `json:"egress_at,omitempty"`
 	IngressAt   string       `json:"ingress_at,omitempty"`
+	// Hypothetical says that no such flow exists today. What the ends are tells them apart then, and not their names.
+	Hypothetical bool           `json:"hypothetical,omitempty"`
+	FromProcess  *model.Process `json:"from_process,omitempty"`
+	ToProcess    *model.Process `json:"to_process,omitempty"`
 }
 
 func (h *Hop) String() string {
-	w := Witness{EgressRule: h.EgressRule, IngressRule: h.IngressRule, EgressAt: h.EgressAt, IngressAt: h.IngressAt, Port: h.Port}
-	if who := w.deciders(); who != "" {
-		return fmt.Sprintf("%s -> %s on %s (%s)", h.From, h.To, h.Port, who)
+	w := Witness{
+		From: h.From, FromIs: h.FromIs, To: h.To, ToIs: h.ToIs,
+		EgressRule: h.EgressRule, IngressRule: h.IngressRule, EgressAt: h.EgressAt, IngressAt: h.IngressAt, Port: h.Port,
 	}
-	return fmt.Sprintf("%s -> %s on %s", h.From, h.To, h.Port)
+	source, destination := h.From+running(h.FromProcess), h.To+running(h.ToProcess)
+	if h.Hypothetical { // what they are says it all
+		source, destination = from(&w), to(&w)
+	}
+	if who := w.deciders(); who != "" {
+		return fmt.Sprintf("%s -> %s on %s (%s)", source, destination, h.Port, who)
+	}
+	return fmt.Sprintf("%s -> %s on %s", source, destination, h.Port)
+}
+
+// running says in brackets which process it is; nothing if any is.
+func running(p *model.Process) string {
+	if p == nil {
+		return ""
+	}
+	return fmt.Sprintf(" (process %s)", p)
 }
 
 // ways finds the shortest way over classes.
@@ -92,6 +111,23 @@ func (w *ways) passesAnywhere(joint reach.FuncID) bool {
 	return out
 }
 
+// mayPass reports whether a hop to the class may pass. It is quick, and of most pairs that do not pass it says so.
+func (w *ways) mayPass(src *reach.Source, to int32) bool {
+	if src.HostCounts(to) {
+		return true
+	}
+	egress, ingress := src.At(to, 0)
+	return w.p.saysAbout(egress)&w.p.saysAbout(ingress)&w.wants() != 0
+}
+
+// wants returns what passes.
+func (w *ways) wants() says {
+	if w.aim == passing {
+		return mayPass
+	}
+	return mayAllow
+}
+
 // hops returns the classes of workloads that one hop from a member of the class leads to.
 func (w *ways) hops(from int32) []int32 {
 	out, known := w.next[from]
@@ -101,7 +137,7 @@ func (w *ways) hops(from int32) []int32 {
 	u := w.p.u
 	src := u.From(from)
 	for to := range u.Classes {
-		if !u.Actors[u.Classes[to].Members[0]].Owned() {
+		if !u.Actors[u.Classes[to].Members[0]].Owned() || !w.mayPass(src, int32(to)) {
 			continue
 		}
 		pass := false
@@ -154,12 +190,7 @@ type step struct {
 // find looks for the shortest way that the guardrail forbids, and gives it as the flows of its hops. ok is false if a way
 // over classes was found that no workloads could be found for.
 func (w *ways) find(g int) (way []finding, ok bool) {
-	var starts []int32
-	for c := range w.p.u.Classes {
-		if len(w.p.members(0, g, int32(c))) > 0 {
-			starts = append(starts, int32(c))
-		}
-	}
+	starts := w.p.classesOf(0, g)
 	if way, ok = w.findFrom(starts, g); ok {
 		return way, ok
 	}
@@ -177,24 +208,18 @@ func (w *ways) find(g int) (way []finding, ok bool) {
 
 // findFrom is find for ways from members of the classes. It gives a way that is the shortest only with ok.
 func (w *ways) findFrom(starts []int32, g int) (way []finding, ok bool) {
-	u := w.p.u
 	come := map[stop]step{}
 	var queue []stop
 	for _, c := range starts {
 		queue = append(queue, stop{c, true})
 	}
-	var targets []int32
-	for c := range u.Classes {
-		if len(w.p.members(1, g, int32(c))) > 0 {
-			targets = append(targets, int32(c))
-		}
-	}
+	targets := w.p.classesOf(1, g)
 	ok = true
 	for len(queue) > 0 {
 		at := queue[0]
 		queue = queue[1:]
-		for _, to := range targets {
-			if !w.lasts(at, to, g) || len(starts) == 1 && w.circle(starts[0], to, g) {
+		for _, to := range w.lasts(at, targets, g) {
+			if len(starts) == 1 && w.circle(starts[0], to, g) {
 				continue
 			}
 			if way := w.follow(come, at, to, g); way != nil {
@@ -236,25 +261,40 @@ func (w *ways) same(a, b int32) bool {
 	return a == b || x.Owned() && x.Workload == y.Workload
 }
 
-// lasts reports whether a hop from a stop to the class passes on the ports of the guardrail.
-func (w *ways) lasts(from stop, to int32, g int) bool {
+// lasts returns those of the classes to which a hop from a stop passes on the ports of the guardrail.
+func (w *ways) lasts(from stop, targets []int32, g int) []int32 {
 	sources := []party{{who: reach.Everybody}}
 	if from.start {
 		sources = w.p.parties(0, g, from.class)
 	}
-	dests := w.p.parties(1, g, to)
-	pass := false
-	w.p.u.From(from.class).Each(to, func(pair *reach.Pair, _ reach.Where) {
-		for _, x := range sources {
-			for _, y := range dests {
-				if !pass {
-					ports, _ := w.ports(w.p.u.Joint(pair.Egress[0], pair.Ingress[0]), w.p.ports[g], w.p.u.And(x.who, y.who))
-					pass = !ports.Empty()
-				}
+	src := w.p.u.From(from.class)
+	var out []int32
+	for _, to := range targets {
+		if !w.mayPass(src, to) {
+			continue
+		}
+		pass := false
+		src.Each(to, func(pair *reach.Pair, _ reach.Where) {
+			joint := w.p.u.Joint(pair.Egress[0], pair.Ingress[0])
+			pass = pass || w.p.within(joint, g)&w.wants() != 0 && (!w.p.choosy[g] || w.passesFor(joint, sources, w.p.parties(1, g, to), g))
+		})
+		if pass {
+			out = append(out, to)
+		}
+	}
+	return out
+}
+
+// passesFor reports whether a function passes on the ports of the guardrail for processes that it means.
+func (w *ways) passesFor(joint reach.FuncID, sources, dests []party, g int) bool {
+	for _, x := range sources {
+		for _, y := range dests {
+			if ports, _ := w.ports(joint, w.p.ports[g], w.p.u.And(x.who, y.who)); !ports.Empty() {
+				return true
 			}
 		}
-	})
-	return pass
+	}
+	return false
 }
 
 // followTries bounds the search for the workloads of a way.
@@ -357,33 +397,62 @@ func (w *ways) members(class int32, workload string) []int32 {
 	return out
 }
 
-// overHops decides a guardrail over many hops.
+// overHops decides a guardrail over many hops: over the workloads of today, then over everything that could exist.
 func (p *proof) overHops(g int) Guardrail {
 	doc := &p.world.Documents().Guardrails[g]
-	out := Guardrail{Name: doc.Name, At: doc.Pos.String(), TodayOnly: true}
-	const lost = "a way over units of one host could not be followed: ask about single hops with via: direct"
-	if p.over[allowed] == nil {
-		p.over[allowed], p.over[passing] = p.newWays(allowed), p.newWays(passing)
+	out := Guardrail{Name: doc.Name, At: doc.Pos.String()}
+	proofs := []*proof{p}
+	if all, why := p.everything(); all != nil {
+		proofs = append(proofs, all)
+	} else {
+		out.TodayOnly, out.TodayWhy = true, why
 	}
-	way, ok := p.over[allowed].find(g)
-	switch {
-	case way != nil:
-		out.Counterexample = p.wayWitness(way)
-		return out
-	case !ok:
-		out.Undecided = lost
-		return out
+	for _, in := range proofs {
+		switch way, ok := in.ways(allowed).find(g); {
+		case way != nil:
+			out.Counterexample = in.wayWitness(way)
+			out.TodayOnly, out.TodayWhy = false, "" // one is enough
+			return out
+		case !ok:
+			out.Undecided = lost
+			return out
+		}
 	}
 	out.Holds = true
-	switch way, ok = p.over[passing].find(g); {
-	case way != nil:
-		out.NotEnforced = p.wayWitness(way)
-	case !ok:
-		out.Undecided = "whether it is enforced: " + lost
-	default:
-		out.Enforced = true
+	for _, in := range proofs {
+		switch way, ok := in.ways(passing).find(g); {
+		case way != nil:
+			out.NotEnforced = in.wayWitness(way)
+			return out
+		case !ok:
+			out.Undecided = "whether it is enforced: " + lost
+			return out
+		}
 	}
+	out.Enforced = true
 	return out
+}
+
+const lost = "a way over units of one host could not be followed: ask about single hops with via: direct"
+
+func (p *proof) ways(a aim) *ways {
+	if p.over[a] == nil {
+		p.over[a] = p.newWays(a)
+	}
+	return p.over[a]
+}
+
+// everything returns the proof over everything that could exist; nil with the reason if there is none.
+func (p *proof) everything() (all *proof, why string) {
+	if p.all == nil && p.allWhy == "" {
+		var im *imagined
+		if im, p.allWhy = p.space.imagine(p.u); im != nil {
+			p.all = newProof(im.world)
+			p.all.could = im
+			p.all.match()
+		}
+	}
+	return p.all, p.allWhy
 }
 
 // wayWitness describes a way. Of a way of one hop it is what the witness of a direct guardrail is.
@@ -401,6 +470,7 @@ func (p *proof) wayWitness(way []finding) *Witness {
 		out.Hops = append(out.Hops, Hop{
 			From: w.From, FromIs: w.FromIs, To: w.To, ToIs: w.ToIs, Port: w.Port,
 			EgressRule: w.EgressRule, IngressRule: w.IngressRule, EgressAt: w.EgressAt, IngressAt: w.IngressAt,
+			Hypothetical: w.Hypothetical, FromProcess: w.FromProcess, ToProcess: w.ToProcess,
 		})
 	}
 	return out

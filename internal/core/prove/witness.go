@@ -5,6 +5,7 @@ import (
 	"strings"
 
 	"bulkhead/internal/core/model"
+	"bulkhead/internal/core/reach"
 )
 
 // Witness is a pair of ends, the ports on which it shows something, and who decides about it.
@@ -22,6 +23,9 @@ type Witness struct {
 	IngressRule  model.RuleID `json:"ingress_rule"`        // and at the destination
 	EgressAt     string       `json:"egress_at,omitempty"` // places of those rules, if they are rules
 	IngressAt    string       `json:"ingress_at,omitempty"`
+	// FromProcess and ToProcess are the processes of which Port shows it; nil if any does, or one that is not known.
+	FromProcess *model.Process `json:"from_process,omitempty"`
+	ToProcess   *model.Process `json:"to_process,omitempty"`
 	// Hops are the flows from From to To if there is more than one. The ports and rules above are those of the last.
 	Hops []Hop `json:"hops,omitempty"`
 }
@@ -80,9 +84,9 @@ func decider(rule model.RuleID, at string) string {
 
 // witness describes a pair of the inventory.
 func (p *proof) witness(f *finding) *Witness {
-	w := &Witness{
-		From: f.from.End().String(), FromIs: f.from.Is(), To: f.to.End().String(), ToIs: f.to.Is(), On: f.ports.Strings(p.services),
-	}
+	w := &Witness{On: f.ports.Strings(p.services), Hypothetical: p.could != nil}
+	w.From, w.FromIs = p.end(f.from)
+	w.To, w.ToIs = p.end(f.to)
 	port, ok := f.ports.First()
 	if !ok {
 		return w
@@ -91,6 +95,7 @@ func (p *proof) witness(f *finding) *Witness {
 	who := p.u.And(p.u.Whose(f.joint, port.Proto, port.Lo, f.level), f.who)
 	flow := &model.Flow{From: f.from.Exactly(), To: f.to.Exactly(), Proto: port.Proto, Port: port.Lo, ToDomain: f.to.Name}
 	flow.FromProcess, flow.ToProcess = p.u.Sample(who)
+	w.FromProcess, w.ToProcess = flow.FromProcess, flow.ToProcess
 	w.FromIs, w.ToIs = withProcess(w.FromIs, flow.FromProcess), withProcess(w.ToIs, flow.ToProcess)
 	v, err := p.judge.Judge(flow)
 	if err == nil && v.Verdict == f.level.Verdict() {
@@ -106,6 +111,17 @@ func withProcess(is string, process *model.Process) string {
 		return is
 	}
 	return is + ", process " + process.String()
+}
+
+// end names an actor, and says what it is.
+func (p *proof) end(a *reach.Actor) (name, is string) {
+	if p.could != nil {
+		return p.could.end(a)
+	}
+	if a.Domain != "" {
+		return "an address", "found by the name " + a.Domain
+	}
+	return a.End().String(), a.Is()
 }
 
 // position returns the place of a rule; "" of what is none.
@@ -127,18 +143,24 @@ func (p *proof) imagine(sc *scene) *Witness {
 	w := &Witness{Hypothetical: true, On: sc.ports.Strings(p.services), Port: sc.port.String()}
 	w.From, w.FromIs = p.name(&sc.ends[0])
 	w.To, w.ToIs = p.name(&sc.ends[1])
+	for i, at := range [2]**model.Process{&w.FromProcess, &w.ToProcess} {
+		if process := sc.ends[i].process; process != (model.Process{}) {
+			*at = &process
+		}
+	}
 	w.EgressRule, w.IngressRule = sc.says[model.Egress].Rule, sc.says[model.Ingress].Rule
 	w.EgressAt, w.IngressAt = p.position(model.Egress, w.EgressRule), p.position(model.Ingress, w.IngressRule)
 	return w
 }
 
 // name names an end that could be.
-func (p *proof) name(f *figure) (name, is string) {
+func (p *proof) name(f *figure) (name, is string) { return nameIn(p.world.Inventory(), f) }
+
+func nameIn(inv *model.Inventory, f *figure) (name, is string) {
 	name, is = f.name()
 	if f.kind == address {
 		return name, is
 	}
-	inv := p.world.Inventory()
 	labels := f.identity.Labels.String()
 	for i := range inv.Instances {
 		if x := &inv.Instances[i]; x.Managed == (f.kind == managed) && len(x.Labels) == len(f.identity.Labels) && x.Labels.String() == labels {
