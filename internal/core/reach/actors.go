@@ -12,34 +12,50 @@ import (
 // addWorkloads makes an actor of every workload at each of its addresses, by name. A workload that has other addresses
 // in another world is the same actor there, at its first.
 func (u *Universe) addWorkloads() {
+	l := &labelInterner{u: u, byText: map[string]int32{}, known: map[model.IdentityID]int32{}}
+	if len(u.worlds) == 1 {
+		instances := u.worlds[0].Inventory().Instances
+		u.Actors = make([]Actor, 0, len(instances)+len(instances)/8)
+		for i := range instances { // sorted by name
+			u.addActors(instances[i].Name, addressesOf(nil, u.worlds[0].Workload(instances[i].Name)), l)
+		}
+		return
+	}
 	addrs := map[string][]netip.Addr{}
 	var names []string
 	for _, w := range u.worlds {
 		for i := range w.Inventory().Instances {
 			name := w.Inventory().Instances[i].Name
-			wl := w.Workload(name)
 			list, known := addrs[name]
 			if !known {
 				names = append(names, name)
 			}
-			for k := range wl.Points {
-				if a := wl.Points[k].Addr; a.IsValid() && !slices.Contains(list, a) {
-					list = append(list, a)
-				}
-			}
-			addrs[name] = list
+			addrs[name] = addressesOf(list, w.Workload(name))
 		}
 	}
 	slices.Sort(names)
-	l := &labelInterner{u: u, byText: map[string]int32{}, known: map[model.IdentityID]int32{}}
+	u.Actors = make([]Actor, 0, len(names)+len(names)/8)
 	for _, name := range names {
-		list := addrs[name]
-		if len(list) == 0 {
-			list = []netip.Addr{{}}
+		u.addActors(name, addrs[name], l)
+	}
+}
+
+// addressesOf appends the addresses of a workload that are not in the list.
+func addressesOf(list []netip.Addr, wl *compile.Workload) []netip.Addr {
+	for k := range wl.Points {
+		if a := wl.Points[k].Addr; a.IsValid() && !slices.Contains(list, a) {
+			list = append(list, a)
 		}
-		for _, a := range list {
-			u.Actors = append(u.Actors, u.workloadActor(name, a, l))
-		}
+	}
+	return list
+}
+
+func (u *Universe) addActors(name string, addrs []netip.Addr, l *labelInterner) {
+	if len(addrs) == 0 {
+		addrs = []netip.Addr{{}}
+	}
+	for _, a := range addrs {
+		u.Actors = append(u.Actors, u.workloadActor(name, a, l))
 	}
 }
 
@@ -80,7 +96,7 @@ func (u *Universe) workloadActor(name string, a netip.Addr, l *labelInterner) Ac
 		} else if a.IsValid() {
 			u.lookUp(v, w, a)
 		}
-		if owners := w.Owners(a); len(owners) != 1 || owners[0].Name != name {
+		if seat, _ := w.FindAddr(a); seat == nil || w.Of(seat).Name != name {
 			actor.alone = false
 		}
 		if v.workload != nil {

@@ -1,7 +1,7 @@
 package reach
 
 import (
-	"encoding/binary"
+	"math/bits"
 	"slices"
 
 	"bulkhead/internal/core/compile"
@@ -23,7 +23,7 @@ type row struct {
 }
 
 type rowEntry struct {
-	peer model.IdentityID
+	peer int32 // index of the identity
 	col  colID // known once all rows are
 	fn   FuncID
 }
@@ -46,7 +46,7 @@ func (t *tables) column(d model.Direction, id model.IdentityID) colID { return t
 
 func (u *Universe) tablesOf(world int, w *compile.World) *tables {
 	t := &tables{rows: map[hostpolicy.PolicySetID][2]rowID{}}
-	r := &rowReader{u: u, w: w, world: world, byKey: [2]map[string]rowID{{}, {}}}
+	r := &rowReader{u: u, w: w, world: world, byHash: [2]map[uint64][]rowID{{}, {}}, byTable: [2]map[int32]rowID{{}, {}}}
 	for i := range u.Actors {
 		v := &u.Actors[i].views[world]
 		if !v.managed() {
@@ -63,7 +63,7 @@ func (u *Universe) tablesOf(world int, w *compile.World) *tables {
 		t.rows[id] = ids
 	}
 	for _, d := range model.Directions {
-		t.cols[d] = u.columnsOf(world, d)
+		t.cols[d] = u.columnsOf(world, w, d)
 	}
 	return t
 }
@@ -74,9 +74,9 @@ type rowReader struct {
 	w       *compile.World
 	world   int
 	funcs   [2][]FuncID // by direction and the world's number; unread if it was not asked for yet
-	byKey   [2]map[string]rowID
+	byHash  [2]map[uint64][]rowID
+	byTable [2]map[int32]rowID
 	entries []rowEntry
-	key     []byte
 }
 
 const unread FuncID = -1
@@ -93,63 +93,95 @@ func (r *rowReader) function(n int32, d model.Direction) FuncID {
 }
 
 func (r *rowReader) row(at *compile.Point, d model.Direction) rowID {
+	table := r.w.TableOf(at, d)
+	id, ok := r.byTable[d][table]
+	if !ok {
+		id = r.intern(table, d)
+		r.byTable[d][table] = id
+	}
+	return id
+}
+
+func (r *rowReader) intern(table int32, d model.Direction) rowID {
 	r.entries = r.entries[:0]
-	rest := r.function(r.w.WalkTable(at, d, func(peer model.IdentityID, fn int32) {
+	rest := r.function(r.w.WalkTable(table, func(peer, fn int32) {
 		r.entries = append(r.entries, rowEntry{peer: peer, fn: r.function(fn, d)})
 	}), d)
-	r.key = binary.LittleEndian.AppendUint32(r.key[:0], uint32(rest))
+	h := mix(0, uint64(rest))
 	kept := r.entries[:0]
 	for _, e := range r.entries {
 		if e.fn != rest {
 			kept = append(kept, e)
-			r.key = binary.LittleEndian.AppendUint64(r.key, uint64(e.peer))
-			r.key = binary.LittleEndian.AppendUint32(r.key, uint32(e.fn))
+			h = mix(h, uint64(e.peer)<<32|uint64(uint32(e.fn)))
 		}
 	}
-	if id, ok := r.byKey[d][string(r.key)]; ok {
-		return id
-	}
 	rows := &r.u.rows[d][r.world]
+	for _, id := range r.byHash[d][h] {
+		if known := &(*rows)[id]; known.rest == rest && slices.Equal(known.entries, kept) {
+			return id
+		}
+	}
 	id := rowID(len(*rows))
-	r.byKey[d][string(r.key)] = id
+	r.byHash[d][h] = append(r.byHash[d][h], id)
 	*rows = append(*rows, row{rest: rest, entries: slices.Clone(kept)})
 	return id
 }
 
+// mix adds a number to a hash.
+func mix(h, x uint64) uint64 {
+	hi, lo := bits.Mul64(h^x^0x2545f4914f6cdd1d, 0x9e3779b97f4a7c15)
+	return hi ^ lo
+}
+
 // columnsOf interns what the rows say of each peer, and notes it in the rows.
-func (u *Universe) columnsOf(world int, d model.Direction) map[model.IdentityID]colID {
+func (u *Universe) columnsOf(world int, w *compile.World, d model.Direction) map[model.IdentityID]colID {
 	rows := u.rows[d][world]
-	spoken := map[model.IdentityID]column{}
-	var order []model.IdentityID
-	for r := range rows {
-		for _, e := range rows[r].entries {
-			if spoken[e.peer] == nil {
-				order = append(order, e.peer)
-			}
-			spoken[e.peer] = append(spoken[e.peer], colEntry{rowID(r), e.fn})
-		}
-	}
-	u.columns[d][world] = []column{nil}
-	byKey := map[string]colID{}
-	out := make(map[model.IdentityID]colID, len(order))
-	var key []byte
-	for _, id := range order {
-		key = key[:0]
-		for _, e := range spoken[id] {
-			key = binary.LittleEndian.AppendUint32(key, uint32(e.row))
-			key = binary.LittleEndian.AppendUint32(key, uint32(e.fn))
-		}
-		col, ok := byKey[string(key)]
-		if !ok {
-			col = colID(len(u.columns[d][world]))
-			byKey[string(key)] = col
-			u.columns[d][world] = append(u.columns[d][world], spoken[id])
-		}
-		out[id] = col
-	}
+	// spoken[begin[p]:begin[p+1]] is what the rows say of peer p.
+	begin := make([]int32, w.Identities()+1)
 	for r := range rows {
 		for k := range rows[r].entries {
-			rows[r].entries[k].col = out[rows[r].entries[k].peer]
+			begin[rows[r].entries[k].peer+1]++
+		}
+	}
+	for p := range w.Identities() {
+		begin[p+1] += begin[p]
+	}
+	spoken := make([]colEntry, begin[w.Identities()])
+	end := slices.Clone(begin)
+	for r := range rows {
+		for _, e := range rows[r].entries {
+			spoken[end[e.peer]] = colEntry{rowID(r), e.fn}
+			end[e.peer]++
+		}
+	}
+	columns := []column{nil}
+	byHash := map[uint64][]colID{}
+	of := make([]colID, w.Identities())
+	out := make(map[model.IdentityID]colID, w.Identities())
+	for p := range of {
+		said := column(spoken[begin[p]:begin[p+1]])
+		if len(said) == 0 {
+			continue
+		}
+		var h uint64
+		for _, e := range said {
+			h = mix(h, uint64(e.row)<<32|uint64(uint32(e.fn)))
+		}
+		at := slices.IndexFunc(byHash[h], func(c colID) bool { return slices.Equal(columns[c], said) })
+		if at >= 0 {
+			of[p] = byHash[h][at]
+		} else {
+			of[p] = colID(len(columns))
+			byHash[h] = append(byHash[h], of[p])
+			columns = append(columns, slices.Clone(said))
+		}
+		out[w.IdentityID(int32(p))] = of[p]
+	}
+	u.columns[d][world] = columns
+	for r := range rows {
+		for k := range rows[r].entries {
+			e := &rows[r].entries[k]
+			e.col = of[e.peer]
 		}
 	}
 	return out
