@@ -72,6 +72,8 @@ func TestSelectorErrorsNameTheirColumn(t *testing.T) {
 		"a:b=1":                          "column 1",
 		"app=a,namespace:=1":             "column 7",
 		"namespace:namespace:a":          "column 1",
+		"node:=1":                        "column 1",
+		"node:namespace:a":               "column 1",
 	} {
 		_, err := ParseSelector(in)
 		if err == nil {
@@ -106,7 +108,7 @@ func TestSelectorContradiction(t *testing.T) {
 }
 
 func FuzzParseSelector(f *testing.F) {
-	for _, s := range []string{"", "a=b", "a in (b,c),!d", "a notin (b)", "a!=b", "a in (", "!!a", "a==b,", "namespace:env=prod", "namespace:kubernetes.io/metadata.name in (a,b)", "bulkhead/quarantine"} {
+	for _, s := range []string{"", "a=b", "a in (b,c),!d", "a notin (b)", "a!=b", "a in (", "!!a", "a==b,", "namespace:env=prod", "node:env=prod", "namespace:kubernetes.io/metadata.name in (a,b)", "bulkhead/quarantine"} {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, in string) {

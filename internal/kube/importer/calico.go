@@ -238,8 +238,9 @@ func (c *calico) order() {
 			return cmp.Or(cmp.Compare(a.order, b.order), strings.Compare(a.sortName(), b.sortName()), strings.Compare(a.namespace, b.namespace))
 		})
 		for i, p := range t.policies {
-			for _, q := range t.policies[:i] {
-				if p.order == q.order && p.sortName() == q.sortName() && p.namespace != q.namespace && (p.namespace == "" || q.namespace == "") && p.at != nil && disagree(p, q) {
+			for k := i - 1; k >= 0 && t.policies[k].order == p.order && t.policies[k].sortName() == p.sortName(); k-- {
+				q := t.policies[k]
+				if p.at != nil && p.namespace != q.namespace && (p.namespace == "" || q.namespace == "") && disagree(p, q) {
 					p.say(Refused, p.at, "spec.order", "give one of them another order", "it has the name and the order of %s: Calico does not say which is asked first", q.object())
 				}
 			}

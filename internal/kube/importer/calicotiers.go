@@ -26,8 +26,9 @@ type flattening struct {
 	base  string         // name of the last of out, without what makes it unique
 	names map[string]int // how many of out have a base
 	count int
-	// decided are the pods about which everything is decided by now: what is asked later about them says nothing.
-	decided [][]model.Requirement
+	// decided are the pods about which everything is decided by now: what is asked later about them says nothing. The key
+	// is the first of their requirements; "" if they have none.
+	decided map[string][][]model.Requirement
 	full    *calicoRule // the rule at which there were too many
 	told    map[*calicoRule]bool
 }
@@ -35,7 +36,7 @@ type flattening struct {
 // flatten makes one-sided policies of all tiers.
 func (c *calico) flatten() error {
 	for _, d := range model.Directions {
-		f := &flattening{c: c, d: d, names: map[string]int{}, told: map[*calicoRule]bool{}}
+		f := &flattening{c: c, d: d, names: map[string]int{}, told: map[*calicoRule]bool{}, decided: map[string][][]model.Requirement{}}
 		for _, t := range c.sorted {
 			if slices.ContainsFunc(t.policies, func(p *calicoPolicy) bool { return p.types[d] }) {
 				f.tiers = append(f.tiers, t)
@@ -172,19 +173,30 @@ func (f *flattening) write(p *calicoPolicy, base, name string, action model.Acti
 		into.Rules = append(into.Rules, rule)
 		f.count++
 		if slices.Equal(rule.Ports, anyPort) && slices.ContainsFunc(rule.Peers, func(p model.Peer) bool { return p.Kind == model.PeerAny }) {
-			f.decided = append(f.decided, b.own)
+			key := ""
+			if len(b.own) > 0 {
+				key = b.own[0].String()
+			}
+			f.decided[key] = append(f.decided[key], b.own)
 		}
 	}
 }
 
 // isDecided reports whether all pods that meet the requirements are decided about.
 func (f *flattening) isDecided(own []model.Requirement) bool {
-	return slices.ContainsFunc(f.decided, func(d []model.Requirement) bool {
-		for i := range d {
-			if !slices.ContainsFunc(own, func(r model.Requirement) bool { return sameRequirements(d[i:i+1], []model.Requirement{r}) }) {
-				return false
+	if len(f.decided[""]) > 0 {
+		return true
+	}
+	has := map[string]bool{}
+	for i := range own {
+		has[own[i].String()] = true
+	}
+	for key := range has {
+		for _, d := range f.decided[key] {
+			if !slices.ContainsFunc(d, func(r model.Requirement) bool { return !has[r.String()] }) {
+				return true
 			}
 		}
-		return true
-	})
+	}
+	return false
 }

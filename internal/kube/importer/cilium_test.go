@@ -31,6 +31,7 @@ type (
 		services         *[]string // names of Services
 		ports            []cPorts
 		icmps            []cICMP
+		requires         *[]cSelector
 		auth             string
 	}
 	cSelector struct {
@@ -91,6 +92,9 @@ func (e *cEntry) object(side string) object {
 	o := object{}
 	if e.endpoints != nil {
 		o[side+"Endpoints"] = selectorObjects(*e.endpoints)
+	}
+	if e.requires != nil {
+		o[side+"Requires"] = selectorObjects(*e.requires)
 	}
 	if e.nodes != nil {
 		o[side+"Nodes"] = selectorObjects(*e.nodes)
@@ -302,6 +306,18 @@ func (o *cOracle) allowsEnd(egress bool, c conn) bool {
 		self, peer = c.from, c.to
 	}
 	closed, allowed := false, false
+	required := true // what any rule for the endpoint requires of who is selected by any other
+	for i := range o.policies {
+		p := &o.policies[i]
+		if !o.selects(p, self) {
+			continue
+		}
+		for _, e := range map[bool][]cEntry{false: p.rule.ingress, true: p.rule.egress}[egress] {
+			for k := 0; e.requires != nil && k < len(*e.requires); k++ {
+				required = required && o.meetsSelector(p, &(*e.requires)[k], peer)
+			}
+		}
+	}
 	for i := range o.policies {
 		p := &o.policies[i]
 		if !o.selects(p, self) {
@@ -318,7 +334,7 @@ func (o *cOracle) allowsEnd(egress bool, c conn) bool {
 			}
 		}
 		for k := range allow {
-			allowed = allowed || o.meets(p, &allow[k], false, peer, c, self, egress)
+			allowed = allowed || (required || allow[k].endpoints == nil) && o.meets(p, &allow[k], false, peer, c, self, egress)
 		}
 		if closes == nil {
 			closed = closed || len(allow)+len(deny) > 0
@@ -329,20 +345,24 @@ func (o *cOracle) allowsEnd(egress bool, c conn) bool {
 	return allowed || !closed
 }
 
+// meetsSelector: a selector means pods, of the policy's own namespace unless it names one.
+func (o *cOracle) meetsSelector(p *cPolicy, s *cSelector, peer end) bool {
+	own := p.namespace == "" || s.mentions("io.kubernetes.pod.namespace") || s.mentions("io.cilium.k8s.namespace.labels") || peer.plain() && peer.pod.namespace == p.namespace
+	return peer.plain() && own && s.matches(o.identity(peer))
+}
+
 // meets: peers and ports both have to be meant. What nobody can see from here (HTTP, authentication) is taken to fail.
 func (o *cOracle) meets(p *cPolicy, e *cEntry, deny bool, peer end, c conn, self end, egress bool) bool {
 	if e.auth == "required" {
 		return false
 	}
 	peers := e.endpoints == nil && e.nodes == nil && e.cidr == nil && e.cidrSet == nil && e.entities == nil && e.fqdns == nil && e.services == nil
-	if peers && len(e.ports)+len(e.icmps) == 0 {
+	if peers && (len(e.ports)+len(e.icmps) == 0 || e.requires != nil) {
 		return false
 	}
 	if e.endpoints != nil {
 		for i := range *e.endpoints {
-			s := &(*e.endpoints)[i]
-			own := p.namespace == "" || s.mentions("io.kubernetes.pod.namespace") || s.mentions("io.cilium.k8s.namespace.labels") || peer.plain() && peer.pod.namespace == p.namespace
-			peers = peers || peer.plain() && own && s.matches(o.identity(peer))
+			peers = peers || o.meetsSelector(p, &(*e.endpoints)[i], peer)
 		}
 	}
 	if e.nodes != nil {
@@ -578,6 +598,9 @@ func (g *cGen) entry(egress, deny bool) cEntry {
 		}
 	case g.chance(20):
 		e.icmps = []cICMP{pick(g.gen, cICMP{"IPv4", 8}, cICMP{"IPv6", 128}, cICMP{"", 8})}
+	}
+	if g.odd && !deny && g.chance(10) {
+		e.requires = &[]cSelector{g.peer()}
 	}
 	if g.odd && !deny && g.chance(10) {
 		e.auth = "required"
