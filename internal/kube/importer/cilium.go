@@ -103,7 +103,7 @@ func (s *source) ciliumPolicy(n *yaml.Node, groups map[string]*yaml.Node) {
 		base = "cilium-clusterwide/" + s.name
 	}
 	specs := 0
-	s.fields(n, "the "+s.kind, field("apiVersion", ignore), field("kind", ignore), field("metadata", ignore), field("status", ignore),
+	s.fields(n, "the "+s.kind, field("apiVersion", ignore), field("kind", ignore), field("metadata", ignore), field("status", ignore), field("description", ignore),
 		field("spec", func(v *yaml.Node) {
 			specs++
 			s.ciliumSpec(v, "spec", base, groups)
