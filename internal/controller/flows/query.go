@@ -169,12 +169,23 @@ func (i *Ingester) Recorded(ctx context.Context, since time.Time, s *world.Snaps
 	for k := range edges {
 		e := &edges[k]
 		flows[k] = model.RecordedFlow{
-			Flow:     model.Flow{From: endOf(e.From, e.FromAddr, s), To: endOf(e.To, e.ToAddr, s), Proto: e.Proto, Port: e.Port},
+			Flow: model.Flow{
+				From: endOf(e.From, e.FromAddr, s), To: endOf(e.To, e.ToAddr, s), Proto: e.Proto, Port: e.Port,
+				FromProcess: processOf(e.FromPath), ToProcess: processOf(e.ToPath),
+			},
 			FromAddr: e.FromAddr, ToAddr: e.ToAddr, Connections: max(e.Connections, 1), First: e.First, Last: e.Last,
 			Verdict: e.Verdict, FromName: e.FromProcess, ToName: e.ToProcess,
 		}
 	}
 	return flows, nil
+}
+
+// processOf returns what is recorded of a process, for rules that ask for it; nil if nothing is.
+func processOf(path string) *model.Process {
+	if path == "" {
+		return nil
+	}
+	return &model.Process{Path: path}
 }
 
 func endOf(name string, addr netip.Addr, s *world.Snapshot) model.End {

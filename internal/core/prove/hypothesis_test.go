@@ -136,10 +136,60 @@ func generateSmall(seed uint64) *model.Documents {
 	return g.docs
 }
 
+// generateMore is generateSmall with constraints on processes, with domains and with one-sided policies of all tiers.
+func generateMore(seed uint64) *model.Documents {
+	docs := generateSmall(seed)
+	g := &small{rand.New(rand.NewPCG(seed, 100)), docs}
+	constrain := func(peers []model.Peer, to bool) {
+		for i := range peers {
+			switch {
+			case peers[i].Kind == model.PeerWorkloads && g.chance(35):
+				peers[i].Process = &model.Process{Unit: []string{"a", "b"}[g.IntN(2)]}
+				if g.chance(30) {
+					peers[i].Process.User = "u"
+				}
+			case to && g.chance(25):
+				peers[i] = model.Peer{Kind: model.PeerDomain, Domain: []string{"*.example.org", "api.example.org"}[g.IntN(2)]}
+			}
+		}
+	}
+	for i := range docs.Policies {
+		for k := range docs.Policies[i].Rules {
+			constrain(docs.Policies[i].Rules[k].From, false)
+			constrain(docs.Policies[i].Rules[k].To, true)
+		}
+	}
+	for i := range docs.Guardrails {
+		constrain(docs.Guardrails[i].From, false)
+		constrain(docs.Guardrails[i].To, true)
+	}
+	for i := range g.IntN(4) {
+		p := model.OneSided{Meta: model.Meta{Name: fmt.Sprintf("one-%d", i)}, Tier: model.Tier(g.IntN(3)), Priority: g.IntN(3), Subject: g.selector()}
+		actions := []model.Action{model.ActionAllow, model.ActionDeny, model.ActionPass}
+		if p.Tier == model.TierNamespace {
+			actions, p.Priority = actions[:1], 0
+			p.Isolates = [2]bool{g.chance(50), g.chance(50)}
+		}
+		for k := range g.IntN(3) {
+			r := model.OneSidedRule{Name: fmt.Sprintf("rule-%d", k), Direction: model.Directions[g.IntN(2)], Action: actions[g.IntN(len(actions))], Peers: g.peers()}
+			for _, on := range g.on() {
+				r.Ports = append(r.Ports, on.Range)
+			}
+			p.Rules = append(p.Rules, r)
+		}
+		docs.OneSided = append(docs.OneSided, p)
+	}
+	return docs
+}
+
+// everyProcess is what processes may be, as far as generated documents tell them apart.
+var everyProcess = []*model.Process{nil, {Unit: "a"}, {Unit: "b"}, {Unit: "a", User: "u"}, {Unit: "b", User: "u"}, {User: "u"}}
+
 // everything is an inventory of every label set over the alphabet, another value and none, at an address in every cell and at
 // none, each twice.
 func everything(docs *model.Documents, cells []reach.Cell) *model.Inventory {
 	inv := &model.Inventory{}
+	cells = slices.DeleteFunc(slices.Clone(cells), func(c reach.Cell) bool { return c.Domain != "" })
 	addrs := make([]netip.Addr, len(cells))
 	for i := range cells {
 		addrs[i] = cells[i].Addr.Next().Next()
@@ -189,11 +239,14 @@ func everything(docs *model.Documents, cells []reach.Cell) *model.Inventory {
 }
 
 // meansFigure is the obvious reading of the peers of a guardrail.
-func meansFigure(docs *model.Documents, peers []model.Peer, labels model.Labels, owned bool, a netip.Addr) bool {
+func meansFigure(docs *model.Documents, peers []model.Peer, labels model.Labels, owned bool, a netip.Addr, domain string, process *model.Process) bool {
 	return slices.ContainsFunc(peers, func(p model.Peer) bool {
 		switch p.Kind {
 		case model.PeerWorkloads:
-			return owned && p.Workloads.Matches(labels)
+			return owned && p.Workloads.Matches(labels) && (p.Process == nil || p.Process.Admits(process))
+		case model.PeerDomain:
+			suffix, wild := strings.CutPrefix(p.Domain, "*")
+			return domain != "" && (domain == p.Domain || wild && strings.HasSuffix(domain, suffix))
 		case model.PeerCIDR:
 			return !owned && p.CIDR.Contains(a)
 		case model.PeerNetwork:
@@ -208,6 +261,18 @@ type thing struct {
 	labels model.Labels
 	owned  bool
 	addr   netip.Addr
+	domain string // the name by which a source found it
+}
+
+// means returns the processes, of those given, for which peers mean the thing.
+func (t *thing) means(docs *model.Documents, peers []model.Peer, among []*model.Process) []*model.Process {
+	var out []*model.Process
+	for _, p := range among {
+		if meansFigure(docs, peers, t.labels, t.owned, t.addr, t.domain, p) {
+			out = append(out, p)
+		}
+	}
+	return out
 }
 
 func (t *thing) end() model.End {
@@ -217,8 +282,8 @@ func (t *thing) end() model.End {
 	return model.End{Addr: t.addr}
 }
 
-// listAll judges everything against everything.
-func listAll(t *testing.T, w *compile.World, cells []reach.Cell, g *model.Guardrail, probes []model.PortRange) (allow, would string) {
+// listAll judges everything against everything, for processes among those given.
+func listAll(t *testing.T, w *compile.World, cells []reach.Cell, g *model.Guardrail, probes []model.PortRange, among []*model.Process) (allow, would string) {
 	t.Helper()
 	var things []thing
 	for i := range w.Inventory().Instances {
@@ -230,16 +295,17 @@ func listAll(t *testing.T, w *compile.World, cells []reach.Cell, g *model.Guardr
 		things = append(things, th)
 	}
 	for i := range cells {
-		things = append(things, thing{addr: cells[i].Addr})
+		things = append(things, thing{addr: cells[i].Addr, domain: nameOf(cells[i].Domain)})
 	}
 	e := verdict.New(w)
 	var from, to []*thing
+	processes := [2]map[*thing][]*model.Process{{}, {}}
 	for i := range things {
 		x := &things[i]
-		if meansFigure(w.Documents(), g.From, x.labels, x.owned, x.addr) {
+		if processes[0][x] = x.means(w.Documents(), g.From, among); len(processes[0][x]) > 0 && x.domain == "" {
 			from = append(from, x)
 		}
-		if meansFigure(w.Documents(), g.To, x.labels, x.owned, x.addr) {
+		if processes[1][x] = x.means(w.Documents(), g.To, among); len(processes[1][x]) > 0 {
 			to = append(to, x)
 		}
 	}
@@ -251,16 +317,24 @@ func listAll(t *testing.T, w *compile.World, cells []reach.Cell, g *model.Guardr
 			if a == b || !a.owned && !b.owned || a.addr.IsValid() && b.addr.IsValid() && a.addr.Is4() != b.addr.Is4() {
 				continue
 			}
+			sources, dests := processes[0][a], processes[1][b]
 			for _, p := range probes {
-				f := model.Flow{From: a.end(), To: b.end(), Proto: p.Proto, Port: p.Lo}
-				v, err := e.Judge(&f)
-				if err != nil {
-					t.Fatal(err)
+				var best [2]model.Verdict // of the egress, and of the ingress: each depends on its own process only
+				for k := range max(len(sources), len(dests)) {
+					f := model.Flow{
+						From: a.end(), To: b.end(), Proto: p.Proto, Port: p.Lo, ToDomain: b.domain,
+						FromProcess: sources[k%len(sources)], ToProcess: dests[k%len(dests)],
+					}
+					v, err := e.Judge(&f)
+					if err != nil {
+						t.Fatal(err)
+					}
+					if strings.HasPrefix(string(v.Egress.Rule), "essential/") || strings.HasPrefix(string(v.Ingress.Rule), "essential/") {
+						continue
+					}
+					best[0], best[1] = max(best[0], v.Egress.Verdict), max(best[1], v.Ingress.Verdict)
 				}
-				if strings.HasPrefix(string(v.Egress.Rule), "essential/") || strings.HasPrefix(string(v.Ingress.Rule), "essential/") {
-					continue
-				}
-				switch v.Verdict {
+				switch min(best[0], best[1]) {
 				case model.Allow:
 					return fmt.Sprintf("%+v to %+v on %s", a, b, p), ""
 				case model.WouldDeny:
@@ -272,6 +346,9 @@ func listAll(t *testing.T, w *compile.World, cells []reach.Cell, g *model.Guardr
 	return "", would
 }
 
+// nameOf returns a host name of which the pattern is the most specific one.
+func nameOf(pattern string) string { return strings.Replace(pattern, "*", "any", 1) }
+
 // TestEverythingThatCouldExist compares the proof with a list of everything: what holds has no counterexample among it, and
 // what does not has one that really is.
 func TestEverythingThatCouldExist(t *testing.T) {
@@ -281,7 +358,10 @@ func TestEverythingThatCouldExist(t *testing.T) {
 	}
 	held, recorded, broken := 0, 0, 0
 	for seed := range seeds {
-		docs := generateSmall(seed)
+		docs, processes := generateSmall(seed), everyProcess[:1]
+		if seed%2 == 1 {
+			docs, processes = generateMore(seed), everyProcess
+		}
 		empty, err := compile.Compile(docs, &model.Inventory{}, compile.Options{Now: policytest.Now})
 		if err != nil {
 			t.Fatal(err)
@@ -305,7 +385,7 @@ func TestEverythingThatCouldExist(t *testing.T) {
 				}
 				probes = append(probes, model.PortRange{Proto: p.Proto, Lo: p.Lo, Hi: p.Lo})
 			}
-			allow, would := listAll(t, full, s.cells, g, probes)
+			allow, would := listAll(t, full, s.cells, g, probes, processes)
 			got, sc := s.could(g, allowed)
 			if (got == found) != (allow != "") || got == exhausted {
 				t.Fatalf("seed %d, %s: answer %d, but by the list %q", seed, g.Name, got, allow)
@@ -343,8 +423,14 @@ func checkScene(t *testing.T, docs *model.Documents, g *model.Guardrail, sc *sce
 	ends := [2]*model.End{&flow.From, &flow.To}
 	for end, peers := range [2][]model.Peer{g.From, g.To} {
 		f := &sc.ends[end]
-		if !meansFigure(docs, peers, f.identity.Labels, f.identity.Owned, f.addr) {
+		if !meansFigure(docs, peers, f.identity.Labels, f.identity.Owned, f.addr, nameOf(f.domain), &f.process) {
 			t.Fatalf("%s: does not speak of end %d of %+v", g.Name, end, sc)
+		}
+		if process := f.process; process != (model.Process{}) {
+			*[2]**model.Process{&flow.FromProcess, &flow.ToProcess}[end] = &process
+		}
+		if end == 1 {
+			flow.ToDomain = nameOf(f.domain)
 		}
 		addr := f.addr
 		if end == 1 && addr.IsValid() {

@@ -53,7 +53,7 @@ type hopsOf struct {
 	passes map[[2]int][2][]bool
 }
 
-func judgeAll(t *testing.T, w *compile.World, cells []reach.Cell, probes []model.PortRange) *hopsOf {
+func judgeAll(t *testing.T, w *compile.World, cells []reach.Cell, probes []model.PortRange, processes []*model.Process) *hopsOf {
 	t.Helper()
 	h := &hopsOf{passes: map[[2]int][2][]bool{}}
 	for i := range w.Inventory().Instances {
@@ -66,7 +66,7 @@ func judgeAll(t *testing.T, w *compile.World, cells []reach.Cell, probes []model
 		}
 	}
 	for i := range cells {
-		h.things, h.of = append(h.things, thing{addr: cells[i].Addr}), append(h.of, -1)
+		h.things, h.of = append(h.things, thing{addr: cells[i].Addr, domain: nameOf(cells[i].Domain)}), append(h.of, -1)
 	}
 	e := verdict.New(w)
 	end := func(x *thing) model.End {
@@ -78,7 +78,7 @@ func judgeAll(t *testing.T, w *compile.World, cells []reach.Cell, probes []model
 	for i := range h.things {
 		for j := range h.things {
 			a, b := &h.things[i], &h.things[j]
-			if a.owned && a.name == b.name || !a.owned && !b.owned || a.addr.IsValid() && b.addr.IsValid() && a.addr.Is4() != b.addr.Is4() {
+			if a.domain != "" || a.owned && a.name == b.name || !a.owned && !b.owned || a.addr.IsValid() && b.addr.IsValid() && a.addr.Is4() != b.addr.Is4() {
 				continue
 			}
 			if !a.addr.IsValid() && b.addr.IsValid() != a.addr.IsValid() && b.owned || a.addr.IsValid() && !b.addr.IsValid() && a.owned {
@@ -93,14 +93,20 @@ func judgeAll(t *testing.T, w *compile.World, cells []reach.Cell, probes []model
 				if _, always := essential.Match(p.Proto, p.Lo); always {
 					continue
 				}
-				v, err := e.Judge(&model.Flow{From: end(a), To: end(b), Proto: p.Proto, Port: p.Lo})
-				if err != nil {
-					t.Fatal(err)
+				var best [2]model.Verdict
+				for _, process := range processes {
+					v, err := e.Judge(&model.Flow{
+						From: end(a), To: end(b), Proto: p.Proto, Port: p.Lo, ToDomain: b.domain, FromProcess: process, ToProcess: process,
+					})
+					if err != nil {
+						t.Fatal(err)
+					}
+					if strings.HasPrefix(string(v.Egress.Rule), "essential/") || strings.HasPrefix(string(v.Ingress.Rule), "essential/") {
+						continue
+					}
+					best[0], best[1] = max(best[0], v.Egress.Verdict), max(best[1], v.Ingress.Verdict)
 				}
-				if strings.HasPrefix(string(v.Egress.Rule), "essential/") || strings.HasPrefix(string(v.Ingress.Rule), "essential/") {
-					continue
-				}
-				out[0][k], out[1][k] = v.Verdict == model.Allow, v.Verdict != model.Deny
+				out[0][k], out[1][k] = min(best[0], best[1]) == model.Allow, min(best[0], best[1]) != model.Deny
 				any = any || out[1][k]
 			}
 			if any {
@@ -131,11 +137,11 @@ func (h *hopsOf) shortest(docs *model.Documents, g *model.Guardrail, a aim, with
 	var level []state
 	for i := range h.things {
 		x := &h.things[i]
-		target[i] = meansFigure(docs, g.To, x.labels, x.owned, x.addr)
+		target[i] = meansFigure(docs, g.To, x.labels, x.owned, x.addr, x.domain, nil)
 		if h.of[i] >= 0 {
 			places[h.of[i]] = append(places[h.of[i]], i)
 		}
-		if meansFigure(docs, g.From, x.labels, x.owned, x.addr) {
+		if x.domain == "" && meansFigure(docs, g.From, x.labels, x.owned, x.addr, "", nil) {
 			level = append(level, state{i, h.end(i)})
 		}
 	}
@@ -178,9 +184,18 @@ func TestManyHopsOverEverything(t *testing.T) {
 	}
 	held, recorded, broken, long := 0, 0, 0, 0
 	for seed := range seeds {
-		docs := generateSmall(seed + 1000)
+		docs, processes := generateSmall(seed+1000), everyProcess[:1]
+		if seed%2 == 1 {
+			docs, processes = generateMore(seed+1000), everyProcess
+		}
 		for i := range docs.Guardrails {
-			docs.Guardrails[i].Via = model.ViaAny
+			g := &docs.Guardrails[i]
+			g.Via = model.ViaAny
+			for _, list := range [][]model.Peer{g.From, g.To} {
+				for k := range list {
+					list[k].Process = nil // TestManyHopsAgree asks about those
+				}
+			}
 		}
 		empty, err := compile.Compile(docs, &model.Inventory{}, compile.Options{Now: policytest.Now})
 		if err != nil {
@@ -201,7 +216,7 @@ func TestManyHopsOverEverything(t *testing.T) {
 			}
 			probes = append(probes, model.PortRange{Proto: p.Proto, Lo: p.Lo, Hi: p.Lo})
 		}
-		list := judgeAll(t, full, s.cells, probes)
+		list := judgeAll(t, full, s.cells, probes, processes)
 		for i, got := range Guardrails(empty) {
 			g := &docs.Guardrails[i]
 			ports := s.cuts.set(portsOf(docs, g.On))
