@@ -12,6 +12,7 @@ import (
 	"bulkhead/internal/core/compile"
 	"bulkhead/internal/core/essential"
 	"bulkhead/internal/core/model"
+	"bulkhead/internal/core/oracle"
 	"bulkhead/internal/core/policytest"
 	"bulkhead/internal/core/reach"
 	"bulkhead/internal/core/verdict"
@@ -196,7 +197,7 @@ func constrain(peers []model.Peer, rng *rand.Rand) []model.Peer {
 // TestBruteForceAgrees evaluates every pair of ends at sampled ports in both worlds and finds the same changes as the
 // comparison, no more and no fewer.
 func TestBruteForceAgrees(t *testing.T) {
-	changed, same, some, named := 0, 0, 0, 0
+	changed, same, some, named, asked := 0, 0, 0, 0, 0
 	for seed := range uint64(120) {
 		rng := rand.New(rand.NewPCG(seed, 2))
 		docs, inv, flows := policytest.Generate(seed, policytest.Small)
@@ -204,7 +205,8 @@ func TestBruteForceAgrees(t *testing.T) {
 		if seed%2 == 0 {
 			docs = constrained(docs, rng)
 		}
-		before, after := world(t, docs, inv), world(t, edit(docs, other, rng), inv)
+		edited := edit(docs, other, rng)
+		before, after := world(t, docs, inv), world(t, edited, inv)
 		c := newComparison(before, after)
 		c.scan()
 		claimed := c.expand()
@@ -230,6 +232,12 @@ func TestBruteForceAgrees(t *testing.T) {
 					is, err2 := judges[1].Judge(&f)
 					if err1 != nil || err2 != nil {
 						t.Fatal(err1, err2)
+					}
+					if asked++; asked%50 == 0 { // the evaluators are held to the oracle elsewhere too
+						slow := judgeSlowly(t, &f, docs, edited, inv)
+						if slow != [2]model.Verdict{was.Verdict, is.Verdict} {
+							t.Fatalf("seed %d: %+v is judged %v, and by the oracle %v", seed, f, [2]model.Verdict{was.Verdict, is.Verdict}, slow)
+						}
 					}
 					want := ""
 					switch {
@@ -269,6 +277,19 @@ func process(rng *rand.Rand) *model.Process {
 		Unit: one("", "payapi.service", "cron.service", "else.service"), Path: one("", "/usr/bin/curl", "/usr/bin/python3"),
 		User: one("", "www-data", "1000", "root"),
 	}
+}
+
+// judgeSlowly asks the oracle about the flow before and after.
+func judgeSlowly(t *testing.T, f *model.Flow, before, after *model.Documents, inv *model.Inventory) (out [2]model.Verdict) {
+	t.Helper()
+	for i, docs := range [2]*model.Documents{before, after} {
+		v, err := oracle.Judge(docs, inv, compile.Options{Now: policytest.Now}, f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		out[i] = v.Verdict
+	}
+	return out
 }
 
 // pairSame reports whether both worlds say the same for processes that are not known.
