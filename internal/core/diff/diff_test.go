@@ -200,7 +200,7 @@ func TestBruteForceAgrees(t *testing.T) {
 	changed, same, some, named, asked := 0, 0, 0, 0, 0
 	for seed := range uint64(120) {
 		rng := rand.New(rand.NewPCG(seed, 2))
-		docs, inv, flows := policytest.Generate(seed, policytest.Small)
+		docs, inv, flows := policytest.Generate(seed, policytest.Alternate(seed/2))
 		other, _, _ := policytest.Generate(seed+5000, policytest.Small)
 		if seed%2 == 0 {
 			docs = constrained(docs, rng)
@@ -232,6 +232,9 @@ func TestBruteForceAgrees(t *testing.T) {
 					is, err2 := judges[1].Judge(&f)
 					if err1 != nil || err2 != nil {
 						t.Fatal(err1, err2)
+					}
+					if ownNode(was) || ownNode(is) {
+						continue // of a class of pods, only some are on the node
 					}
 					if asked++; asked%50 == 0 { // the evaluators are held to the oracle elsewhere too
 						slow := judgeSlowly(t, &f, docs, edited, inv)
@@ -277,6 +280,10 @@ func process(rng *rand.Rand) *model.Process {
 		Unit: one("", "payapi.service", "cron.service", "else.service"), Path: one("", "/usr/bin/curl", "/usr/bin/python3"),
 		User: one("", "www-data", "1000", "root"),
 	}
+}
+
+func ownNode(v model.FlowVerdict) bool {
+	return v.Egress.Rule == model.RuleOwnNode || v.Ingress.Rule == model.RuleOwnNode
 }
 
 // judgeSlowly asks the oracle about the flow before and after.
