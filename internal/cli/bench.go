@@ -7,7 +7,6 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
-	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -98,17 +97,15 @@ func writeTo(path string, write func(io.Writer) error) error {
 
 // cpuTime returns the processor time that this process has used so far.
 func cpuTime() (time.Duration, error) {
-	var u syscall.Rusage
-	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
-		return 0, cannotf("read the processor time: %w", err)
-	}
-	return time.Duration(u.Utime.Nano() + u.Stime.Nano()), nil
+	return clockTime(unix.CLOCK_PROCESS_CPUTIME_ID)
 }
 
 // threadTime returns the processor time that the calling thread has used so far.
-func threadTime() (time.Duration, error) {
+func threadTime() (time.Duration, error) { return clockTime(unix.CLOCK_THREAD_CPUTIME_ID) }
+
+func clockTime(clock int32) (time.Duration, error) {
 	var t unix.Timespec
-	if err := unix.ClockGettime(unix.CLOCK_THREAD_CPUTIME_ID, &t); err != nil {
+	if err := unix.ClockGettime(clock, &t); err != nil {
 		return 0, cannotf("read the processor time: %w", err)
 	}
 	return time.Duration(t.Nano()), nil

@@ -57,8 +57,8 @@ judging one flow costs in each. An app has five roles in two environments, at tw
 hosts run two units that share their addresses. Times are those of the quickest of some runs; judging is
 the median of some rounds over flows between any two workloads.
 
-In the largest world also: the latency of each kind of single change until the deltas of all hosts are
-there, 100 guardrails proved, and a plan against a million recorded flows.`,
+In the largest world also: the processor time of each kind of single change until the delta of any host
+can be drawn, and of drawing those of one host and of all; 100 guardrails proved, and a plan against a million recorded flows.`,
 		Example: `  bulkhead bench core
   bulkhead bench core --workloads 100000 --rules 10000 -o json`,
 		Args: takes(),

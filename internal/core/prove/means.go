@@ -9,19 +9,21 @@ import (
 
 // of returns what a match means at an end where something of the kind stands: alternatives, none if it means nothing there.
 func (s *space) of(end int, k kind, match int32) []conjunction {
-	known := s.conjunctions[end][k]
-	out, ok := known[match]
-	if !ok {
+	if list := s.conjunctions[end][k]; int(match) >= len(list) {
+		s.conjunctions[end][k] = append(list, make([]knownMatch, len(s.matches)-len(list))...)
+	}
+	known := &s.conjunctions[end][k][match]
+	if !known.known {
+		known.known = true
 		m := s.matches[match]
 		if m.Any {
-			out = []conjunction{nil}
+			known.conjunctions = []conjunction{nil}
 		}
 		for i := range m.Terms {
-			out = append(out, s.term(end, k, &m.Terms[i])...)
+			known.conjunctions = append(known.conjunctions, s.term(end, k, &m.Terms[i])...)
 		}
-		known[match] = out
 	}
-	return out
+	return known.conjunctions
 }
 
 func (s *space) term(end int, k kind, t *compile.Term) []conjunction {
@@ -131,4 +133,10 @@ func (s *space) serving(end int, k kind, purpose model.Purpose) (l literal, ok b
 		l, ok = next, true
 	}
 	return l, ok && l.count > 0
+}
+
+// knownMatch is what a match means, once it is known: any of the conjunctions.
+type knownMatch struct {
+	conjunctions []conjunction
+	known        bool
 }

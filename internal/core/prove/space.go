@@ -46,11 +46,11 @@ type space struct {
 
 	matches      []*compile.Match
 	matchIndex   map[string]int32
-	conjunctions [2][kinds]map[int32][]conjunction // by end, kind and match
-	networkBits  map[string][]uint64               // network to its cells
-	deviceBits   map[string][]uint64               // condition to the devices that meet it
-	segments     []int32                           // by segment: the match of its members
-	onPorts      []int32                           // by segment: the set of cuts that is its services
+	conjunctions [2][kinds][]knownMatch // by end, kind and match, as far as asked for
+	networkBits  map[string][]uint64    // network to its cells
+	deviceBits   map[string][]uint64    // condition to the devices that meet it
+	segments     []int32                // by segment: the match of its members
+	onPorts      []int32                // by segment: the set of cuts that is its services
 }
 
 func newSpace(w *compile.World) *space {
@@ -58,11 +58,6 @@ func newSpace(w *compile.World) *space {
 		world: w, docs: w.Documents(), keyIndex: map[string]int32{}, matchIndex: map[string]int32{},
 		networkBits: map[string][]uint64{}, deviceBits: map[string][]uint64{},
 		cells: reach.Cells(w),
-	}
-	for end := range s.conjunctions {
-		for k := range s.conjunctions[end] {
-			s.conjunctions[end][k] = map[int32][]conjunction{}
-		}
 	}
 	s.findDevices()
 	s.readRules([2][]compile.Rule{w.Rules(model.Ingress), w.Rules(model.Egress)})
