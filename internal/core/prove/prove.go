@@ -11,7 +11,6 @@ package prove
 import (
 	"fmt"
 	"math/bits"
-	"net/netip"
 	"slices"
 
 	"bulkhead/internal/core/compile"
@@ -291,73 +290,6 @@ func (p *proof) members(end, g int, class int32) []int32 {
 	return out
 }
 
-// classesOf returns the classes of which a guardrail speaks about some member.
-func (p *proof) classesOf(end, g int) []int32 {
-	var out []int32
-	for c := range p.u.Classes {
-		if p.means[end].classes[c*p.words+g/64]&(1<<(g%64)) != 0 {
-			out = append(out, int32(c))
-		}
-	}
-	return out
-}
-
-// party are actors of a class that a guardrail speaks about with the same processes.
-type party struct {
-	who    reach.Who
-	actors []int32
-}
-
-// parties returns the members of a class that a guardrail speaks about, by the processes that it means there.
-func (p *proof) parties(end, g int, class int32) []party {
-	members := p.members(end, g, class)
-	if !p.choosy[g] || len(members) == 0 {
-		return []party{{reach.Everybody, members}}
-	}
-	var out []party
-	for _, i := range members {
-		who := p.processes(end, g, &p.u.Actors[i])
-		n := slices.IndexFunc(out, func(x party) bool { return x.who == who })
-		if n < 0 {
-			n = len(out)
-			out = append(out, party{who: who})
-		}
-		out[n].actors = append(out[n].actors, i)
-	}
-	return out
-}
-
-// processes returns the processes that a guardrail means at an actor that it speaks about. Where nothing sees the process, it
-// means every one.
-func (p *proof) processes(end, g int, a *reach.Actor) reach.Who {
-	doc := &p.world.Documents().Guardrails[g]
-	peers := doc.From
-	if end == 1 {
-		peers = doc.To
-	}
-	out := reach.Nobody
-	for i := range peers {
-		peer := &peers[i]
-		switch {
-		case peer.Kind == model.PeerWorkloads && (!a.Owned() || !peer.Workloads.Matches(a.Labels)):
-			continue
-		case peer.Kind != model.PeerWorkloads && peer.Kind != model.PeerAny && p.mayBe(a):
-			continue
-		case peer.Process == nil && peer.Kind == model.PeerNetwork && !slices.Contains(a.Networks, peer.Network),
-			peer.Process == nil && peer.Kind == model.PeerCIDR && !slices.Contains(a.Networks, reach.CIDRName(peer.CIDR)),
-			peer.Process == nil && peer.Kind == model.PeerDomain && !slices.Contains(a.Networks, model.DomainNetwork(peer.Domain)):
-			continue
-		case peer.Process == nil || !a.Managed():
-			return reach.Everybody
-		case end == 0:
-			out = p.u.Or(out, p.u.Running(peer.Process, nil))
-		default:
-			out = p.u.Or(out, p.u.Running(nil, peer.Process))
-		}
-	}
-	return out
-}
-
 // run looks at every pair of classes that some guardrail speaks about, as long as there is something left to learn.
 func (p *proof) run() {
 	sources, dests := p.means[0].classes, p.means[1].classes
@@ -534,67 +466,4 @@ func undecided(a answer) string {
 		return fmt.Sprintf("the search was given up after %d steps: say it in several guardrails about less", maxSteps)
 	}
 	return "the search contradicts the rules: this is a fault of Bulkhead, please report it"
-}
-
-// Case is what one case of an expectation came to.
-type Case struct {
-	Expectation string       `json:"expectation"`
-	At          string       `json:"at,omitempty"` // place of the case
-	From        string       `json:"from"`
-	To          string       `json:"to"`
-	On          string       `json:"on"`
-	Expect      string       `json:"expect"`
-	Got         string       `json:"got,omitempty"`
-	EgressRule  model.RuleID `json:"egress_rule,omitempty"`
-	IngressRule model.RuleID `json:"ingress_rule,omitempty"`
-	Error       string       `json:"error,omitempty"` // why it cannot be judged
-	Pass        bool         `json:"pass"`
-}
-
-// String returns the case in one sentence.
-func (c *Case) String() string {
-	text := fmt.Sprintf("%s to %s on %s: expected %s", c.From, c.To, c.On, c.Expect)
-	switch {
-	case c.Error != "":
-		return text + ", but it cannot be judged: " + c.Error
-	case c.Pass:
-		return text
-	}
-	return fmt.Sprintf("%s, got %s (%s at the source, %s at the destination)", text, c.Got, c.EgressRule, c.IngressRule)
-}
-
-// Expectations judges every case of every expectation of the world's documents, in their order.
-func Expectations(w *compile.World) []Case {
-	e := verdict.New(w)
-	var out []Case
-	docs := w.Documents()
-	for i := range docs.Expectations {
-		for k := range docs.Expectations[i].Cases {
-			out = append(out, judge(e, docs.Expectations[i].Name, &docs.Expectations[i].Cases[k]))
-		}
-	}
-	return out
-}
-
-func judge(e *verdict.Evaluator, name string, c *model.ExpectationCase) Case {
-	out := Case{
-		Expectation: name, At: c.Pos.String(), From: c.From, To: c.To, On: c.On.String(), Expect: c.Expect.String(),
-	}
-	v, err := e.Judge(&model.Flow{From: endOf(c.From), To: endOf(c.To), Proto: c.On.Proto, Port: c.On.Lo})
-	if err != nil {
-		out.Error = err.Error()
-		return out
-	}
-	out.Got, out.EgressRule, out.IngressRule = v.Verdict.String(), v.Egress.Rule, v.Ingress.Rule
-	out.Pass = v.Verdict == c.Expect
-	return out
-}
-
-// endOf reads a workload's name or an address, as documents give them.
-func endOf(s string) model.End {
-	end := model.End{Workload: s}
-	if a, err := netip.ParseAddr(s); err == nil {
-		end.Addr = a
-	}
-	return end
 }
