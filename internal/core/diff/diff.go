@@ -303,9 +303,12 @@ func distinct(list []Communication) []Communication {
 	return out
 }
 
-// communications describes one block of pairs: once for each part of the processes.
+// communications describes one block of pairs: once for each part of the processes, if there is anything to say.
 func (c *comparison) communications(ch *reach.Difference, b *block, where reach.Where, whose []reach.Processes) []Communication {
 	from, to := c.members(b.from), c.members(b.to)
+	if c.u.Example(from, to, where) == nil {
+		return nil // nothing but pods and their own nodes, which may always talk
+	}
 	one := Communication{
 		On: ch.Ports.Strings(c.services), Before: ch.Before.String(), After: ch.After.String(), Pairs: c.u.CountPairs(from, to),
 	}

@@ -202,6 +202,17 @@ func (a *Actor) host() string {
 	return ""
 }
 
+// ownNode reports whether the two are a pod and the node that it runs on, in the last world that has both.
+func (a *Actor) ownNode(b *Actor) bool {
+	for i := len(a.views) - 1; i >= 0; i-- {
+		x, y := a.views[i].workload, b.views[i].workload
+		if x != nil && y != nil && x.Name == a.Workload && y.Name == b.Workload {
+			return x.Node != "" && x.Node == y.Node && x.IsPod() != y.IsPod()
+		}
+	}
+	return false
+}
+
 func (u *Universe) placeOf(a *Actor, world int, t *tables) place {
 	v := &a.views[world]
 	p := place{

@@ -201,13 +201,14 @@ func (a *Class) meetNear(b *Class) bool {
 	return false
 }
 
-// Example returns two different actors of the lists that can meet at such a place; nil if there are none.
+// Example returns two different actors of the lists that can meet at such a place; nil if there are none. A pod and its own
+// node, which may always talk, are no example.
 func (u *Universe) Example(from, to []int32, where Where) *[2]*Actor {
 	for _, i := range from {
 		x := &u.Actors[i]
 		for _, j := range to {
 			y := &u.Actors[j]
-			if x.Owned() && x.Workload == y.Workload {
+			if x.Owned() && x.Workload == y.Workload || x.ownNode(y) {
 				continue
 			}
 			near := x.Owned() && y.Owned() && x.host() != "" && x.host() == y.host()
