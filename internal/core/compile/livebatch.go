@@ -1,0 +1,295 @@
+package compile
+
+import (
+	"fmt"
+	"slices"
+
+	"bulkhead/internal/core/hostpolicy"
+	"bulkhead/internal/core/model"
+)
+
+// batch is a change at work.
+type batch struct {
+	*Live
+
+	born, dying []int32
+	lostUnowned []int32
+	touched     []*liveAddr
+	was         map[*liveAddr]*addrRecord // touched address to its record before
+	dirty       []*liveAddr               // addresses whose record differs
+	recover     map[int32]bool            // unowned identities: who tells them apart must look at prefixes again
+	hosts       map[string]bool           // to look at again
+	moves       []move
+
+	dirtyPeers   [2]map[int32]*dirtyPeers // by direction and subject
+	stale        []*judge
+	assigned     []*judge // that got other tables
+	tablesQueued []*liveTable
+	orphans      []*liveTable
+	idle         []*judge
+	empty        []*group
+
+	adopted bool     // other rules are in force
+	recut   bool     // the address space is cut anew
+	altered []*group // that are told more than other addresses
+
+	// Of drawing deltas.
+	spread        bool     // toLook is known
+	toLook        []*group // altered ones, and those that may be told of dirty addresses
+	drawnGroups   []*group
+	diffs         map[contentPair]*tableDiff
+	setDiffs      map[statePair]*hostpolicy.SetDelta
+	addressDeltas map[string]*addressDelta
+	hasher        hostpolicy.Hasher
+	subjects      []hostpolicy.Subject
+	key           []byte
+}
+
+func (l *Live) apply(c *Change) (*Changes, error) {
+	opts, docs := l.opts, l.docs
+	if !c.Now.IsZero() {
+		opts.Now = c.Now
+	}
+	if c.Documents != nil {
+		docs = c.Documents
+	}
+	var x *lowered
+	if c.Documents != nil || opts.Now.Before(l.opts.Now) || !l.nextExpiry.IsZero() && !opts.Now.Before(l.nextExpiry) {
+		var err error
+		if x, err = l.lower(docs, opts); err != nil {
+			return nil, err
+		}
+	}
+	if l.latest != nil {
+		l.latest.finish()
+	}
+	b := &batch{
+		Live: l, was: map[*liveAddr]*addrRecord{}, recover: map[int32]bool{}, hosts: map[string]bool{},
+		dirtyPeers: [2]map[int32]*dirtyPeers{{}, {}},
+		diffs:      map[contentPair]*tableDiff{}, setDiffs: map[statePair]*hostpolicy.SetDelta{}, addressDeltas: map[string]*addressDelta{},
+	}
+	l.latest = b
+	out, err := b.run(c, x, opts)
+	if err != nil {
+		return nil, &refusedError{err}
+	}
+	return out, nil
+}
+
+func (b *batch) run(c *Change, x *lowered, opts Options) (*Changes, error) {
+	l := b.Live
+	l.opts = opts
+	for _, name := range c.Gone {
+		if w := l.workloads[name]; w != nil {
+			b.leave(w)
+		}
+	}
+	for i := range c.Set {
+		if w := l.workloads[c.Set[i].Name]; w != nil {
+			b.leave(w)
+		}
+		b.join(&c.Set[i])
+	}
+	if docs := l.docs; x == nil && len(docs.OneSided) > 0 || x != nil && len(x.values) > 0 {
+		// Workloads may have given ports other numbers.
+		if x != nil {
+			docs = x.docs
+		}
+		if values := l.portValuesOf(docs); x == nil && !values.equal(l.portValues) || x != nil && !values.equal(x.values) {
+			var err error
+			if x, err = l.lower(docs, opts); err != nil {
+				return nil, err
+			}
+		}
+	}
+	if x != nil {
+		p := l.plan(x)
+		l.docs, l.portValues = x.docs, x.values
+		l.nextExpiry = nextExpiry(&x.rules)
+		if p.segments {
+			b.resegment(p)
+		}
+		if p.nets != nil {
+			b.cut(p.nets)
+		}
+		b.adopt(p)
+	}
+	if err := b.settleIdentities(); err != nil {
+		return nil, err
+	}
+	for _, at := range b.born {
+		if l.refs[at] > 0 {
+			b.doubt(at)
+		}
+	}
+	for _, at := range b.dying {
+		if l.refs[at] == 0 {
+			b.doubt(at)
+		}
+	}
+	for _, j := range b.takeStale() {
+		b.assign(j)
+	}
+	for name := range b.hosts {
+		b.host(name)
+	}
+	for _, j := range b.takeStale() {
+		b.assign(j)
+	}
+	if err := b.evaluateAll(); err != nil {
+		return nil, err
+	}
+	changes := make([]addressChange, len(b.dirty))
+	for i, e := range b.dirty {
+		changes[i] = addressChange{b.was[e], e.rec}
+	}
+	l.log.next(changes)
+	b.restate()
+	return b.changes(), nil
+}
+
+// settleIdentities settles addresses, and finds which identities are gone for good.
+func (b *batch) settleIdentities() error {
+	l := b.Live
+	b.settle()
+	dead := map[int32]bool{}
+	for i := 0; i < len(b.dying); i++ {
+		at := b.dying[i]
+		if l.refs[at] > 0 || dead[at] {
+			continue
+		}
+		dead[at] = true
+		for _, m := range l.ids.all[at].members {
+			b.release(m)
+		}
+	}
+	b.dying = slices.DeleteFunc(b.dying, func(at int32) bool {
+		first := dead[at]
+		delete(dead, at)
+		return !first
+	})
+	for _, at := range b.born {
+		if l.refs[at] == 0 {
+			continue
+		}
+		id := l.ids.ids[at]
+		if other, taken := l.byID[id]; taken && other != at && l.refs[other] > 0 {
+			return Errors{{Msg: fmt.Sprintf("two identities have the number %s: change a label of %q or of %q",
+				id, l.ids.all[other].Labels, l.ids.all[at].Labels)}}
+		}
+		l.byID[id] = at
+	}
+	return nil
+}
+
+func (b *batch) takeStale() []*judge {
+	list := b.stale
+	b.stale = nil
+	for _, j := range list {
+		j.stale = false
+	}
+	return list
+}
+
+// evaluateAll makes the tables that may differ, and finds the groups that judges with other tables concern.
+func (b *batch) evaluateAll() error {
+	var judges []*judge
+	for i := 0; i < len(b.tablesQueued); i++ {
+		t := b.tablesQueued[i]
+		if len(t.judges) > 0 {
+			if err := b.evaluate(t); err != nil {
+				return err
+			}
+		}
+		judges = append(judges, t.judges...)
+	}
+	judges = append(judges, b.assigned...)
+	for _, j := range judges {
+		b.stateJudge(j)
+	}
+	return nil
+}
+
+func (b *batch) stateJudge(j *judge) {
+	if j.tables[0] == nil {
+		return
+	}
+	contents := [2]*content{j.tables[0].now, j.tables[1].now}
+	if j.state != nil && j.state.contents == contents {
+		return
+	}
+	j.state = &judgeState{
+		id:       hostpolicy.SetID(contents[model.Ingress].hash, contents[model.Egress].hash),
+		contents: contents,
+	}
+	for _, g := range j.groups {
+		b.alter(g)
+	}
+}
+
+// tellers calls visit for every group that tells the peer from others. Groups of which a table changed, that may have told
+// it before the batch, are altered.
+func (b *batch) tellers(p int32, visit func(*group)) {
+	l := b.Live
+	l.mark++
+	mark := l.mark
+	l.mayTell(p, func(t *liveTable) {
+		if t.met == mark || t.now == nil {
+			return
+		}
+		t.met = mark
+		if _, ok := t.now.find(p); !ok {
+			return
+		}
+		for _, j := range t.judges {
+			for _, g := range j.groups {
+				if g.met != mark {
+					g.met = mark
+					visit(g)
+				}
+			}
+		}
+	})
+}
+
+// finish frees what is not needed any more, and leaves no trace of the batch.
+func (b *batch) finish() {
+	l := b.Live
+	b.sweep()
+	for _, at := range b.lostUnowned {
+		l.netsets[at].unowned = None
+	}
+	for _, at := range b.dying {
+		if id := l.ids.ids[at]; l.byID[id] == at {
+			delete(l.byID, id)
+		}
+		b.bury(at)
+	}
+	if b.adopted {
+		for m := range l.matchInfo {
+			if l.matchInfo[m].key != "" && l.matchInfo[m].refs == 0 {
+				l.dropMatch(int32(m))
+			}
+		}
+	}
+	if len(b.lostUnowned) > 0 {
+		l.dropNetsets()
+	}
+	for _, t := range b.tablesQueued {
+		t.base, t.pending, t.rebuild, t.queued = nil, nil, false, false
+	}
+	for _, list := range [2][]*group{b.altered, b.toLook} {
+		for _, g := range list {
+			g.before, g.fresh, g.queued, g.moot = nil, false, false, nil
+		}
+	}
+	for _, g := range b.drawnGroups {
+		g.drawn, g.change = false, nil
+	}
+	for i := range b.moves {
+		b.moves[i].host.moved = false
+	}
+	for _, e := range b.dirty {
+		e.dirty = false
+	}
+}
