@@ -38,6 +38,18 @@ type Dataplane interface {
 	// applied state again. It survives Apply until it is lifted. An unknown workload is an error.
 	Isolate(ctx context.Context, workload string, on bool) error
 
+	// Beat says that the agent is there, which it does about once a second. After Capabilities.AgentLoss without, workloads are
+	// judged as their OnAgentLoss says, essentials excepted, until the next Beat. Before the first one ever nothing is lost. It
+	// does not wait for Apply.
+	Beat(ctx context.Context) error
+
+	// BreakGlass lets everything pass until then, also what is isolated. It ends by itself, whether or not there is an agent
+	// then, or when it is called with a time that is past. It outlives Apply and Close, but not Remove.
+	BreakGlass(ctx context.Context, until time.Time) error
+
+	// Glass returns until when everything passes because of BreakGlass, and the zero time if nothing does.
+	Glass() time.Time
+
 	// Events calls fn for each event until ctx ends. The event is valid during the call only. One caller at a time.
 	// Events that could not be delivered are counted in Counters.EventsLost.
 	Events(ctx context.Context, fn func(*Event)) error
@@ -77,15 +89,16 @@ type ApplyStats struct {
 
 // Capabilities says what can be enforced. Every false or missing feature has a line in Limits.
 type Capabilities struct {
-	Kind        string   // "ebpf", "fake"
-	Kernel      string   // release of the running kernel
-	ResetTCP    bool     // live TCP connections are reset when they are no longer allowed
-	ConnectErr  bool     // a denied connect fails at once instead of timing out
-	ProcessInfo bool     // events name the local process
-	LiveBytes   bool     // what a TCP connection carries is told while it lives, not only when it ends
-	Processes   bool     // rules may depend on the local process
-	Domains     bool     // rules may name hosts, whose addresses are learnt from answers of DNS
-	Limits      []string // plain sentences about what this implementation does not enforce
+	Kind        string        // "ebpf", "fake"
+	Kernel      string        // release of the running kernel
+	ResetTCP    bool          // live TCP connections are reset when they are no longer allowed
+	ConnectErr  bool          // a denied connect fails at once instead of timing out
+	ProcessInfo bool          // events name the local process
+	AgentLoss   time.Duration // without a Beat until OnAgentLoss holds; 0: the last policy always stays
+	LiveBytes   bool          // what a TCP connection carries is told while it lives, not only when it ends
+	Processes   bool          // rules may depend on the local process
+	Domains     bool          // rules may name hosts, whose addresses are learnt from answers of DNS
+	Limits      []string      // plain sentences about what this implementation does not enforce
 }
 
 // Check reports the first thing in a well-formed policy that cannot be enforced here, with the rule that asks for it.

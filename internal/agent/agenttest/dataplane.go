@@ -24,6 +24,8 @@ type Dataplane struct {
 	state    *dataplane.State
 	applies  int
 	isolated map[string]bool
+	beats    int
+	glass    time.Time
 	closed   int
 	busy     bool
 	misuse   error
@@ -169,6 +171,40 @@ func (d *Dataplane) Isolate(_ context.Context, workload string, on bool) error {
 	}
 	d.isolated[workload] = on
 	return nil
+}
+
+// Beat implements the port.
+func (d *Dataplane) Beat(context.Context) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.beats++
+	return nil
+}
+
+// Beats returns how often the agent has said that it is there.
+func (d *Dataplane) Beats() int {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.beats
+}
+
+// BreakGlass implements the port.
+func (d *Dataplane) BreakGlass(_ context.Context, until time.Time) error {
+	defer d.enter("BreakGlass")()
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.glass = until
+	return nil
+}
+
+// Glass implements the port.
+func (d *Dataplane) Glass() time.Time {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if time.Now().After(d.glass) {
+		return time.Time{}
+	}
+	return d.glass
 }
 
 // Events implements the port.

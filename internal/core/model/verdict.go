@@ -18,6 +18,8 @@ const (
 
 	RuleSameWorkload RuleID = "essential/same-workload"
 	RuleController   RuleID = "essential/controller"
+	RuleBreakGlass   RuleID = "exception/break-glass"
+	RuleAgentLost    RuleID = "exception/agent-lost"
 	RuleDNS          RuleID = "essential/dns"
 	RuleTime         RuleID = "essential/time"
 	RuleDHCP         RuleID = "essential/dhcp"

@@ -96,6 +96,7 @@ type policy struct {
 	withoutLate          bool
 	inner                string // a unit of processes, in a cgroup below that of unit two
 	users                map[string]uint32
+	loss                 model.OnAgentLoss // of unit one
 }
 
 // standard are the addresses that the lab's policies know.
@@ -125,7 +126,11 @@ func (p policy) build() *hostpolicy.Policy {
 		}
 		set := compile(s.rules)
 		sets[set.ID] = set
-		sub := hostpolicy.Subject{Workload: s.name, Unit: s.unit, Identity: s.id, Set: set.ID, Isolation: isolation.ID}
+		loss := model.LossKeep
+		if s.unit == "one" {
+			loss = p.loss
+		}
+		sub := hostpolicy.Subject{OnAgentLoss: loss, Workload: s.name, Unit: s.unit, Identity: s.id, Set: set.ID, Isolation: isolation.ID}
 		for _, addr := range slices.Sorted(maps.Keys(s.local)) {
 			l := compile(s.local[addr].rules)
 			sets[l.ID] = l

@@ -96,6 +96,8 @@ func Run(t *testing.T, open Open) {
 	group("processes", testProcesses)
 	group("existing", testExisting)
 	group("reopen", testReopen)
+	group("agent loss", testAgentLoss)
+	group("break glass", testBreakGlass)
 }
 
 // verdicts in the order in which situations go through them.

@@ -249,7 +249,13 @@ func (t *transition) planSubjects(h *held, limit int) error {
 		next := heldSubject{
 			used: true, name: s.Workload, identity: uint64(s.Identity),
 			set: t.sets[s.Set].number, isolation: t.sets[s.Isolation].number,
-			isolated: h.subjects[number].used && h.subjects[number].isolated,
+			isolated: h.subjects[number].used && h.subjects[number].isolated, glass: h.glass,
+		}
+		switch s.OnAgentLoss {
+		case model.LossOpen:
+			next.flags |= subjectLossOpen
+		case model.LossClosed:
+			next.flags |= subjectLossClosed
 		}
 		for _, l := range s.Local {
 			key := localKey{Addr: addressOf(l.Addr), Subject: uint32(number)}

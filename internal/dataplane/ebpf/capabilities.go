@@ -43,6 +43,7 @@ func (d *Dataplane) Capabilities() dataplane.Capabilities {
 		ResetTCP:    d.programs[programsProgBulkheadSweep] != nil,
 		ConnectErr:  true,
 		ProcessInfo: true,
+		AgentLoss:   d.cfg.AgentLoss,
 		LiveBytes:   d.programs[programsProgBulkheadUpdate] != nil,
 		Processes:   target.MaxAlternatives > 0,
 		Domains:     target.Domains,

@@ -48,6 +48,9 @@ type Config struct {
 	// UDPTimeout ends a flow of UDP or ICMP that was never answered, UDPStreamTimeout one that was, after silence.
 	UDPTimeout, UDPStreamTimeout time.Duration
 
+	// AgentLoss is the time without a Beat after which the agent is lost.
+	AgentLoss time.Duration
+
 	Logger *slog.Logger // nil discards
 
 	withoutSockDestroy bool // tests do as if the kernel were older
@@ -68,6 +71,7 @@ func DefaultConfig() Config {
 		EventBuffer:      4 << 20,
 		UDPTimeout:       30 * time.Second,
 		UDPStreamTimeout: 120 * time.Second,
+		AgentLoss:        30 * time.Second,
 	}
 }
 
@@ -78,7 +82,7 @@ func (c *Config) check() error {
 	if c.MaxSubjects < 1 || c.MaxSubjects > 65535 {
 		return fmt.Errorf("MaxSubjects is %d: use 1–65535", c.MaxSubjects)
 	}
-	if c.UpdateInterval <= 0 || c.UDPTimeout <= 0 || c.UDPStreamTimeout <= 0 {
+	if c.UpdateInterval <= 0 || c.UDPTimeout <= 0 || c.UDPStreamTimeout <= 0 || c.AgentLoss <= 0 {
 		return errors.New("intervals and timeouts must be greater than zero")
 	}
 	for _, n := range []int{c.MaxRows, c.MaxRanges, c.MaxAddresses, c.MaxPrefixes, c.MaxConnections} {
@@ -131,6 +135,9 @@ type Dataplane struct {
 	// still be in place: the next call tries again.
 	unfinished bool
 
+	// overdue is set when a Beat found something to do that it could not do at once.
+	overdue atomic.Bool
+
 	// open is held for reading by what may be called at any time, so that nothing is closed under it.
 	open sync.RWMutex
 }
@@ -145,6 +152,7 @@ type settings struct {
 	OwnNetns, OwnInode, RootCgroup, Unreplied, Replied, Installed, Levels atomic.Uint64
 
 	PathKey                                 [2]atomic.Uint64
+	Beat, Patience, GlassUntil              atomic.Uint64
 	UnitsSince, RootLevel, Paths, Processes atomic.Uint32
 }
 
@@ -226,6 +234,7 @@ func (d *Dataplane) install() error {
 	s.RootLevel.Store(level)
 	s.Unreplied.Store(uint64(d.cfg.UDPTimeout))
 	s.Replied.Store(uint64(d.cfg.UDPStreamTimeout))
+	s.Patience.Store(uint64(d.cfg.AgentLoss))
 	if err := d.refreshOwn(); err != nil {
 		return err
 	}

@@ -32,6 +32,7 @@ type held struct {
 	rules    map[uint64]model.RuleID
 	retired  []map[uint64]model.RuleID // names that the last policies have left behind, the oldest first
 	levels   []uint8
+	glass    bool               // it may be broken
 	policy   *hostpolicy.Policy // last applied by this process; nil before
 }
 
@@ -64,13 +65,18 @@ type heldSubject struct {
 	set, isolation uint32
 	flags          uint8 // without subjectIsolated
 	isolated       bool
+	glass          bool // its state says that the glass may be broken
 }
 
 func (s *heldSubject) state(gen uint32) uint64 {
-	if s.isolated {
-		return state(gen, s.isolation, s.flags&subjectLocalIdentities|subjectIsolated)
+	var glass uint8
+	if s.glass {
+		glass = subjectGlass
 	}
-	return state(gen, s.set, s.flags)
+	if s.isolated { // and stays so while the agent is lost
+		return state(gen, s.isolation, s.flags&subjectLocalIdentities|subjectIsolated|glass)
+	}
+	return state(gen, s.set, s.flags|glass)
 }
 
 func (d *Dataplane) generation() uint32 { return uint32(d.active.Load()) }
@@ -168,7 +174,9 @@ func (h *held) readSubjects(d *Dataplane) func(uint32) error {
 				used: true, name: text(info.Name[:]), identity: id,
 				set: uint32(sets) >> 8, flags: uint8(sets), isolation: uint32(sets >> 32),
 				isolated: stateFlags(word)&subjectIsolated != 0,
+				glass:    stateFlags(word)&subjectGlass != 0,
 			}
+			h.glass = h.glass || h.subjects[i].glass
 		}
 		return nil
 	}

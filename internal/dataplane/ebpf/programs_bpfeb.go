@@ -269,6 +269,9 @@ type programsSettings struct {
 	Installed  uint64
 	Levels     uint64
 	PathKey    [2]uint64
+	Beat       uint64
+	Patience   uint64
+	GlassUntil uint64
 	UnitsSince uint32
 	RootLevel  uint32
 	Paths      uint32

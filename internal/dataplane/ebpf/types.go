@@ -71,6 +71,9 @@ const (
 	subjectLocalSets       = 1 << 0
 	subjectLocalIdentities = 1 << 1
 	subjectIsolated        = 1 << 2
+	subjectLossOpen        = 1 << 3
+	subjectLossClosed      = 1 << 4
+	subjectGlass           = 1 << 5
 )
 
 // state packs struct subject's word.
@@ -119,14 +122,16 @@ const (
 const ruleMissing model.RuleID = "dataplane/no-policy"
 
 var fixedRules = []model.RuleID{
-	1: model.RuleOpen,
-	2: model.RuleSameWorkload,
-	3: model.RuleController,
-	4: model.RuleDHCP,
-	5: model.RuleND,
-	6: model.RuleICMPError,
-	7: ruleMissing,
-	8: model.RuleOpen, // before any policy; no event names it
+	1:  model.RuleOpen,
+	2:  model.RuleSameWorkload,
+	3:  model.RuleController,
+	4:  model.RuleDHCP,
+	5:  model.RuleND,
+	6:  model.RuleICMPError,
+	7:  ruleMissing,
+	8:  model.RuleOpen, // before any policy; no event names it
+	9:  model.RuleBreakGlass,
+	10: model.RuleAgentLost,
 }
 
 // Flags of events. Their kinds are those of dataplane.EventKind.

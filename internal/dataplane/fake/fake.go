@@ -43,6 +43,7 @@ type kernel struct {
 	counters dataplane.Counters
 	refuse   error
 	removed  bool
+	glass    time.Time // until when everything passes
 	events   []dataplane.Event
 	arrived  chan struct{} // closed when there is an event
 }
@@ -197,6 +198,44 @@ func (d *Dataplane) Isolate(ctx context.Context, workload string, on bool) error
 	return nil
 }
 
+// Beat has nothing to do: this agent is never lost.
+func (d *Dataplane) Beat(ctx context.Context) error {
+	d.k.mu.Lock()
+	defer d.k.mu.Unlock()
+	if err := d.usable(); err != nil {
+		return err
+	}
+	return ctx.Err()
+}
+
+// BreakGlass lets everything pass until then.
+func (d *Dataplane) BreakGlass(ctx context.Context, until time.Time) error {
+	k := d.k
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if err := d.usable(); err != nil {
+		return err
+	}
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	k.glass = until
+	if k.state != nil {
+		k.rejudge()
+	}
+	return nil
+}
+
+// Glass returns until when everything passes.
+func (d *Dataplane) Glass() time.Time {
+	d.k.mu.Lock()
+	defer d.k.mu.Unlock()
+	if time.Now().After(d.k.glass) {
+		return time.Time{}
+	}
+	return d.k.glass
+}
+
 // rejudge judges live flows anew and cuts those that are denied; it returns how many TCP connections it cut.
 func (k *kernel) rejudge() int {
 	k.judge = hostpolicy.NewJudge(k.state.Policy.Isolated(slices.Sorted(maps.Keys(k.isolated))...))
@@ -229,6 +268,9 @@ func (k *kernel) verdict(f *Flow) model.EndVerdict {
 	}
 	v, peer := k.judge.Judge(&f.Packet)
 	f.RemoteIdentity = peer
+	if time.Now().Before(k.glass) {
+		return model.EndVerdict{Verdict: model.Allow, Rule: model.RuleBreakGlass}
+	}
 	return v
 }
 

@@ -311,7 +311,7 @@ static __noinline bool on_other_address(struct __sk_buff *skb, struct bpf_sock *
  */
 static __always_inline bool settled(const struct connection *c, __u64 word, __u64 state, __u64 now)
 {
-	return word_gen(word) && word_gen(word) == state_gen(state) && (!(word & FLOW_LOOP) || now - c->judged < SECOND);
+	return word_gen(word) && word_gen(word) == state_gen(state) && !exception(state) && (!(word & FLOW_LOOP) || now - c->judged < SECOND);
 }
 
 /* changes_hands reports, once, whether another process uses the socket now than the one that the flow was judged for. */

@@ -165,8 +165,40 @@ static __always_inline struct row *find_row(__u32 pset, __u64 peer, const struct
 	return any;
 }
 
-/* judge_once leaves in list where the alternatives to its decision are; list->list is 0 if there are none. */
-static __always_inline void judge_once(const struct flow *f, __u32 subject, __u64 state, __u32 gen, struct decision *d,
+/*
+ * exception_now returns the rule that decides instead of policy, or 0: the glass is broken, or the agent is lost and the
+ * subject is one that then is open or closed. What an exception decides is never kept: it ends by itself.
+ */
+static __always_inline __u64 exception_now(__u64 state)
+{
+	struct settings *c = get_config();
+
+	if (!c)
+		return 0;
+	if (((__u32)state & SUBJECT_GLASS) && bpf_ktime_get_boot_ns() < READ_ONCE(c->glass_until))
+		return RULE_BREAK_GLASS;
+	if ((__u32)state & (SUBJECT_LOSS_OPEN | SUBJECT_LOSS_CLOSED)) {
+		__u64 beat = READ_ONCE(c->beat);
+
+		if (beat && (__s64)(bpf_ktime_get_coarse_ns() - beat) > (__s64)c->patience)
+			return RULE_AGENT_LOST;
+	}
+	return 0;
+}
+
+GLOBAL __u64 exception_of(__u64 state)
+{
+	return exception_now(state);
+}
+
+/* exception does the same at the price of one test where there can be none. */
+static __always_inline __u64 exception(__u64 state)
+{
+	return (__u32)state & SUBJECT_EXCEPTIONS ? exception_of(state) : 0;
+}
+
+/* judge_once reports whether an exception has decided. It leaves in list where the alternatives to its decision are; list->list is 0 if there are none. */
+static __always_inline bool judge_once(const struct flow *f, __u32 subject, __u64 state, __u32 gen, struct decision *d,
 				       struct alternative_key *list)
 {
 	__u32 pset = state_pset(state);
@@ -190,7 +222,13 @@ static __always_inline void judge_once(const struct flow *f, __u32 subject, __u6
 	if (pset == 0)
 		d->rule = RULE_BEFORE;
 	if (d->rule)
-		return;
+		return false;
+	d->rule = (__u32)state & SUBJECT_EXCEPTIONS ? exception_now(state) : 0; /* there is no stack for a call */
+	if (d->rule) {
+		if (d->rule == RULE_AGENT_LOST && ((__u32)state & SUBJECT_LOSS_CLOSED))
+			d->verdict = DENY;
+		return true;
+	}
 	if ((__u32)state & SUBJECT_LOCAL_SETS) {
 		struct local_key key = {.subject = subject};
 		struct versioned *v;
@@ -204,12 +242,13 @@ static __always_inline void judge_once(const struct flow *f, __u32 subject, __u6
 	if (!r) {
 		d->rule = RULE_MISSING;
 		d->verdict = DENY;
-		return;
+		return false;
 	}
 	d->rule = r->rule;
 	d->verdict = r->verdict;
 	list->pset = pset;
 	list->list = r->list;
+	return false;
 }
 
 /* read_barrier keeps what is read before it from being read after it: an atomic operation with a result is ordered. */
@@ -235,11 +274,12 @@ static __always_inline bool before_policy(const struct decision *d)
  * other end, where that is known. It returns
  * the state of the subject under which the verdict holds. What a generation needs is deleted only when the next one is
  * in force, so a generation that is still in force afterwards proves that all that was read belonged to it. A subject
- * that has gone meanwhile is the host's again, and has no state that a verdict could hold under.
+ * that has gone meanwhile is the host's again, and has no state that a verdict could hold under. Nor has an exception.
  */
 GLOBAL __u64 judge(const struct flow *f, __u32 subject, const struct actor *a, struct decision *d)
 {
 	struct alternative_key list = {};
+	bool exceptional = false;
 	__u64 state = 0;
 	int i;
 
@@ -250,7 +290,7 @@ GLOBAL __u64 judge(const struct flow *f, __u32 subject, const struct actor *a, s
 
 		state = state_at(subject, gen);
 		if (state)
-			judge_once(f, subject, state, gen, d, &list);
+			exceptional = judge_once(f, subject, state, gen, d, &list);
 		else
 			judge_once(f, HOST, state_at(HOST, gen), gen, d, &list);
 		if (list.list)
@@ -262,7 +302,7 @@ GLOBAL __u64 judge(const struct flow *f, __u32 subject, const struct actor *a, s
 	count(COUNT_JUDGED);
 	if (d->rule == RULE_MISSING)
 		count(COUNT_ERRORS);
-	return state;
+	return exceptional ? 0 : state;
 }
 
 /*

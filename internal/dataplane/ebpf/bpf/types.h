@@ -31,6 +31,8 @@ enum fixed_rule {
 	RULE_ICMP_ERROR,
 	RULE_MISSING, /* no row judged the packet: the policy in the kernel is damaged */
 	RULE_BEFORE,  /* there is no policy yet */
+	RULE_BREAK_GLASS,
+	RULE_AGENT_LOST,
 };
 
 /* The subject that is whatever no unit owns. */
@@ -52,6 +54,10 @@ struct subject {
 #define SUBJECT_LOCAL_SETS 1u       /* local addresses may have policy sets of their own, */
 #define SUBJECT_LOCAL_IDENTITIES 2u /* and identities */
 #define SUBJECT_ISOLATED 4u         /* the agent's own mark; the programs do not look at it */
+#define SUBJECT_LOSS_OPEN 8u        /* everything passes while the agent is lost, */
+#define SUBJECT_LOSS_CLOSED 16u     /* or nothing but essentials does */
+#define SUBJECT_GLASS 32u           /* everything passes until settings.glass_until */
+#define SUBJECT_EXCEPTIONS (SUBJECT_LOSS_OPEN | SUBJECT_LOSS_CLOSED | SUBJECT_GLASS)
 
 static __inline __attribute__((always_inline)) __u32 state_gen(__u64 state) { return state >> 32; }
 static __inline __attribute__((always_inline)) __u32 state_pset(__u64 state) { return ((__u32)state) >> 8; }
@@ -339,6 +345,9 @@ struct settings {
 	__u64 installed;   /* when the dataplane was set up; 0 while it is not */
 	__u64 levels;      /* of cgroups in the map cgroups, a byte each, the deepest in the lowest, 0 ends */
 	__u64 path_key[2]; /* of the hash of paths */
+	__u64 beat;        /* when the agent last said that it is there, as bpf_ktime_get_ns; 0: never */
+	__u64 patience;    /* nanoseconds without a beat after which the agent is lost */
+	__u64 glass_until; /* as bpf_ktime_get_boot_ns */
 	__u32 units_since; /* generation at which the map cgroups last changed */
 	__u32 root_level;  /* of root_cgroup, or NO_LEVEL */
 	__u32 paths;       /* nonzero: rules are for some executables; another number each time that begins */
