@@ -98,6 +98,7 @@ func (a *Agent) Run(ctx context.Context) (err error) {
 	group.Go(func() error { return status.Serve(ctx, listener, a) })
 	group.Go(func() error { return a.watcher.Run(ctx, func(f *inventory.Found) { a.found(ctx, f) }) })
 	group.Go(func() error { return a.applier.Run(ctx) })
+	group.Go(func() error { return a.beat(ctx) })
 	group.Go(func() error { return a.collector.Run(ctx) })
 	group.Go(func() error { return a.link.Run(ctx) })
 	group.Go(func() error {
@@ -108,6 +109,45 @@ func (a *Agent) Run(ctx context.Context) (err error) {
 	err = group.Wait()
 	a.tellManager(notify.Stopping)
 	return err
+}
+
+// beatEvery is how often the kernel is told that the agent is there.
+const beatEvery = time.Second
+
+// beat tells the kernel that the agent is there, as long as the dataplane answers.
+func (a *Agent) beat(ctx context.Context) error {
+	tick := time.NewTicker(beatEvery)
+	defer tick.Stop()
+	broken := false
+	for {
+		if a.alive() {
+			if err := a.dp.Beat(ctx); err != nil && ctx.Err() == nil {
+				a.log.Error("the kernel was not told that the agent is there", "error", err)
+			}
+		}
+		g := a.applier.Glass()
+		if now := !g.Until.IsZero(); now != broken {
+			broken = now
+			a.tellGlass(g)
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+	}
+}
+
+// tellGlass says that the glass is broken, or that it is not any more.
+func (a *Agent) tellGlass(g apply.Glass) {
+	if g.Until.IsZero() {
+		a.log.Warn("policy is in force again")
+		a.problems.Report("break-glass", "")
+		return
+	}
+	a.log.Warn("the glass is broken: everything passes", "until", g.Until, "reason", g.Reason)
+	a.problems.Report("break-glass", fmt.Sprintf("everything passes until %s, whatever policy says: root broke the glass (%s)",
+		g.Until.UTC().Format(time.RFC3339), g.Reason))
 }
 
 // restore puts the policy on disk in force. That it cannot is reported; only a host without cgroups ends the agent.
@@ -264,4 +304,13 @@ func LimitProcs() {
 	if runtime.GOMAXPROCS(0) > MaxProcs {
 		runtime.GOMAXPROCS(MaxProcs)
 	}
+}
+
+// BreakGlass implements status.Agent.
+func (a *Agent) BreakGlass(ctx context.Context, g status.Glass) error {
+	if err := a.applier.BreakGlass(ctx, apply.Glass{Until: g.Until, Reason: g.Reason}); err != nil {
+		return err
+	}
+	a.link.StatusChanged()
+	return nil
 }

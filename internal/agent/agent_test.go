@@ -341,6 +341,36 @@ func TestIsolateOverTheSocket(t *testing.T) {
 	}
 }
 
+func TestBrokenGlassIsToldAndEnds(t *testing.T) {
+	c := agenttest.New(t).Start()
+	n := newNode(t, c)
+	n.start()
+	connected(c, 1)
+	c.SetPolicy(agenttest.Policy(1))
+	acked(c)
+	client := status.NewClient(n.cfg.Socket)
+	until := time.Now().Add(time.Hour)
+	if err := client.BreakGlass(t.Context(), status.Glass{Until: until, Reason: "payments are down"}); err != nil {
+		t.Fatal(err)
+	}
+	c.WaitFor("the controller to hear of it", func() bool {
+		s := c.Last().Statuses
+		return len(s) > 0 && s[len(s)-1].GlassReason == "payments are down" && s[len(s)-1].GlassUntilMs == uint64(until.UnixMilli())
+	})
+	n.status("the report", func(r *status.Report) bool {
+		return r.Glass != nil && len(r.Problems) == 1 && strings.Contains(r.Problems[0], "payments are down")
+	})
+	if err := client.BreakGlass(t.Context(), status.Glass{Until: time.Now().Add(-time.Second)}); err != nil {
+		t.Fatal(err)
+	}
+	n.status("the end", func(r *status.Report) bool { return r.Glass == nil && len(r.Problems) == 0 })
+	c.WaitFor("the controller to hear of the end", func() bool {
+		s := c.Last().Statuses
+		return s[len(s)-1].GlassUntilMs == 0
+	})
+	n.status("signs of life", func(*status.Report) bool { return n.dp.Beats() > 1 })
+}
+
 func TestInventoryIsSentAndFollowed(t *testing.T) {
 	c := agenttest.New(t).Start()
 	n := newNode(t, c)

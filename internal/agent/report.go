@@ -34,6 +34,9 @@ func (a *Agent) agentStatus() *pb.AgentStatus {
 		EventsLost: c.EventsLost, Errors: c.Errors, RecordsLost: a.collector.Lost(), ResidentBytes: resident(),
 		Problems: a.problems.List(), Isolated: a.applier.Isolated(),
 	}
+	if g := a.applier.Glass(); !g.Until.IsZero() {
+		s.GlassUntilMs, s.GlassReason = uint64(g.Until.UnixMilli()), g.Reason
+	}
 	if now := a.applier.Current(); now != nil {
 		s.Revision, s.Hash = now.Policy.Revision, now.Hash[:]
 	}
@@ -49,6 +52,9 @@ func (a *Agent) Status() *status.Report {
 		Isolated: a.applier.Isolated(), Dataplane: status.Dataplane{Kind: c.Kind, Kernel: c.Kernel, Limits: c.Limits},
 		Counters: status.Counters(a.counters()), RecordsLost: a.collector.Lost(), SpoolBytes: a.spool.Backlog(),
 		ResidentBytes: resident(), Problems: a.problems.List(),
+	}
+	if g := a.applier.Glass(); !g.Until.IsZero() {
+		r.Glass = &status.Glass{Until: g.Until.UTC(), Reason: g.Reason}
 	}
 	if id := a.keeper.Current(); id != nil {
 		r.Certificate = id.NotAfter().UTC()

@@ -522,3 +522,36 @@ func TestRenewalOfAnExpiredCertificate(t *testing.T) {
 	wantError(t, renew(lost), connect.CodeUnauthenticated, "expired", "enrol again")
 	auditHas(t, c, "agent.connect", bulkheadv1connect.AgentServiceRenewProcedure, true, "expired")
 }
+
+// TestBrokenGlassIsAudited: when root on a host opens it against its policy, and when that is over.
+func TestBrokenGlassIsAudited(t *testing.T) {
+	c := Start(t)
+	a := c.NewAgent("web-1")
+	if err := a.Enroll(c.Token(&pb.CreateTokenRequest{Host: "web-1"})); err != nil {
+		t.Fatal(err)
+	}
+	a.Connect()
+	until := uint64(time.Now().Add(time.Hour).UnixMilli())
+	tell := func(until uint64) {
+		a.Session().Send(&pb.AgentMessage{Message: &pb.AgentMessage_Status{Status: &pb.AgentStatus{GlassUntilMs: until, GlassReason: "payments are down"}}})
+	}
+	count := func() (n int) {
+		resp, err := c.API.ListAudit(t.Context(), &pb.ListAuditRequest{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, e := range resp.Entries {
+			if e.Action == "agent.break-glass" {
+				n++
+			}
+		}
+		return n
+	}
+	tell(until)
+	tell(until + 3) // an agent that knows it from the kernel is not as exact
+	Eventually(t, "it is audited", func() bool { return count() == 1 })
+	auditHas(t, c, "agent.break-glass", "web-1", false, "payments are down")
+	tell(0)
+	Eventually(t, "its end is audited", func() bool { return count() == 2 })
+	auditHas(t, c, "agent.break-glass", "web-1", false, "in force again")
+}

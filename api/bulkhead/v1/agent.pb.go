@@ -1404,7 +1404,9 @@ type AgentStatus struct {
 	Errors         uint64                 `protobuf:"varint,9,opt,name=errors,proto3" json:"errors,omitempty"`
 	ResidentBytes  uint64                 `protobuf:"varint,10,opt,name=resident_bytes,json=residentBytes,proto3" json:"resident_bytes,omitempty"`
 	Problems       []string               `protobuf:"bytes,11,rep,name=problems,proto3" json:"problems,omitempty"`
-	Isolated       []string               `protobuf:"bytes,12,rep,name=isolated,proto3" json:"isolated,omitempty"` // workloads contained at this moment
+	Isolated       []string               `protobuf:"bytes,12,rep,name=isolated,proto3" json:"isolated,omitempty"`                                // workloads contained at this moment
+	GlassUntilMs   uint64                 `protobuf:"varint,13,opt,name=glass_until_ms,json=glassUntilMs,proto3" json:"glass_until_ms,omitempty"` // Unix time until which everything passes because root broke the glass; 0: policy is in force
+	GlassReason    string                 `protobuf:"bytes,14,opt,name=glass_reason,json=glassReason,proto3" json:"glass_reason,omitempty"`
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
@@ -1523,6 +1525,20 @@ func (x *AgentStatus) GetIsolated() []string {
 	return nil
 }
 
+func (x *AgentStatus) GetGlassUntilMs() uint64 {
+	if x != nil {
+		return x.GlassUntilMs
+	}
+	return 0
+}
+
+func (x *AgentStatus) GetGlassReason() string {
+	if x != nil {
+		return x.GlassReason
+	}
+	return ""
+}
+
 var File_bulkhead_v1_agent_proto protoreflect.FileDescriptor
 
 const file_bulkhead_v1_agent_proto_rawDesc = "" +
@@ -1637,7 +1653,7 @@ const file_bulkhead_v1_agent_proto_rawDesc = "" +
 	"\vFlowProcess\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04path\x18\x02 \x01(\tR\x04path\x12\x10\n" +
-	"\x03uid\x18\x03 \x01(\rR\x03uid\"\xf4\x02\n" +
+	"\x03uid\x18\x03 \x01(\rR\x03uid\"\xbd\x03\n" +
 	"\vAgentStatus\x12\x1a\n" +
 	"\brevision\x18\x01 \x01(\x04R\brevision\x12\x12\n" +
 	"\x04hash\x18\x02 \x01(\fR\x04hash\x12\x16\n" +
@@ -1652,7 +1668,9 @@ const file_bulkhead_v1_agent_proto_rawDesc = "" +
 	"\x0eresident_bytes\x18\n" +
 	" \x01(\x04R\rresidentBytes\x12\x1a\n" +
 	"\bproblems\x18\v \x03(\tR\bproblems\x12\x1a\n" +
-	"\bisolated\x18\f \x03(\tR\bisolated2V\n" +
+	"\bisolated\x18\f \x03(\tR\bisolated\x12$\n" +
+	"\x0eglass_until_ms\x18\r \x01(\x04R\fglassUntilMs\x12!\n" +
+	"\fglass_reason\x18\x0e \x01(\tR\vglassReason2V\n" +
 	"\x11EnrollmentService\x12A\n" +
 	"\x06Enroll\x12\x1a.bulkhead.v1.EnrollRequest\x1a\x1b.bulkhead.v1.EnrollResponse2\x98\x01\n" +
 	"\fAgentService\x12>\n" +

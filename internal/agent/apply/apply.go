@@ -47,6 +47,7 @@ type Applier struct {
 
 	current  atomic.Pointer[Applied]
 	isolated isolated
+	glass    atomic.Pointer[Glass] // as it was broken by this agent
 
 	disk disk
 

@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"strings"
 	"text/tabwriter"
+	"time"
 
 	"bulkhead/internal/agent"
 	"bulkhead/internal/agent/enroll"
@@ -41,18 +42,25 @@ Commands:
   run           look after this host (the default)
   status        how the agent on this host is doing
   config check  read the configuration and say what is wrong with it
+  break-glass   let everything pass for a time, whatever policy says; needs no controller and no agent
   remove        take Bulkhead's programs out of the kernel; nothing is judged any more
   version       print the version
 
 Flags:
   --config FILE  configuration (default ` + DefaultConfig + `)
   -o FORMAT      of status: table or json
+  --for TIME     of break-glass: how long (15m); it ends by itself
+  --reason TEXT  of break-glass: for the audit log
+  --end          of break-glass: policy is in force again
 `
 
 // options are the flags; every command takes --config.
 type options struct {
 	config string
 	output string
+	long   time.Duration // of break-glass
+	reason string
+	end    bool
 }
 
 // Run runs the command that args name and returns the exit code. Answers go to stdout, everything else to stderr.
@@ -67,6 +75,11 @@ func Run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	set.SetOutput(io.Discard)
 	set.StringVar(&o.config, "config", DefaultConfig, "")
 	set.StringVar(&o.output, "o", "table", "")
+	if name == "break-glass" {
+		set.DurationVar(&o.long, "for", 0, "")
+		set.StringVar(&o.reason, "reason", "no reason given", "")
+		set.BoolVar(&o.end, "end", false, "")
+	}
 	switch err := set.Parse(rest); {
 	case errors.Is(err, flag.ErrHelp):
 		fmt.Fprint(stdout, usage)
@@ -83,7 +96,7 @@ func Run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	case "help":
 		fmt.Fprint(stdout, usage)
 		return exitGood
-	case "run", "status", "config check", "remove":
+	case "run", "status", "config check", "remove", "break-glass":
 	default:
 		return fail(exitUsage, fmt.Errorf("unknown command %q; see bulkhead-agent --help", name))
 	}
@@ -97,6 +110,12 @@ func Run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		return exitGood
 	case "status":
 		return o.status(ctx, cfg, stdout, fail)
+	case "break-glass":
+		code, err := o.breakGlass(ctx, cfg, stdout)
+		if err != nil {
+			return fail(code, err)
+		}
+		return code
 	case "remove":
 		if err := remove(ctx, cfg); err != nil {
 			return fail(exitCannot, err)
@@ -243,6 +262,9 @@ func table(w io.Writer, r *status.Report) error {
 		fmt.Fprintf(t, "policy\tnone yet; nothing is dropped\n")
 	} else {
 		fmt.Fprintf(t, "policy\trevision %d, %.12s; %d rows, %d addresses\n", r.Revision, r.Hash, r.Dataplane.Rows, r.Dataplane.Addresses)
+	}
+	if r.Glass != nil {
+		fmt.Fprintf(t, "BROKEN GLASS\teverything passes until %s: %s\n", r.Glass.Until.Format(time.RFC3339), r.Glass.Reason)
 	}
 	fmt.Fprintf(t, "flows\t%d allowed, %d would be denied, %d denied; %d packets dropped\n",
 		r.Counters.Allowed, r.Counters.WouldDenied, r.Counters.Denied, r.Counters.DroppedPkts)

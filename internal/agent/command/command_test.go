@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"bulkhead/internal/agent/durable"
 	"bulkhead/internal/agent/enroll"
@@ -73,11 +74,49 @@ func TestCommandLine(t *testing.T) {
 }
 
 // told is an agent of which a report is all there is.
-type told struct{ status.Report }
+type told struct {
+	status.Report
+	glass []status.Glass
+}
 
 func (a *told) Status() *status.Report { return &a.Report }
 
 func (a *told) Isolate(context.Context, string, bool) error { return errors.New("not here") }
+
+func (a *told) BreakGlass(_ context.Context, g status.Glass) error {
+	a.glass = append(a.glass, g)
+	return nil
+}
+
+func TestBreakGlassCommand(t *testing.T) {
+	socket := filepath.Join(t.TempDir(), "agent.sock")
+	file := config(t, fmt.Sprintf("controller: 10.0.0.5:7443\nsocket: %s\nbpffs: %s/none\ncgroupRoot: %s\n", socket, t.TempDir(), t.TempDir()))
+	for _, wrong := range [][]string{{}, {"--for", "-1m"}, {"--for", "25h"}, {"--for", "1m", "--end"}} {
+		if code, _, stderr := call(t, append([]string{"break-glass", "--config", file}, wrong...)...); code != exitUsage || !strings.Contains(stderr, "--for") {
+			t.Errorf("%v: exit %d, %s", wrong, code, stderr)
+		}
+	}
+	if code, _, stderr := call(t, "break-glass", "--for", "1m", "--config", file); code != exitCannot || !strings.Contains(stderr, "no traffic is judged") {
+		t.Errorf("without anything in the kernel: exit %d, %s", code, stderr)
+	}
+	a := &told{}
+	listener, err := status.Listen(socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	serve(t, listener, a)
+	code, stdout, stderr := call(t, "break-glass", "--for", "15m", "--reason", "payments are down", "--config", file)
+	if code != exitGood || !strings.Contains(stdout, "everything passes until") || stderr != "" {
+		t.Errorf("exit %d, %s%s", code, stdout, stderr)
+	}
+	code, stdout, _ = call(t, "break-glass", "--end", "--config", file)
+	if code != exitGood || !strings.Contains(stdout, "in force again") {
+		t.Errorf("end: exit %d, %s", code, stdout)
+	}
+	if len(a.glass) != 2 || a.glass[0].Reason != "payments are down" || time.Until(a.glass[0].Until) < 14*time.Minute || time.Until(a.glass[1].Until) > 0 {
+		t.Errorf("the agent was told %+v", a.glass)
+	}
+}
 
 func TestStatusCommand(t *testing.T) {
 	socket := filepath.Join(t.TempDir(), "agent.sock")
@@ -85,7 +124,7 @@ func TestStatusCommand(t *testing.T) {
 	if code, _, stderr := call(t, "status", "--config", file); code != exitCannot || !strings.Contains(stderr, "is it running") {
 		t.Errorf("without an agent: exit %d, %s", code, stderr)
 	}
-	a := &told{status.Report{
+	a := &told{Report: status.Report{
 		Host: "node-1", Controller: "10.0.0.5:7443", Connected: true, Revision: 7, Hash: strings.Repeat("ab", 32),
 		Subjects: []status.Subject{
 			{Workload: "node-1"},

@@ -30,6 +30,7 @@ type Report struct {
 	Hash     string    `json:"hash,omitempty"`
 	Subjects []Subject `json:"subjects"`
 	Isolated []string  `json:"isolated"`
+	Glass    *Glass    `json:"break_glass,omitempty"`
 
 	Dataplane Dataplane `json:"dataplane"`
 	Counters  Counters  `json:"counters"`
@@ -38,6 +39,12 @@ type Report struct {
 	SpoolBytes    int64    `json:"spool_bytes"`
 	ResidentBytes uint64   `json:"resident_bytes"`
 	Problems      []string `json:"problems"`
+}
+
+// Glass is that everything passes whatever policy says.
+type Glass struct {
+	Until  time.Time `json:"until"` // past: not any more
+	Reason string    `json:"reason"`
 }
 
 // Subject is one workload of this host.
@@ -73,6 +80,7 @@ type Counters struct {
 type Agent interface {
 	Status() *Report
 	Isolate(ctx context.Context, workload string, on bool) error
+	BreakGlass(ctx context.Context, g Glass) error
 }
 
 // Isolation is what POST /isolate takes.
@@ -149,6 +157,20 @@ func handler(agent Agent) http.Handler {
 		}
 		answer(w, http.StatusOK, req)
 	})
+	mux.HandleFunc("POST /break-glass", func(w http.ResponseWriter, r *http.Request) {
+		var req Glass
+		in := json.NewDecoder(http.MaxBytesReader(w, r.Body, 4<<10))
+		in.DisallowUnknownFields()
+		if err := in.Decode(&req); err != nil || req.Until.IsZero() {
+			answer(w, http.StatusBadRequest, failure{`send {"until": "<RFC 3339>", "reason": "<text>"}`})
+			return
+		}
+		if err := agent.BreakGlass(r.Context(), req); err != nil {
+			answer(w, http.StatusConflict, failure{err.Error()})
+			return
+		}
+		answer(w, http.StatusOK, req)
+	})
 	return mux
 }
 
@@ -197,6 +219,14 @@ func (c *Client) Isolate(ctx context.Context, workload string, on bool) error {
 	return c.do(ctx, http.MethodPost, "/isolate", Isolation{Workload: workload, On: on}, &Isolation{})
 }
 
+// BreakGlass has the agent let everything pass until then, or, if that is past, end it.
+func (c *Client) BreakGlass(ctx context.Context, g Glass) error {
+	return c.do(ctx, http.MethodPost, "/break-glass", g, &Glass{})
+}
+
+// ErrNoAgent says that nobody answers at the socket.
+var ErrNoAgent = errors.New("no agent answers")
+
 // do sends in, if there is any, and reads the answer into out.
 func (c *Client) do(ctx context.Context, method, path string, in, out any) error {
 	var body io.Reader
@@ -213,7 +243,7 @@ func (c *Client) do(ctx context.Context, method, path string, in, out any) error
 	}
 	resp, err := c.http.Do(req)
 	if err != nil {
-		return fmt.Errorf("no agent answers at %s (is it running, and are you root?): %w", c.path, err)
+		return fmt.Errorf("%w at %s (is it running, and are you root?): %w", ErrNoAgent, c.path, err)
 	}
 	defer resp.Body.Close()
 	data, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer))

@@ -19,6 +19,7 @@ import (
 type agent struct {
 	report   Report
 	isolated []Isolation
+	glass    []Glass
 }
 
 func (a *agent) Status() *Report { return &a.report }
@@ -28,6 +29,14 @@ func (a *agent) Isolate(_ context.Context, workload string, on bool) error {
 		return errors.New("no such workload on this host")
 	}
 	a.isolated = append(a.isolated, Isolation{workload, on})
+	return nil
+}
+
+func (a *agent) BreakGlass(_ context.Context, g Glass) error {
+	if g.Reason == "never" {
+		return errors.New("the kernel refuses")
+	}
+	a.glass = append(a.glass, g)
 	return nil
 }
 
@@ -191,5 +200,26 @@ func TestProblems(t *testing.T) {
 	p.Report("c", "")
 	if got := p.List(); !slices.Equal(got, []string{"second, changed"}) {
 		t.Errorf("problems %v", got)
+	}
+}
+
+func TestBreakGlass(t *testing.T) {
+	a := &agent{}
+	client := NewClient(serve(t, a))
+	until := time.Now().Add(time.Hour).Round(time.Second)
+	if err := client.BreakGlass(t.Context(), Glass{until, "payments are down"}); err != nil {
+		t.Fatal(err)
+	}
+	if len(a.glass) != 1 || !a.glass[0].Until.Equal(until) || a.glass[0].Reason != "payments are down" {
+		t.Errorf("the agent was told %+v", a.glass)
+	}
+	if err := client.BreakGlass(t.Context(), Glass{until, "never"}); err == nil || !strings.Contains(err.Error(), "the kernel refuses") {
+		t.Errorf("refused: %v", err)
+	}
+	if err := client.BreakGlass(t.Context(), Glass{}); err == nil || !strings.Contains(err.Error(), "RFC 3339") {
+		t.Errorf("without a time: %v", err)
+	}
+	if err := NewClient(t.TempDir()+"/none").BreakGlass(t.Context(), Glass{Until: until}); !errors.Is(err, ErrNoAgent) {
+		t.Errorf("without an agent: %v", err)
 	}
 }

@@ -21,7 +21,8 @@ const (
 	Enroll           = "agent.enroll"
 	Connect          = "agent.connect" // only when denied
 	RevokeAgent      = "agent.revoke"
-	AllowAgent       = "agent.allow" // a revocation is lifted
+	BreakGlass       = "agent.break-glass" // a host lets everything pass, or does so no longer
+	AllowAgent       = "agent.allow"       // a revocation is lifted
 	CreateToken      = "token.create"
 	RevokeToken      = "token.revoke"
 	SetQuarantine    = "quarantine.set"

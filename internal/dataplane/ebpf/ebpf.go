@@ -351,6 +351,18 @@ func (d *Dataplane) abandon() error {
 	return errors.Join(errs...)
 }
 
+// Installed reports whether a dataplane is pinned under dir.
+func Installed(dir string) (bool, error) {
+	entries, err := os.ReadDir(dir)
+	if errors.Is(err, os.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("look for a dataplane: %w", err)
+	}
+	return slices.ContainsFunc(entries, func(e os.DirEntry) bool { return e.IsDir() && isLayout(e.Name()) }), nil
+}
+
 // Uninstall detaches and removes every dataplane that is pinned under dir, whether or not an agent has it open. A dir
 // that does not exist holds none.
 func Uninstall(dir string) error {

@@ -180,7 +180,7 @@ static __always_inline __u64 exception_now(__u64 state)
 	if ((__u32)state & (SUBJECT_LOSS_OPEN | SUBJECT_LOSS_CLOSED)) {
 		__u64 beat = READ_ONCE(c->beat);
 
-		if (beat && (__s64)(bpf_ktime_get_coarse_ns() - beat) > (__s64)c->patience)
+		if (beat && (__s64)(bpf_ktime_get_ns() - beat) > (__s64)c->patience)
 			return RULE_AGENT_LOST;
 	}
 	return 0;

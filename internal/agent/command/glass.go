@@ -1,0 +1,66 @@
+package command
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"bulkhead/internal/agent"
+	"bulkhead/internal/agent/status"
+	"bulkhead/internal/dataplane/ebpf"
+)
+
+// longest is how long the glass may be broken at once.
+const longest = 24 * time.Hour
+
+// breakGlass opens the host against its policy for some time, or ends that. It needs neither the controller nor the agent.
+func (o *options) breakGlass(ctx context.Context, cfg agent.Config, stdout io.Writer) (int, error) {
+	switch {
+	case o.end && o.long != 0:
+		return exitUsage, errors.New("break-glass: give --for or --end, not both")
+	case !o.end && (o.long <= 0 || o.long > longest):
+		return exitUsage, fmt.Errorf("break-glass: say for how long with --for, up to %s: bulkhead-agent break-glass --for 15m --reason TEXT", longest)
+	}
+	now := time.Now()
+	g := status.Glass{Until: now.Add(o.long), Reason: o.reason}
+	if o.end {
+		g.Until = now.Add(-time.Second)
+	}
+	err := status.NewClient(cfg.Socket).BreakGlass(ctx, g)
+	if errors.Is(err, status.ErrNoAgent) {
+		err = breakWithoutAgent(ctx, cfg, g)
+	}
+	if err != nil {
+		return exitCannot, err
+	}
+	if o.end {
+		fmt.Fprintln(stdout, "policy is in force again; connections that it denies were reset")
+		return exitGood, nil
+	}
+	fmt.Fprintf(stdout, "everything passes until %s, whatever policy says; it ends by itself, or with: bulkhead-agent break-glass --end\n",
+		g.Until.Format(time.RFC3339))
+	return exitGood, nil
+}
+
+// breakWithoutAgent does it in the kernel. The next agent reports it.
+func breakWithoutAgent(ctx context.Context, cfg agent.Config, g status.Glass) (err error) {
+	if err := complete(&cfg); err != nil {
+		return err
+	}
+	there, err := ebpf.Installed(cfg.BPFFS)
+	if err != nil {
+		return err
+	}
+	if !there {
+		return errors.New("nothing of Bulkhead is in the kernel: no traffic is judged")
+	}
+	plane := ebpf.DefaultConfig()
+	plane.CgroupRoot, plane.BPFFS = cfg.CgroupRoot, cfg.BPFFS
+	dp, err := ebpf.Open(plane)
+	if err != nil {
+		return err
+	}
+	return errors.Join(dp.BreakGlass(ctx, g.Until), dp.Close())
+}
