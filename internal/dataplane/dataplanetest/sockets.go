@@ -325,6 +325,9 @@ func (h *host) moved() {
 	if s, err := p.Dial("tcp4", denied.Addr); err != "" {
 		h.t.Errorf("a new socket: %s", err)
 	} else {
+		if err := s.Exchange("x", ""); err != "" { // then it is accepted
+			h.t.Errorf("a new socket: %s", err)
+		}
 		s.Close()
 	}
 	if _, accepted := denied.Seen(); accepted != 1 {
