@@ -91,6 +91,7 @@ type programsDenial struct {
 		_        structs.HostLayout
 		Rule     uint64
 		Peer     uint64
+		Unit     uint64
 		Rsubject uint16
 		Verdict  uint8
 		Pad      [5]uint8
@@ -158,6 +159,7 @@ type programsHandshake struct {
 		_        structs.HostLayout
 		Rule     uint64
 		Peer     uint64
+		Unit     uint64
 		Rsubject uint16
 		Verdict  uint8
 		Pad      [5]uint8
@@ -206,6 +208,7 @@ type programsProbe struct {
 		_        structs.HostLayout
 		Rule     uint64
 		Peer     uint64
+		Unit     uint64
 		Rsubject uint16
 		Verdict  uint8
 		Pad      [5]uint8

@@ -108,7 +108,6 @@ static __noinline int on_connect(struct bpf_sock_addr *ctx, struct flow *f)
 	struct decision d = {};
 	struct socket_state *s;
 	struct bpf_sock *peer;
-	struct actor a;
 	__u32 subject, size, gen = generation();
 	__u64 old, state;
 	bool known, loopback;
@@ -180,8 +179,8 @@ static __noinline int on_connect(struct bpf_sock_addr *ctx, struct flow *f)
 			d.rsubject = word_subject(word) + 1;
 		}
 	}
-	describe(&a, &s->process, unit_of_task());
-	state = as_of(judge(f, subject, &a, &d), gen);
+	d.unit = unit_of_task();
+	state = as_of(judge(f, subject, &s->process, &d), gen);
 	if (d.verdict == DENY) {
 		deny_attempt(f, &d, &s->process, subject);
 		return 0;
@@ -259,7 +258,8 @@ SEC("cgroup_skb/egress")
 int bulkhead_probe(struct __sk_buff *skb)
 {
 	struct decision d = {};
-	struct actor a = {};
+	struct settings *c = get_config();
+	struct process who = {};
 	__u32 zero = 0;
 	struct probe *p = bpf_map_lookup_elem(&probes, &zero);
 	struct flow f;
@@ -268,10 +268,12 @@ int bulkhead_probe(struct __sk_buff *skb)
 		return 0;
 	f = p->flow;
 	d.rsubject = p->rsubject;
-	a.unit = p->unit;
-	a.path = p->path;
-	a.user = p->user;
-	judge(&f, p->subject, &a, &d);
+	who.tgid = p->user != ~0u;
+	who.uid = p->user;
+	who.path = p->path;
+	who.paths = c ? c->paths : 0;
+	d.unit = p->unit;
+	judge(&f, p->subject, &who, &d);
 	p->decision = d;
 	return 1;
 }

@@ -220,15 +220,14 @@ static __noinline bool judge_datagram(struct __sk_buff *skb, struct bpf_sock *sk
 	__u64 old = c ? READ_ONCE(c->word) : 0, socket_word = s ? READ_ONCE(s->word) : 0, state, new;
 	__u32 subject, flags, gen = generation();
 	struct decision d = {};
-	struct actor a;
 
 	subject = resolved(socket_word) ? word_subject(socket_word) : subject_of_socket(sk);
 	if (skb->ifindex == LOOPBACK_IFINDEX)
 		d.rsubject = peer_on_host(skb, &p->flow);
 	if (c && !d.rsubject && resolved(old)) /* the peer has closed its socket meanwhile */
 		d.rsubject = c->rsubject;
-	describe(&a, s ? &s->process : NULL, unit_of_socket(sk));
-	state = as_of(judge(&p->flow, subject, &a, &d), gen);
+	d.unit = unit_of_socket(sk);
+	state = as_of(judge(&p->flow, subject, s ? &s->process : NULL, &d), gen);
 	if (s && !resolved(socket_word))
 		set_word(&s->word, socket_word, make_word(state_gen(state), subject, socket_word & 0xffff));
 	if (!c) {
@@ -292,12 +291,11 @@ static __noinline bool on_other_address(struct __sk_buff *skb, struct bpf_sock *
 {
 	__u32 subject = word_subject(READ_ONCE(c->word));
 	struct decision d = {.rsubject = c->rsubject};
-	struct actor a;
 
 	p->flow.dir = IN;
 	p->flow.port = c->port;
-	describe(&a, &c->process, unit_of_socket(sk));
-	judge(&p->flow, subject, &a, &d);
+	d.unit = unit_of_socket(sk);
+	judge(&p->flow, subject, &c->process, &d);
 	if (d.verdict != DENY)
 		return pass(skb, c, &p->details, false, now);
 	deny_attempt(&p->flow, &d, &c->process, subject);
@@ -323,6 +321,16 @@ static __noinline bool changes_hands(struct bpf_sock *sk, struct connection *c)
 		return false;
 	c->process = s->process;
 	return true;
+}
+
+/* on_denied_datagram drops a packet of a flow that is known to be denied. */
+static __noinline bool on_denied_datagram(struct flow *f, struct connection *c)
+{
+	struct decision d = {.rule = c->rule, .peer = c->peer, .rsubject = c->rsubject};
+
+	deny_attempt(f, &d, &c->process, word_subject(READ_ONCE(c->word)));
+	count(COUNT_DROPPED);
+	return false;
 }
 
 /* on_datagram judges a packet of a socket that has no connection of its own. */
@@ -370,12 +378,7 @@ static __noinline bool on_datagram(struct __sk_buff *skb, struct bpf_sock *sk, b
 	}
 	if (!c || !known)
 		return on_new_datagram(skb, sk, &p, c, now);
-
-	struct decision d = {.rule = c->rule, .peer = c->peer, .rsubject = c->rsubject};
-
-	deny_attempt(&p.flow, &d, &c->process, word_subject(word));
-	count(COUNT_DROPPED);
-	return false;
+	return on_denied_datagram(&p.flow, c);
 }
 
 #endif

@@ -276,7 +276,6 @@ static __always_inline enum review review(struct sock *sk, struct socket_state *
 	__u64 word = READ_ONCE(s->word), state;
 	struct decision d = {};
 	struct flow f = {};
-	struct actor a;
 
 	if (!c || skc->skc_state == TCP_CLOSE)
 		return FINE;
@@ -310,8 +309,8 @@ static __always_inline enum review review(struct sock *sk, struct socket_state *
 			return FINE;
 		d.rsubject = s->rsubject;
 	}
-	describe(&a, &s->process, unit_by_cgroup(sk));
-	state = as_of(judge(&f, subject, &a, &d), gen);
+	d.unit = unit_by_cgroup(sk);
+	state = as_of(judge(&f, subject, &s->process, &d), gen);
 	word = settle(s, word, make_word(state_gen(state), subject, flags), &f, &d);
 	return (word & FLOW_JUDGED) && (word & FLOW_VERDICT) == DENY ? DENIED : FINE;
 }

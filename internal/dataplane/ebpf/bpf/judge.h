@@ -270,20 +270,20 @@ static __always_inline bool before_policy(const struct decision *d)
 }
 
 /*
- * judge decides the flow for the subject and, where a rule asks for it, the process (a); d->rsubject says who is at the
- * other end, where that is known. It returns
+ * judge decides the flow for the subject and, where a rule asks for it, the process in d->unit; d->rsubject says who is at
+ * the other end, where that is known. It returns
  * the state of the subject under which the verdict holds. What a generation needs is deleted only when the next one is
  * in force, so a generation that is still in force afterwards proves that all that was read belonged to it. A subject
  * that has gone meanwhile is the host's again, and has no state that a verdict could hold under. Nor has an exception.
  */
-GLOBAL __u64 judge(const struct flow *f, __u32 subject, const struct actor *a, struct decision *d)
+GLOBAL __u64 judge(const struct flow *f, __u32 subject, const struct process *p, struct decision *d)
 {
 	struct alternative_key list = {};
 	bool exceptional = false;
 	__u64 state = 0;
 	int i;
 
-	if (!f || !a || !d)
+	if (!f || !d)
 		return 0;
 	for (i = 0; i < 4; i++) {
 		__u32 gen = generation();
@@ -294,7 +294,7 @@ GLOBAL __u64 judge(const struct flow *f, __u32 subject, const struct actor *a, s
 		else
 			judge_once(f, HOST, state_at(HOST, gen), gen, d, &list);
 		if (list.list)
-			pick(d, a, &list);
+			pick(d, p, &list);
 		read_barrier();
 		if (generation() == gen)
 			break;

@@ -11,7 +11,7 @@
 #include "maps.h"
 
 #define NAME_WORDS 32 /* a name in a path has up to 255 bytes */
-#define PATH_STEPS 64 /* names and mounts on the way to the root */
+#define PATH_STEPS 40 /* names and mounts on the way to the root */
 
 /* SipHash-2-4 (Aumasson, Bernstein 2012) over words instead of bytes. */
 struct sip {
@@ -41,21 +41,36 @@ static __always_inline void sip_word(struct sip *s, __u64 word)
 	s->v0 ^= word;
 }
 
-/* hash_name adds a name of a path: its bytes in words, filled up with zeros, and its length. */
+/* first_bytes returns the word without the bytes in memory that come after the first n, which is less than 8. */
+static __always_inline __u64 first_bytes(__u64 word, __u32 n)
+{
+#if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+	return word & ((1ull << (8 * n)) - 1);
+#else
+	return word & ~(~0ull >> (8 * n));
+#endif
+}
+
+/*
+ * hash_name adds a name of a path: its bytes in words, filled up with zeros, and its length. The kernel keeps names
+ * where a word begins, so that a word that begins in one can be read whole.
+ */
 GLOBAL int hash_name(struct sip *s, __u64 name, __u32 length)
 {
-	__u32 i, left = length;
+	__u32 i;
 
 	if (!s || length > 8 * NAME_WORDS)
 		return 1;
-	for (i = 0; i < NAME_WORDS && left; i++) {
-		__u32 n = left < 8 ? left : 8;
+	for (i = 0; i < NAME_WORDS; i++) {
 		__u64 word = 0;
 
-		if (bpf_probe_read_kernel(&word, n, (void *)(name + 8 * i)))
+		if (8 * i >= length)
+			break;
+		if (bpf_probe_read_kernel(&word, sizeof(word), (void *)(name + 8 * i)))
 			return 1;
+		if (8 * i + 8 > length)
+			word = first_bytes(word, length - 8 * i);
 		sip_word(s, word);
-		left -= n;
 	}
 	sip_word(s, length);
 	return 0;
@@ -134,57 +149,51 @@ GLOBAL __u64 path_hash(__u64 of)
 	return 0;
 }
 
-/* A process as a constraint of a rule sees it. */
-struct actor {
-	__u64 unit; /* 0: none that policy names */
-	__u64 path; /* 0: not known */
-	__u32 user; /* NOBODY: not known */
-	__u32 pad;
-};
-
-#define NOBODY 0xffffffffu
-
-/* describe says who uses a socket of the process and the unit. A process of before paths mattered has been looked up. */
-static __always_inline void describe(struct actor *a, const struct process *p, __u64 unit)
+/* path_of returns the hash of the executable's path; that of a process of before paths mattered has been looked up. */
+static __always_inline __u64 path_of(const struct process *p)
 {
+	struct process_key key = {.start = p->start, .tgid = p->tgid};
 	struct settings *c = get_config();
+	__u64 *path;
 
-	a->unit = unit;
-	a->path = 0;
-	a->user = NOBODY;
-	a->pad = 0;
-	if (!p || !p->tgid)
-		return;
-	a->user = p->uid;
 	if (!c || !c->paths)
-		return;
-	a->path = p->path;
-	if (p->paths != c->paths) {
-		struct process_key key = {.start = p->start, .tgid = p->tgid};
-		__u64 *path = bpf_map_lookup_elem(&executables, &key);
-
-		a->path = path ? *path : 0;
-	}
+		return 0;
+	if (p->paths == c->paths)
+		return p->path;
+	path = bpf_map_lookup_elem(&executables, &key);
+	return path ? *path : 0;
 }
 
-/* pick replaces the decision by that of the first alternative whose constraint the actor meets, if it meets one. */
-static __always_inline void pick(struct decision *d, const struct actor *a, struct alternative_key *list)
+/*
+ * pick replaces the decision by that of the first alternative that the process, in d->unit, meets, if it meets one.
+ * What is not known of it meets no constraint. The programs judge with hardly any stack left, so that all of this is
+ * found out here, by who needs it.
+ */
+GLOBAL int pick(struct decision *d, const struct process *p, const struct alternative_key *list)
 {
+	struct alternative_key key;
 	struct alternative *alt;
+	__u64 path = 0;
 	int i;
 
+	if (!d || !list)
+		return 0;
+	if (p && p->tgid)
+		path = path_of(p);
+	key = *list;
 	for (i = 0; i < MAX_ALTERNATIVES; i++) {
-		list->index = i;
-		alt = bpf_map_lookup_elem(&alternatives, list);
+		key.index = i;
+		alt = bpf_map_lookup_elem(&alternatives, &key);
 		if (!alt)
-			return;
-		if (((alt->has & HAS_UNIT) && alt->unit != a->unit) || ((alt->has & HAS_PATH) && alt->path != a->path) ||
-		    ((alt->has & HAS_USER) && (alt->user != a->user || a->user == NOBODY)))
+			return 0;
+		if (((alt->has & HAS_UNIT) && alt->unit != d->unit) || ((alt->has & HAS_PATH) && alt->path != path) ||
+		    ((alt->has & HAS_USER) && (!p || !p->tgid || alt->user != p->uid)))
 			continue;
 		d->rule = alt->rule;
 		d->verdict = alt->verdict;
-		return;
+		return 0;
 	}
+	return 0;
 }
 
 /* processes_matter reports whether some rule is for some processes only. */

@@ -86,7 +86,6 @@ static __noinline bool judge_connection(struct __sk_buff *skb, struct bpf_sock *
 	struct details details = {};
 	struct decision d = {};
 	struct flow f = {};
-	struct actor a;
 	__u64 old, state, new;
 	__u32 subject, flags, gen = generation();
 
@@ -125,8 +124,8 @@ static __noinline bool judge_connection(struct __sk_buff *skb, struct bpf_sock *
 	} else {
 		if (skb->ifindex == LOOPBACK_IFINDEX)
 			d.rsubject = peer_on_host(skb, &f);
-		describe(&a, s ? &s->process : NULL, unit_of_socket(sk));
-		state = as_of(judge(&f, subject, &a, &d), gen);
+		d.unit = unit_of_socket(sk);
+		state = as_of(judge(&f, subject, s ? &s->process : NULL, &d), gen);
 	}
 	if (!s)
 		return d.verdict != DENY;
@@ -192,7 +191,6 @@ static __noinline bool on_listener(struct __sk_buff *skb, struct bpf_sock *sk, b
 	struct decision d = {};
 	struct handshake *h;
 	struct flow f = {};
-	struct actor a;
 	__u32 zero = 0, subject, gen = generation();
 	__u64 old, state;
 	bool syn;
@@ -218,8 +216,8 @@ static __noinline bool on_listener(struct __sk_buff *skb, struct bpf_sock *sk, b
 	} else {
 		if (skb->ifindex == LOOPBACK_IFINDEX)
 			d.rsubject = peer_on_host(skb, &f);
-		describe(&a, s ? &s->process : NULL, unit_of_socket(sk));
-		state = as_of(judge(&f, subject, &a, &d), gen);
+		d.unit = unit_of_socket(sk);
+		state = as_of(judge(&f, subject, s ? &s->process : NULL, &d), gen);
 		WRITE_ONCE(h->state, 0);
 		barrier();
 		h->subject = subject;

@@ -117,6 +117,7 @@ struct flow {
 struct decision {
 	__u64 rule;
 	__u64 peer; /* identity */
+	__u64 unit; /* that rules may name, in which the process at this end is; what is known before the judgement */
 	__u16 rsubject; /* subject + 1 if the other end is on this host, else 0 */
 	__u8 verdict;
 	__u8 pad[5];
