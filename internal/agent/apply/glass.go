@@ -30,7 +30,7 @@ func (a *Applier) Glass() Glass {
 	}
 	g := a.glass.Load()
 	if g == nil || g.Until.Sub(until).Abs() > time.Second {
-		return Glass{Until: until.Round(time.Second), Reason: "given to an earlier agent"}
+		return Glass{Until: until.Round(time.Second), Reason: "the reason is not known to this agent"}
 	}
 	return *g
 }

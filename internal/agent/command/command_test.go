@@ -90,7 +90,8 @@ func (a *told) BreakGlass(_ context.Context, g status.Glass) error {
 
 func TestBreakGlassCommand(t *testing.T) {
 	socket := filepath.Join(t.TempDir(), "agent.sock")
-	file := config(t, fmt.Sprintf("controller: 10.0.0.5:7443\nsocket: %s\nbpffs: %s/none\ncgroupRoot: %s\n", socket, t.TempDir(), t.TempDir()))
+	pins := filepath.Join(t.TempDir(), "none")
+	file := config(t, fmt.Sprintf("controller: 10.0.0.5:7443\nsocket: %s\nbpffs: %s\ncgroupRoot: %s\n", socket, pins, t.TempDir()))
 	for _, wrong := range [][]string{{}, {"--for", "-1m"}, {"--for", "25h"}, {"--for", "1m", "--end"}} {
 		if code, _, stderr := call(t, append([]string{"break-glass", "--config", file}, wrong...)...); code != exitUsage || !strings.Contains(stderr, "--for") {
 			t.Errorf("%v: exit %d, %s", wrong, code, stderr)
@@ -98,6 +99,12 @@ func TestBreakGlassCommand(t *testing.T) {
 	}
 	if code, _, stderr := call(t, "break-glass", "--for", "1m", "--config", file); code != exitCannot || !strings.Contains(stderr, "no traffic is judged") {
 		t.Errorf("without anything in the kernel: exit %d, %s", code, stderr)
+	}
+	if err := os.MkdirAll(filepath.Join(pins, "layout_1_0badcafe"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if code, _, stderr := call(t, "break-glass", "--for", "1m", "--config", file); code != exitCannot || !strings.Contains(stderr, "another version") {
+		t.Errorf("with another version in the kernel: exit %d, %s", code, stderr)
 	}
 	a := &told{}
 	listener, err := status.Listen(socket)

@@ -44,20 +44,22 @@ func (o *options) breakGlass(ctx context.Context, cfg agent.Config, stdout io.Wr
 	return exitGood, nil
 }
 
-// breakWithoutAgent does it in the kernel. The next agent reports it.
+// breakWithoutAgent does it in the kernel. The next agent reports it, without the reason, which the kernel does not keep.
 func breakWithoutAgent(ctx context.Context, cfg agent.Config, g status.Glass) (err error) {
 	if err := complete(&cfg); err != nil {
 		return err
 	}
-	there, err := ebpf.Installed(cfg.BPFFS)
-	if err != nil {
-		return err
-	}
-	if !there {
-		return errors.New("nothing of Bulkhead is in the kernel: no traffic is judged")
-	}
 	plane := ebpf.DefaultConfig()
 	plane.CgroupRoot, plane.BPFFS = cfg.CgroupRoot, cfg.BPFFS
+	this, other, err := ebpf.Installed(plane)
+	switch {
+	case err != nil:
+		return err
+	case other: // opening this version's would take it out of the kernel, for longer than was asked
+		return errors.New("what judges in the kernel is of another version: start the agent, or take it out with bulkhead-agent remove")
+	case !this:
+		return errors.New("nothing of Bulkhead is in the kernel: no traffic is judged")
+	}
 	dp, err := ebpf.Open(plane)
 	if err != nil {
 		return err

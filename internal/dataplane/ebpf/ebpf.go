@@ -351,16 +351,25 @@ func (d *Dataplane) abandon() error {
 	return errors.Join(errs...)
 }
 
-// Installed reports whether a dataplane is pinned under dir.
-func Installed(dir string) (bool, error) {
-	entries, err := os.ReadDir(dir)
-	if errors.Is(err, os.ErrNotExist) {
-		return false, nil
-	}
+// Installed reports whether a dataplane with this version's layout is pinned under cfg.BPFFS, and whether one with
+// another is. Only Open with the same configuration takes over the former.
+func Installed(cfg Config) (this, other bool, err error) {
+	spec, err := loadPrograms()
 	if err != nil {
-		return false, fmt.Errorf("look for a dataplane: %w", err)
+		return false, false, err
 	}
-	return slices.ContainsFunc(entries, func(e os.DirEntry) bool { return e.IsDir() && isLayout(e.Name()) }), nil
+	(&Dataplane{cfg: cfg}).resize(spec)
+	layout := layoutOf(spec)
+	entries, err := os.ReadDir(cfg.BPFFS)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return false, false, fmt.Errorf("look for a dataplane: %w", err)
+	}
+	for _, e := range entries {
+		if e.IsDir() && isLayout(e.Name()) {
+			this, other = this || e.Name() == layout, other || e.Name() != layout
+		}
+	}
+	return this, other, nil
 }
 
 // Uninstall detaches and removes every dataplane that is pinned under dir, whether or not an agent has it open. A dir

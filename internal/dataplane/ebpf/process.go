@@ -135,7 +135,7 @@ func (d *Dataplane) alternative(a *hostpolicy.Alternative, u users) alternative 
 	return out
 }
 
-// pathHash is path_hash of bpf/process.h for the path of an executable. It is never 0 there for a file that runs.
+// pathHash is path_hash of bpf/process.h for the path of an executable.
 func (d *Dataplane) pathHash(path string) uint64 {
 	key := [2]uint64{d.settings.PathKey[0].Load(), d.settings.PathKey[1].Load()}
 	return hashPath(key, path)

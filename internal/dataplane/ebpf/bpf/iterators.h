@@ -407,11 +407,12 @@ int bulkhead_learn(struct bpf_iter__task *ctx)
 	if (!task || task->group_leader != task || bpf_core_read(&leader, sizeof(leader), &task->group_leader))
 		return 0;
 	path = path_hash(leader);
-	if (!path)
-		return 0;
 	key.start = task->start_boottime;
 	key.tgid = task->tgid;
-	bpf_map_update_elem(&executables, &key, &path, BPF_ANY);
+	if (path)
+		bpf_map_update_elem(&executables, &key, &path, BPF_ANY);
+	else /* nor what it executed before */
+		bpf_map_delete_elem(&executables, &key);
 	return 0;
 }
 
