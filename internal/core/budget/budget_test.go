@@ -188,7 +188,7 @@ func TestProblems(t *testing.T) {
 		t.Fatal(err)
 	}
 	target := EBPF()
-	target.MaxAlternatives = 0
+	target.MaxAlternatives, target.Domains = 0, false
 	target.Max[Rows], target.Max[Ranges], target.Max[Addresses] = 14, 1, 8
 	targets := func(host string) (Target, bool) { return target, host != "db-4" }
 	var lines []string
@@ -207,6 +207,7 @@ blocks=true db-0, db-1, db-2 and 1 more (ebpf) cannot hold it: 11 addresses, and
 blocks=true db-4 (ebpf assumed) cannot hold it: 20 policy rows, and 14 fit; policy set of db-4 (app=db): 18; policy set of db-4 (app=db, while isolated): 2; rules that take most: p/many (11), p/by-process (2), p/few (2); name networks instead of many label sets, or the same ports for all of them
 blocks=true db-4 (ebpf assumed) cannot hold it: 2 policy rows for port ranges, and 1 fit; policy set of db-4 (app=db): 2; rules that take most: p/many (1); use fewer ranges, or ranges that begin at a multiple of their length
 blocks=true db-4 (ebpf assumed) cannot hold it: 11 addresses, and 8 fit; rules that take most: p/many (10), p/by-process (1), p/few (1); let rules name networks instead of the labels of very many workloads
+blocks=true web-1 (ebpf) cannot hold it: 16 addresses, and 8 fit; rules that take most: p/by-process (5), p/few (5); let rules name networks instead of the labels of very many workloads
 blocks=true web-1 (ebpf) cannot hold it: 1 rule for some processes only, which the ebpf dataplane cannot tell apart yet; rules: p/by-process; leave process out, or declare the unit as a workload
 blocks=true web-1 (ebpf) cannot hold it: 1 rule naming hosts, which the ebpf dataplane cannot follow yet; rules: p/by-name; name the addresses by cidr or network
 `

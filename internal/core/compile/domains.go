@@ -104,22 +104,25 @@ func (w *World) Domains() []string {
 }
 
 // domainsOf lists what names make of addresses, as far as the sets tell it. It marks the identities of addresses that
-// must be listed for it.
-func (w *World) domainsOf(told []bool) []hostpolicy.Domain {
+// must be listed for it. With everywhere, all addresses that workloads own must be: else the host would follow names there.
+func (w *World) domainsOf(told []bool) (out []hostpolicy.Domain, everywhere bool) {
 	out, bases := w.nets.domainsOf(func(netset int32) bool {
 		at := w.nets.netsets[netset].unownedIndex
 		return at >= 0 && told[at]
 	}, func(netset int32) model.IdentityID { return w.nets.netsets[netset].unowned })
 	for _, base := range bases {
+		everywhere = everywhere || base == 0
 		if at := w.nets.netsets[base].unownedIndex; at >= 0 {
 			told[at] = true
 		}
 	}
-	return out
+	return out, everywhere
 }
 
 // domainsOf lists what names make of addresses, where is says whether the sets tell the unowned addresses of a netset
-// apart and unowned which identity those have. It returns the netsets of which the addresses must be listed for it.
+// apart and unowned which identity those have. It returns the netsets of which the addresses must be listed for it. If
+// names count where nothing is listed, the empty netset is among them and so is every other that addresses have: what is
+// not listed must be in no network.
 func (p *partition) domainsOf(is func(netset int32) bool, unowned func(netset int32) model.IdentityID) (out []hostpolicy.Domain, bases []int32) {
 	// All names that policy knows are listed for a netset, or none: a wider pattern must not stand in for one that is not.
 	needed := map[int32]bool{}
@@ -139,8 +142,10 @@ func (p *partition) domainsOf(is func(netset int32) bool, unowned func(netset in
 			}
 		}
 	}
-	for base := range needed {
-		bases = append(bases, base)
+	for n := range p.netsets {
+		if base := int32(n); needed[base] || needed[0] && p.netsets[n].cells {
+			bases = append(bases, base)
+		}
 	}
 	slices.SortFunc(out, func(a, b hostpolicy.Domain) int { return hostpolicy.CompareDomains(&a, &b) })
 	return out, bases

@@ -94,7 +94,8 @@ func (w *World) Told(sets []int32) Told {
 	}
 	told := w.toldApart(given)
 	var t Told
-	t.Domains = len(w.domainsOf(told))
+	domains, everywhere := w.domainsOf(told)
+	t.Domains = len(domains)
 	var p hostpolicy.Policy
 	covered := w.prefixes(&p, told)
 	for i := range p.Addresses {
@@ -111,6 +112,13 @@ func (w *World) Told(sets []int32) Told {
 				t.Ports += len(w.shared[shared].ports)
 			}
 		}
+	}
+	if everywhere {
+		t.Addresses += len(w.placed.addrs)
+		for i := range w.shared {
+			t.Ports += len(w.shared[i].ports)
+		}
+		return t
 	}
 	for id, yes := range told {
 		if yes {

@@ -37,8 +37,9 @@ func (w *World) HostPolicy(host string) (*hostpolicy.Policy, bool) {
 	}
 	slices.SortFunc(p.Sets, func(a, b hostpolicy.PolicySet) int { return hostpolicy.CompareSets(&a, &b) })
 	told := w.toldApart(sets)
-	p.Domains = w.domainsOf(told)
-	w.addresses(p, told)
+	var everywhere bool
+	p.Domains, everywhere = w.domainsOf(told)
+	w.addresses(p, told, everywhere)
 	return p, true
 }
 
@@ -80,8 +81,8 @@ func (w *World) toldApart(sets map[int32]bool) []bool {
 }
 
 // addresses lists what the policy's sets tell apart, and nothing else: addresses of identities that have a row, and
-// those that a listed prefix would give another identity.
-func (w *World) addresses(p *hostpolicy.Policy, told []bool) {
+// those that a listed prefix, or, if it must be everywhere, a name would give another identity.
+func (w *World) addresses(p *hostpolicy.Policy, told []bool, everywhere bool) {
 	covered := w.prefixes(p, told)
 	listed := make([]bool, len(w.placed.addrs))
 	for id, yes := range told {
@@ -96,6 +97,11 @@ func (w *World) addresses(p *hostpolicy.Policy, told []bool) {
 			for _, a := range w.placed.byCell[cell] {
 				w.list(p, a, listed)
 			}
+		}
+	}
+	if everywhere {
+		for a := range w.placed.addrs {
+			w.list(p, int32(a), listed)
 		}
 	}
 	slices.SortFunc(p.Addresses, func(a, b hostpolicy.Address) int { return hostpolicy.CompareAddresses(&a, &b) })

@@ -130,6 +130,7 @@ func emptyLive(o Options) *Live {
 		functions: newFunctionBuilder(), tableByKey: map[string]*liveTable{},
 		judges: map[string]*judge{}, groups: map[string]*group{}, hosts: map[string]*liveHost{},
 	}
+	l.cells = []liveCell{nowhere: {}}
 	l.cellByPrefix, l.covers = map[netip.Prefix]int32{}, map[string]*cover{}
 	l.opts.Controllers = plainAddrPorts(o.Controllers)
 	l.nets = newPartition(l.docs, &l.rules)

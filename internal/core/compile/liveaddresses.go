@@ -79,9 +79,7 @@ func (b *batch) addressDelta(old, now *groupState, doubt []int32, moot []*liveAd
 		for _, pair := range [2][2]*cover{{old.cover, now.cover}, {now.cover, old.cover}} {
 			for _, cell := range pair[0].cells {
 				if !pair[1].holds(cell) {
-					for _, e := range l.owned.Subnets(l.cells[cell].prefix) {
-						look(e)
-					}
+					l.ownedIn(cell, look)
 				}
 			}
 		}

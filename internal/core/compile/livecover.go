@@ -21,21 +21,35 @@ type cover struct {
 
 // holds reports whether owned addresses of the cell must be listed.
 func (c *cover) holds(cell int32) bool {
-	return cell >= 0 && int(cell)/64 < len(c.in) && c.in.has(cell)
+	return int(cell)/64 < len(c.in) && c.in.has(cell)
 }
+
+// nowhere is the number of the liveCell of all addresses that no network holds.
+const nowhere = 0
 
 // liveCell is a prefix that is, or was, a cell of the partition.
 type liveCell struct {
-	prefix netip.Prefix
+	prefix netip.Prefix // the zero value of nowhere
 	sums   addressSums // of the owned addresses in it
 }
 
-// cell returns the number of the cell that the address is in; None if no network holds it.
+// cell returns the number of the cell that the address is in.
 func (l *Live) cell(a netip.Addr) int32 {
 	if c := l.nets.cellOf(a); c >= 0 {
 		return l.cellNumber(l.nets.cells[c].prefix)
 	}
-	return None
+	return nowhere
+}
+
+// ownedIn calls visit for the addresses in the cell that workloads own, and perhaps for others.
+func (l *Live) ownedIn(cell int32, visit func(*liveAddr)) {
+	owned := l.owned.All()
+	if cell != nowhere {
+		owned = l.owned.Subnets(l.cells[cell].prefix)
+	}
+	for _, e := range owned {
+		visit(e)
+	}
 }
 
 func (l *Live) cellNumber(p netip.Prefix) int32 {
@@ -75,6 +89,7 @@ func (l *Live) newCover(told []int32) *cover {
 	if len(told) == 0 {
 		return s
 	}
+	everywhere := false // see World.domainsOf
 	if len(l.nets.classes) > 0 {
 		var bases []int32
 		s.domains, bases = l.nets.domainsOf(func(netset int32) bool { return has(told, l.slotOf[netset]) }, func(netset int32) model.IdentityID {
@@ -84,6 +99,7 @@ func (l *Live) newCover(told []int32) *cover {
 			return 0
 		})
 		for _, base := range bases {
+			everywhere = everywhere || base == 0
 			if at := l.slotOf[base]; at > 0 {
 				told = insert(told, at)
 			}
@@ -102,7 +118,7 @@ func (l *Live) newCover(told []int32) *cover {
 		if c.prefix.IsSingleIP() {
 			if _, owned := l.owned.Get(c.prefix); owned {
 				l.cellAs[i] = inherited
-				if inherited >= 0 {
+				if inherited >= 0 || everywhere {
 					s.cells = append(s.cells, l.cellNumber(c.prefix))
 				}
 				continue
@@ -112,7 +128,7 @@ func (l *Live) newCover(told []int32) *cover {
 		if at > 0 && has(told, at) {
 			l.cellAs[i] = at
 		}
-		if l.cellAs[i] >= 0 {
+		if l.cellAs[i] >= 0 || everywhere {
 			s.cells = append(s.cells, l.cellNumber(c.prefix))
 		}
 		if l.cellAs[i] != inherited {
@@ -123,6 +139,9 @@ func (l *Live) newCover(told []int32) *cover {
 			s.prefixes = append(s.prefixes, a)
 			s.sum.Add(a.Digest())
 		}
+	}
+	if everywhere {
+		s.cells = append(s.cells, nowhere)
 	}
 	s.in = newBitset(len(l.cells))
 	for _, c := range s.cells {

@@ -92,8 +92,14 @@ func (b *batch) uncover(p *partition, slots []int32, prefix netip.Prefix) {
 }
 
 // around calls visit for the identities of unowned addresses that make who tells them apart list the cells around a
-// prefix: those of the cells, and those that names make of them.
+// prefix: those of the cells, and those that names make of them. What names make of addresses in no network is always
+// among them: it makes them list every owned address.
 func (l *Live) around(p *partition, slots []int32, prefix netip.Prefix, visit func(unowned int32)) {
+	for _, c := range p.classes {
+		if u := l.netsets[slots[c.netset[0]]].unowned; u >= 0 {
+			visit(u)
+		}
+	}
 	for _, cell := range p.lookup.Supernets(prefix) {
 		n := p.cells[cell].netset
 		if u := l.netsets[slots[n]].unowned; u >= 0 {

@@ -47,7 +47,7 @@ type liveAddr struct {
 type addrRecord struct {
 	seen       int32
 	members    []int32 // of seen, if that is shared
-	cell       int32   // number of a liveCell; None if no network holds it
+	cell       int32   // number of a liveCell
 	address    hostpolicy.Address
 	portOwners []hostpolicy.PortOwner
 	addressSums

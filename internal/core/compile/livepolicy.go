@@ -28,11 +28,11 @@ func (l *Live) listed(s *groupState, visit func(*addrRecord)) {
 		})
 	}
 	for _, cell := range s.cover.cells {
-		for _, e := range l.owned.Subnets(l.cells[cell].prefix) {
+		l.ownedIn(cell, func(e *liveAddr) {
 			if e.rec.cell == cell {
 				list(e)
 			}
-		}
+		})
 	}
 }
 

@@ -35,9 +35,7 @@ type placeSums struct {
 
 // book adds the record of an address to the sums of its place.
 func (l *Live) book(r *addrRecord) {
-	if r.cell >= 0 {
-		l.cells[r.cell].sums.add(&r.addressSums)
-	}
+	l.cells[r.cell].sums.add(&r.addressSums)
 	for i := range l.places[r.seen] {
 		if p := &l.places[r.seen][i]; p.cell == r.cell {
 			p.add(&r.addressSums)
@@ -49,9 +47,7 @@ func (l *Live) book(r *addrRecord) {
 
 // unbook is the inverse of book.
 func (l *Live) unbook(r *addrRecord) {
-	if r.cell >= 0 {
-		l.cells[r.cell].sums.remove(&r.addressSums)
-	}
+	l.cells[r.cell].sums.remove(&r.addressSums)
 	list := l.places[r.seen]
 	for i := range list {
 		if p := &list[i]; p.cell == r.cell {

@@ -131,10 +131,7 @@ func TestAgentsView(t *testing.T) {
 				}
 				pkt := hostpolicy.Packet{
 					Workload: w.Of(self.seat).Name, Dir: d, Local: e.address(self), Remote: e.address(other), Proto: c.proto, Port: c.port,
-					Process: self.process,
-				}
-				if other.seat == nil { // that a workload owns an address which no set tells apart, only the controller knows
-					pkt.Domain = c.domain
+					Process: self.process, Domain: c.domain,
 				}
 				if c.sameHost || other.seat != nil && self.seat.Workload == other.seat.Workload {
 					pkt.RemoteWorkload = w.Of(other.seat).Name
