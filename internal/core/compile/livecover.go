@@ -30,7 +30,7 @@ const nowhere = 0
 // liveCell is a prefix that is, or was, a cell of the partition.
 type liveCell struct {
 	prefix netip.Prefix // the zero value of nowhere
-	sums   addressSums // of the owned addresses in it
+	sums   addressSums  // of the owned addresses in it
 }
 
 // cell returns the number of the cell that the address is in.
