@@ -100,7 +100,8 @@ func Compile(docs *model.Documents, inv *model.Inventory, o Options) (*World, er
 		return nil, l.errs
 	}
 	w.nextExpiry = nextExpiry(&w.rules)
-	w.nets = newPartition(docs, &w.rules)
+	inOrder := rulePointers(&w.rules)
+	w.nets = newPartition(docs, &inOrder)
 	if err := w.place(); err != nil {
 		return nil, err
 	}
@@ -109,7 +110,7 @@ func Compile(docs *model.Documents, inv *model.Inventory, o Options) (*World, er
 	if len(l.errs) > 0 {
 		return nil, l.errs
 	}
-	if err := w.compileSets(resolver); err != nil {
+	if err := w.compileSets(resolver, inOrder); err != nil {
 		return nil, err
 	}
 	return w, nil

@@ -20,7 +20,8 @@ type Live struct {
 	opts Options
 	docs *model.Documents
 
-	rules      [2][]Rule
+	rules      [2][]*Rule
+	memo       loweredMemo
 	nextExpiry time.Time
 	portValues portValues
 	segments   []int32 // indexes into docs.Segments, by name
@@ -136,8 +137,8 @@ func emptyLive(o Options) *Live {
 	l.nets = newPartition(l.docs, &l.rules)
 	l.slotOf = []int32{l.netset(&l.nets.netsets[0])}
 	l.builder = &tableBuilder{
-		ids: l.ids, functions: l.functions, rules: &l.rules, byPurpose: map[purposes][]int32{},
-		groups: [2]map[int32][]int32{{}, {}}, matches: l.matches, maxCells: o.maxCells(), maxOf: map[[2]int32]int32{},
+		ids: l.ids, functions: l.functions, byPurpose: map[purposes][]int32{},
+		matches: l.matches, maxCells: o.maxCells(), maxOf: map[[2]int32]int32{},
 		paint: painter{functions: l.functions},
 	}
 	t, _ := l.builder.constant(model.EndVerdict{Verdict: model.Allow, Rule: model.RuleUnmanaged})
@@ -196,7 +197,7 @@ func (l *Live) Apply(c *Change) (*Changes, error) {
 		}
 		version := l.log.version + 1 // no Changes are of it
 		*l = *again
-		l.builder.rules, l.latest.Live = &l.rules, l
+		l.latest.Live = l
 		l.log.version, l.log.since = version, version
 		return nil, refused.error
 	}

@@ -29,7 +29,7 @@ type batch struct {
 	idle         []*judge
 	empty        []*group
 
-	adopted bool     // other rules are in force
+	unruled []int32  // matches of rules that are gone
 	recut   bool     // the address space is cut anew
 	altered []*group // that are told more than other addresses
 
@@ -105,7 +105,7 @@ func (b *batch) run(c *Change, x *lowered, opts Options) (*Changes, error) {
 	if x != nil {
 		p := l.plan(x)
 		l.docs, l.portValues = x.docs, x.values
-		l.nextExpiry = nextExpiry(&x.rules)
+		l.nextExpiry = x.nextExpiry
 		if p.segments {
 			b.resegment(p)
 		}
@@ -265,11 +265,9 @@ func (b *batch) finish() {
 		}
 		b.bury(at)
 	}
-	if b.adopted {
-		for m := range l.matchInfo {
-			if l.matchInfo[m].key != "" && l.matchInfo[m].refs == 0 {
-				l.dropMatch(int32(m))
-			}
+	for _, m := range b.unruled {
+		if l.matchInfo[m].key != "" && l.matchInfo[m].refs == 0 {
+			l.dropMatch(m)
 		}
 	}
 	if len(b.lostUnowned) > 0 {

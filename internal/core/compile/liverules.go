@@ -7,32 +7,6 @@ import (
 	"bulkhead/internal/core/model"
 )
 
-// lowered are documents as rules. It is made before a change does anything, so that documents with an error change
-// nothing.
-type lowered struct {
-	docs   *model.Documents
-	opts   Options
-	values portValues
-	rules  [2][]Rule
-	*lowering
-}
-
-func (l *Live) lower(docs *model.Documents, o Options) (*lowered, error) {
-	x := &lowered{docs: docs, opts: o, values: l.portValuesOf(docs)}
-	x.rules, x.lowering = lowerFor(docs, x.values, o.Now)
-	if len(x.errs) == 0 {
-		for _, s := range byName(docs.Segments, func(s *model.Segment) string { return s.Name }) {
-			if s.Mode == model.ModeSelective {
-				x.ports("", s.Services)
-			}
-		}
-	}
-	if len(x.errs) > 0 {
-		return nil, x.errs
-	}
-	return x, nil
-}
-
 // portValuesOf returns the numbers of the ports that the documents name.
 func (l *Live) portValuesOf(docs *model.Documents) portValues {
 	named := namedPorts(docs)
@@ -69,17 +43,10 @@ func sameList[T any](a, b []T) bool {
 func (l *Live) plan(x *lowered) *documentsPlan {
 	p := &documentsPlan{lowered: x}
 	docs := x.docs
-	networks := !sameList(docs.Networks, l.docs.Networks)
 	for d := range p.rules {
 		p.old[d], p.new[d] = compareRules(l.rules[d], p.rules[d])
-		for _, i := range p.old[d] {
-			networks = networks || l.rules[d][i].namesNetwork()
-		}
-		for _, i := range p.new[d] {
-			networks = networks || p.rules[d][i].namesNetwork()
-		}
 	}
-	if networks {
+	if !sameList(docs.Networks, l.docs.Networks) || p.otherNetworks(l) {
 		if nets := newPartition(docs, &p.rules); !nets.equal(l.nets) {
 			p.nets = nets
 		}
@@ -99,9 +66,25 @@ func (l *Live) plan(x *lowered) *documentsPlan {
 	return p
 }
 
-func (r *Rule) namesNetwork() bool {
-	named := func(t Term) bool { return t.Selector == nil }
-	return slices.ContainsFunc(r.Subject.Terms, named) || slices.ContainsFunc(r.Peer.Terms, named)
+// otherNetworks reports whether the rules may name networks that those of before do not, or the reverse.
+func (p *documentsPlan) otherNetworks(l *Live) bool {
+	named := map[string]bool{}
+	other := false
+	for d := range p.rules {
+		for _, i := range p.new[d] {
+			p.rules[d][i].eachNetwork(func(name string) {
+				named[name] = true
+				_, known := slices.BinarySearch(l.nets.names, name)
+				other = other || !known
+			})
+		}
+	}
+	for d := range p.rules {
+		for _, i := range p.old[d] {
+			l.rules[d][i].eachNetwork(func(name string) { other = other || !named[name] })
+		}
+	}
+	return other
 }
 
 // equal reports whether two partitions give every address the same networks, for the same purposes.
@@ -150,16 +133,23 @@ func (m *Match) same(o *Match) bool {
 
 // compareRules returns which of the old rules are gone and which of the new ones are new, so that all others are the
 // same in the same order, and lets those of the new have the numbers of the old.
-func compareRules(old, now []Rule) (gone, added []int32) {
-	keep := func(o, n *Rule) { n.name, n.subject, n.peer = o.name, o.subject, o.peer }
+func compareRules(old, now []*Rule) (gone, added []int32) {
+	keep := func(o, n *Rule) bool {
+		if o == n {
+			return true
+		}
+		if !o.same(n) {
+			return false
+		}
+		n.name, n.subject, n.peer = o.name, o.subject, o.peer
+		return true
+	}
 	begin := 0
-	for begin < len(old) && begin < len(now) && old[begin].same(&now[begin]) {
-		keep(&old[begin], &now[begin])
+	for begin < len(old) && begin < len(now) && keep(old[begin], now[begin]) {
 		begin++
 	}
 	end := 0
-	for end < len(old)-begin && end < len(now)-begin && old[len(old)-1-end].same(&now[len(now)-1-end]) {
-		keep(&old[len(old)-1-end], &now[len(now)-1-end])
+	for end < len(old)-begin && end < len(now)-begin && keep(old[len(old)-1-end], now[len(now)-1-end]) {
 		end++
 	}
 	left := map[model.RuleID][]int32{}
@@ -171,8 +161,7 @@ func compareRules(old, now []Rule) (gone, added []int32) {
 	for i := begin; i < len(now)-end; i++ {
 		found := false
 		for _, o := range left[now[i].ID] {
-			if o > last && old[o].same(&now[i]) {
-				keep(&old[o], &now[i])
+			if o > last && keep(old[o], now[i]) {
 				kept[o], found, last = true, true, o
 				break
 			}
@@ -199,7 +188,6 @@ type dirtyPeers struct {
 // already.
 func (b *batch) adopt(p *documentsPlan) {
 	l := b.Live
-	b.adopted = true
 	concern := func(d int, r *Rule) {
 		if r.Expired {
 			return
@@ -217,10 +205,10 @@ func (b *batch) adopt(p *documentsPlan) {
 	}
 	for d := range p.rules {
 		for _, i := range p.old[d] {
-			concern(d, &l.rules[d][i])
+			concern(d, l.rules[d][i])
 		}
 		for _, i := range p.new[d] {
-			r := &p.rules[d][i]
+			r := p.rules[d][i]
 			if r.Expired {
 				continue
 			}
@@ -229,8 +217,7 @@ func (b *batch) adopt(p *documentsPlan) {
 			concern(d, r)
 		}
 	}
-	l.rules = p.rules
-	b.regroup()
+	b.regroup(p)
 	for d, bySubject := range b.dirtyPeers {
 		for m, dirty := range bySubject {
 			for _, t := range l.matchInfo[m].tables[d] {
@@ -242,59 +229,69 @@ func (b *batch) adopt(p *documentsPlan) {
 	}
 }
 
-// regroup brings up to date what is known of matches from the rules in force.
-func (b *batch) regroup() {
+// regroup puts the rules of a plan in force and brings up to date what is known of matches from them.
+func (b *batch) regroup(p *documentsPlan) {
 	l := b.Live
-	was := make([][2]bool, len(l.matchInfo))
-	for m := range l.matchInfo {
-		i := &l.matchInfo[m]
-		was[m] = i.subject
-		i.refs, i.subject = 0, [2]bool{}
-		for d := range i.subjects {
-			i.subjects[d] = i.subjects[d][:0]
-		}
-	}
+	before := l.rules
+	l.rules, l.builder.rules = p.rules, p.rules
+	l.memo = p.memo
+	var judged [2][]int32 // matches of which rules are the subject, or were
 	for d := range l.rules {
-		groups := make(map[int32][]int32, len(l.builder.groups[d]))
-		for i := range l.rules[d] {
-			r := &l.rules[d][i]
+		l.builder.groups[d] = groupRules(len(l.matchInfo), l.rules[d])
+		for _, i := range p.old[d] {
+			r := before[d][i]
 			if r.Expired {
 				continue
 			}
-			subject, peer := &l.matchInfo[r.subject], &l.matchInfo[r.peer]
-			groups[r.subject] = append(groups[r.subject], int32(i))
-			subject.subject[d] = true
-			subject.refs++
-			peer.refs++
+			l.matchInfo[r.subject].refs--
+			l.matchInfo[r.peer].refs--
+			judged[d] = append(judged[d], r.subject)
+			b.unruled = append(b.unruled, r.subject, r.peer)
+			still := slices.ContainsFunc(l.builder.groups[d][r.subject], func(at int32) bool { return l.rules[d][at].peer == r.peer })
+			if peer := &l.matchInfo[r.peer]; !still {
+				peer.subjects[d] = remove(peer.subjects[d], r.subject)
+			}
+		}
+		for _, i := range p.new[d] {
+			r := l.rules[d][i]
+			if r.Expired {
+				continue
+			}
+			l.matchInfo[r.subject].refs++
+			l.matchInfo[r.peer].refs++
+			judged[d] = append(judged[d], r.subject)
 			if !l.matches.any[r.peer] {
-				peer.subjects[d] = append(peer.subjects[d], r.subject)
+				peer := &l.matchInfo[r.peer]
+				peer.subjects[d] = insert(peer.subjects[d], r.subject)
 			}
 		}
-		l.builder.groups[d] = groups
 	}
-	for m := range l.matchInfo {
-		i := &l.matchInfo[m]
-		for d := range i.subjects {
-			if len(i.subjects[d]) > 1 {
-				slices.Sort(i.subjects[d])
-				i.subjects[d] = slices.Compact(i.subjects[d])
-			}
+	for d, list := range judged {
+		for _, m := range list {
+			b.subjectOfRules(m, d)
 		}
-		if was[m] == i.subject {
-			continue
-		}
-		if l.matches.any[m] {
-			for _, j := range l.judges {
-				if j.identity >= 0 {
-					b.doubtJudge(j)
-				}
-			}
-			continue
-		}
-		for _, at := range l.matches.members[m] {
-			for _, j := range l.judgeOf[at] {
+	}
+}
+
+// subjectOfRules notes whether some rule has the match as its subject, and whom it concerns if that is new.
+func (b *batch) subjectOfRules(m int32, d int) {
+	l := b.Live
+	is := len(l.builder.groups[d][m]) > 0
+	if l.matchInfo[m].subject[d] == is {
+		return
+	}
+	l.matchInfo[m].subject[d] = is
+	if l.matches.any[m] {
+		for _, j := range l.judges {
+			if j.identity >= 0 {
 				b.doubtJudge(j)
 			}
+		}
+		return
+	}
+	for _, at := range l.matches.members[m] {
+		for _, j := range l.judgeOf[at] {
+			b.doubtJudge(j)
 		}
 	}
 }

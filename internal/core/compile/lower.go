@@ -37,19 +37,41 @@ func lower(docs *model.Documents, inv *model.Inventory, now time.Time) ([2][]Rul
 
 // lowerFor is lower where the numbers of named ports are known.
 func lowerFor(docs *model.Documents, values portValues, now time.Time) ([2][]Rule, *lowering) {
-	l := &lowering{
-		services:   make(map[string][]model.PortRange, len(docs.Services)),
-		networks:   make(map[string]*model.Network, len(docs.Networks)),
-		portValues: values,
-		now:        now,
-		reported:   map[Error]bool{},
-	}
+	l := newLowering(docs, values, now)
 	n := 0 // most policies make one rule in each direction of each
 	for i := range docs.Policies {
 		n += len(docs.Policies[i].Rules)
 	}
 	for d := range l.rules {
 		l.rules[d] = make([]Rule, 0, n+len(docs.Segments))
+	}
+	l.guardrails(docs)
+	for _, p := range byName(docs.Policies, policyName) {
+		for i := range p.Rules {
+			l.native(p, &p.Rules[i])
+		}
+	}
+	l.segmentsAndOneSided(docs)
+	for d := range l.rules {
+		slices.SortStableFunc(l.rules[d], func(a, b Rule) int { return a.compare(&b) })
+	}
+	return l.rules, l
+}
+
+// compare orders rules as they are asked; those that it calls equal keep the order of lowering.
+func (r *Rule) compare(o *Rule) int {
+	return cmp.Or(cmp.Compare(r.Stage, o.Stage), cmp.Compare(r.Priority, o.Priority))
+}
+
+func policyName(p *model.Policy) string { return p.Name }
+
+func newLowering(docs *model.Documents, values portValues, now time.Time) *lowering {
+	l := &lowering{
+		services:   make(map[string][]model.PortRange, len(docs.Services)),
+		networks:   make(map[string]*model.Network, len(docs.Networks)),
+		portValues: values,
+		now:        now,
+		reported:   map[Error]bool{},
 	}
 	for i := range docs.Services {
 		l.services[docs.Services[i].Name] = docs.Services[i].Ports
@@ -61,16 +83,20 @@ func lowerFor(docs *model.Documents, values portValues, now time.Time) ([2][]Rul
 			l.fail(n.Pos, "", "network %q: a name has no '/' and no ':'", n.Name)
 		}
 	}
+	return l
+}
+
+// guardrails looks for errors in guardrails.
+func (l *lowering) guardrails(docs *model.Documents) {
 	for i := range docs.Guardrails {
 		g := &docs.Guardrails[i]
-		l.match("", g.From, nearEnd) // for its errors
+		l.match("", g.From, nearEnd)
 		l.match("", g.To, nearEnd)
 	}
-	for _, p := range byName(docs.Policies, func(p *model.Policy) string { return p.Name }) {
-		for i := range p.Rules {
-			l.native(p, &p.Rules[i])
-		}
-	}
+}
+
+// segmentsAndOneSided lowers what comes after all policies.
+func (l *lowering) segmentsAndOneSided(docs *model.Documents) {
 	for _, s := range byName(docs.Segments, func(s *model.Segment) string { return s.Name }) {
 		if s.MembersOpen {
 			l.members(s)
@@ -79,12 +105,6 @@ func lowerFor(docs *model.Documents, values portValues, now time.Time) ([2][]Rul
 	for _, p := range byName(docs.OneSided, func(p *model.OneSided) string { return p.Name }) {
 		l.oneSided(p)
 	}
-	for d := range l.rules {
-		slices.SortStableFunc(l.rules[d], func(a, b Rule) int {
-			return cmp.Or(cmp.Compare(a.Stage, b.Stage), cmp.Compare(a.Priority, b.Priority))
-		})
-	}
-	return l.rules, l
 }
 
 // Lower returns the rules of each direction as Compile makes them of the documents for the inventory: the numbers that named
@@ -112,7 +132,7 @@ func (l *lowering) native(p *model.Policy, r *model.Rule) {
 		Stage:   StageDeny,
 		Action:  Deny,
 		Expires: r.Expires,
-		Expired: !r.Expires.IsZero() && !l.now.Before(r.Expires),
+		Expired: expired(r.Expires, l.now),
 	}
 	if r.Action == model.ActionAllow {
 		base.Stage, base.Action = StageAllow, Allow
@@ -121,6 +141,9 @@ func (l *lowering) native(p *model.Policy, r *model.Rule) {
 	l.side(base, model.Egress, r.From, r.To)
 	l.side(base, model.Ingress, r.To, r.From)
 }
+
+// expired reports whether a rule is past the moment that it expires at; zero is never.
+func expired(at, now time.Time) bool { return !at.IsZero() && !now.Before(at) }
 
 // side lowers what a rule says at one end. Peers that constrain the process there make a rule of their own for each
 // constraint.
@@ -152,6 +175,9 @@ func (l *lowering) side(r Rule, d model.Direction, subjects, peers []model.Peer)
 	}
 }
 
+// membersPriority puts what members may do after the allow rules of every policy.
+const membersPriority = 1
+
 // members lowers members: allow of a segment. It is asked after the allow rules of every policy.
 func (l *lowering) members(s *model.Segment) {
 	m := Match{Terms: []Term{{Selector: &s.Selector}}}
@@ -160,7 +186,7 @@ func (l *lowering) members(s *model.Segment) {
 			ID:        model.MembersRule(s.Name),
 			Pos:       s.Pos,
 			Stage:     StageAllow,
-			Priority:  1,
+			Priority:  membersPriority,
 			Action:    Allow,
 			Direction: d,
 			Subject:   m,

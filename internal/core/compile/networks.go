@@ -66,17 +66,11 @@ func purposeBit(p model.Purpose) purposes {
 }
 
 // newPartition makes the partition of the networks that the rules name or that have a purpose.
-func newPartition(docs *model.Documents, rules *[2][]Rule) *partition {
+func newPartition(docs *model.Documents, rules *[2][]*Rule) *partition {
 	named := map[string]bool{}
 	for d := range rules {
-		for i := range rules[d] {
-			for _, m := range []*Match{&rules[d][i].Subject, &rules[d][i].Peer} {
-				for _, t := range m.Terms {
-					if t.Selector == nil {
-						named[t.Network] = true
-					}
-				}
-			}
+		for _, r := range rules[d] {
+			r.eachNetwork(func(name string) { named[name] = true })
 		}
 	}
 	networks := map[string]*model.Network{}
@@ -223,4 +217,15 @@ func subtract(a, b []int32) []int32 {
 		}
 	}
 	return out
+}
+
+// eachNetwork calls visit for the networks that the rule names.
+func (r *Rule) eachNetwork(visit func(name string)) {
+	for _, m := range [2]*Match{&r.Subject, &r.Peer} {
+		for _, t := range m.Terms {
+			if t.Selector == nil {
+				visit(t.Network)
+			}
+		}
+	}
 }

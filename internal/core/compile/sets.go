@@ -29,8 +29,8 @@ type setBuilder struct {
 }
 
 // compileSets gives every point its policy set.
-func (w *World) compileSets(r *termResolver) error {
-	b := w.newSetBuilder(r)
+func (w *World) compileSets(r *termResolver, rules [2][]*Rule) error {
+	b := w.newSetBuilder(r, rules)
 	for i := range w.workloads {
 		wl := &w.workloads[i]
 		for k := range wl.Points {
@@ -71,7 +71,7 @@ func (w *World) ownPurposes(wl *Workload) purposes {
 	return own
 }
 
-func (w *World) newSetBuilder(r *termResolver) *setBuilder {
+func (w *World) newSetBuilder(r *termResolver, rules [2][]*Rule) *setBuilder {
 	b := &setBuilder{
 		w:         w,
 		functions: newFunctionBuilder(),
@@ -83,24 +83,21 @@ func (w *World) newSetBuilder(r *termResolver) *setBuilder {
 		byFamily:  map[string]int32{},
 	}
 	m := &matches{byKey: map[string]int32{}, terms: map[string][]int32{}}
-	groups := [2]map[int32][]int32{{}, {}}
+	var groups [2][][]int32
 	for d := range w.rules {
-		for i := range w.rules[d] {
-			rule := &w.rules[d][i]
+		for _, rule := range rules[d] {
 			if rule.Expired {
 				continue
 			}
 			rule.name = b.functions.name(rule.ID)
 			rule.subject, rule.peer = m.add(r, &rule.Subject), m.add(r, &rule.Peer)
-			groups[d][rule.subject] = append(groups[d][rule.subject], int32(i))
 		}
+		groups[d] = groupRules(len(m.members), rules[d])
 		b.matched[d] = make([][]int32, len(w.ids.ids))
-		subjects := make([]int32, 0, len(groups[d]))
-		for subject := range groups[d] {
-			subjects = append(subjects, subject)
-		}
-		slices.Sort(subjects)
-		for _, subject := range subjects {
+		for subject := range int32(len(groups[d])) {
+			if len(groups[d][subject]) == 0 {
+				continue
+			}
 			if m.any[subject] {
 				b.always[d] = append(b.always[d], subject)
 				continue
@@ -110,8 +107,29 @@ func (w *World) newSetBuilder(r *termResolver) *setBuilder {
 			}
 		}
 	}
-	b.tables = newTableBuilder(w, m, groups, b.functions)
+	b.tables = newTableBuilder(w, rules, m, groups, b.functions)
 	return b
+}
+
+// groupRules lists, by match, the rules in force that it is the subject of.
+func groupRules(matches int, rules []*Rule) [][]int32 {
+	groups, sizes, n := make([][]int32, matches), make([]int32, matches), 0
+	for _, r := range rules {
+		if !r.Expired {
+			sizes[r.subject]++
+			n++
+		}
+	}
+	all := make([]int32, n)
+	for m, size := range sizes {
+		groups[m], all = all[:0:size], all[size:]
+	}
+	for i, r := range rules {
+		if !r.Expired {
+			groups[r.subject] = append(groups[r.subject], int32(i))
+		}
+	}
+	return groups
 }
 
 // of returns the policy set of a workload at one of its points.

@@ -65,9 +65,9 @@ type restriction struct {
 type tableBuilder struct {
 	ids       *identities
 	functions *functionBuilder
-	rules     *[2][]Rule
+	rules     [2][]*Rule
 	byPurpose map[purposes][]int32 // identities at addresses that serve a purpose
-	groups    [2]map[int32][]int32 // by direction: a subject's match to the rules that it is the subject of
+	groups    [2][][]int32         // by direction and match: the rules that it is the subject of
 	matches   *matches
 	maxCells  int
 
@@ -111,11 +111,11 @@ const (
 
 type childOf struct{ step, node int32 }
 
-func newTableBuilder(w *World, m *matches, groups [2]map[int32][]int32, f *functionBuilder) *tableBuilder {
+func newTableBuilder(w *World, rules [2][]*Rule, m *matches, groups [2][][]int32, f *functionBuilder) *tableBuilder {
 	b := &tableBuilder{
 		ids:       w.ids,
 		functions: f,
-		rules:     &w.rules,
+		rules:     rules,
 		byPurpose: map[purposes][]int32{},
 		groups:    groups,
 		matches:   m,
@@ -143,6 +143,17 @@ func newTableBuilder(w *World, m *matches, groups [2]map[int32][]int32, f *funct
 		slices.Sort(list)
 	}
 	return b
+}
+
+func rulePointers(rules *[2][]Rule) [2][]*Rule {
+	var out [2][]*Rule
+	for d := range rules {
+		out[d] = make([]*Rule, len(rules[d]))
+		for i := range rules[d] {
+			out[d][i] = &rules[d][i]
+		}
+	}
+	return out
 }
 
 // build makes the table of one direction.
@@ -329,7 +340,7 @@ func (b *tableBuilder) applyRules(s *subject, d model.Direction) {
 		denial = model.Deny
 	}
 	for _, at := range b.order {
-		r := &b.rules[d][at]
+		r := b.rules[d][at]
 		st := step{ports: r.Ports, verdict: denial, rule: r.name, source: r, pass: r.Action == Pass, process: everyProcess}
 		switch {
 		case r.Action == Allow:

@@ -24,7 +24,8 @@ func TestPartitionAgreesWithContains(t *testing.T) {
 		if len(l.errs) > 0 {
 			t.Fatal(l.errs)
 		}
-		p := newPartition(docs, &rules)
+		inOrder := rulePointers(&rules)
+		p := newPartition(docs, &inOrder)
 		probe := func(a netip.Addr) {
 			if !a.IsValid() {
 				return
