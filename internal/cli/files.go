@@ -1,17 +1,16 @@
 package cli
 
 import (
+	"errors"
 	"io"
-	"io/fs"
 	"os"
-	"path/filepath"
-	"strings"
 
 	"github.com/spf13/cobra"
 
 	pb "bulkhead/api/bulkhead/v1"
 	"bulkhead/internal/core/model"
 	"bulkhead/internal/core/policy"
+	"bulkhead/internal/docdir"
 	"bulkhead/internal/kube"
 )
 
@@ -51,33 +50,12 @@ func readPath(cmd *cobra.Command, path string) ([]policy.File, error) {
 		}
 		return []policy.File{{Name: path, Data: data}}, nil
 	}
-	var files []policy.File
-	err = filepath.WalkDir(path, func(name string, d fs.DirEntry, err error) error {
-		if err != nil {
-			return err
-		}
-		hidden := name != path && strings.HasPrefix(d.Name(), ".")
-		if d.IsDir() {
-			if hidden {
-				return fs.SkipDir
-			}
-			return nil
-		}
-		if ext := filepath.Ext(name); hidden || ext != ".yaml" && ext != ".yml" {
-			return nil
-		}
-		data, err := os.ReadFile(name)
-		if err != nil {
-			return err
-		}
-		files = append(files, policy.File{Name: name, Data: data})
-		return nil
-	})
-	if err != nil {
+	files, err := docdir.Read(path)
+	switch {
+	case errors.Is(err, docdir.ErrEmpty):
+		return nil, usagef("%w", err)
+	case err != nil:
 		return nil, cannotRead(err)
-	}
-	if len(files) == 0 {
-		return nil, usagef("%s holds no documents: there is no *.yaml or *.yml file in it", path)
 	}
 	return files, nil
 }
