@@ -1,7 +1,7 @@
 package cli
 
 import (
-	"net/netip"
+	"errors"
 
 	"github.com/spf13/cobra"
 
@@ -58,40 +58,13 @@ bulkhead explain essentials lists what no policy and no quarantine ever blocks.`
 
 // flow reads a flow as people write it.
 func (s *scene) flow(from, to, on string) (*model.Flow, error) {
-	f := &model.Flow{}
-	var err error
-	if f.From, err = s.end(from); err != nil {
-		return nil, err
+	f, err := verdict.Question(s.inv, from, to, on)
+	var unknown *verdict.UnknownError
+	switch {
+	case errors.As(err, &unknown):
+		return nil, usagef("there is no workload %q in %s%s", unknown.Name, s.origin, didYouMean(similar(unknown.Name, instanceNames(s.inv))))
+	case err != nil:
+		return nil, usagef("%w", err)
 	}
-	if f.To, err = s.end(to); err != nil {
-		return nil, err
-	}
-	f.Proto, f.Port, err = singlePort(on)
-	return f, err
-}
-
-// end reads the name of a workload, or an address.
-func (s *scene) end(text string) (model.End, error) {
-	if findInstance(s.inv, text) != nil {
-		return model.End{Workload: text}, nil
-	}
-	if a, err := netip.ParseAddr(text); err == nil {
-		return model.End{Addr: a.Unmap().WithZone("")}, nil
-	}
-	return model.End{}, usagef("there is no workload %q in %s%s", text, s.origin, didYouMean(similar(text, instanceNames(s.inv))))
-}
-
-// singlePort reads tcp/5432 or icmp/8/0; icmp/8 stands for code 0.
-func singlePort(text string) (model.Proto, uint16, error) {
-	r, err := model.ParsePortRange(text)
-	if err != nil {
-		return 0, 0, usagef("%w", err)
-	}
-	if r.Proto.IsICMP() && r.Hi == r.Lo|0xff && r.Lo&0xff == 0 {
-		r.Hi = r.Lo
-	}
-	if !r.Single() {
-		return 0, 0, usagef("port %q: a flow has one port: use tcp/5432, udp/53 or icmp/8/0", text)
-	}
-	return r.Proto, r.Lo, nil
+	return f, nil
 }

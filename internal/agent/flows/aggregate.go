@@ -29,6 +29,7 @@ type aggregator struct {
 	host      string
 	limit     int
 	processes *processes
+	recent    *Recent
 	full      chan struct{} // half of the limit is reached: take soon
 
 	mu      sync.Mutex
@@ -38,7 +39,7 @@ type aggregator struct {
 }
 
 func newAggregator(host string, limit int, p *processes) *aggregator {
-	return &aggregator{host: host, limit: limit, processes: p, full: make(chan struct{}, 1), records: map[edge]*record{}}
+	return &aggregator{host: host, limit: limit, processes: p, recent: newRecent(recentEdges), full: make(chan struct{}, 1), records: map[edge]*record{}}
 }
 
 func (a *aggregator) add(e *dataplane.Event, revision uint64) {
@@ -54,6 +55,7 @@ func (a *aggregator) add(e *dataplane.Event, revision uint64) {
 	if e.Process.PID != 0 {
 		k.path = a.processes.path(e.Process.PID, e.Process.Start)
 	}
+	a.recent.add(k, e)
 	ms := e.Time.UnixMilli()
 
 	a.mu.Lock()
@@ -106,19 +108,25 @@ func (a *aggregator) begin(k edge, ms int64) *record {
 
 // count adds one event to the record of its edge.
 func count(r *record, e *dataplane.Event) {
-	switch {
-	case e.Kind == dataplane.EventDeny:
-		r.Connections += max(e.Count, 1)
-	case e.Kind == dataplane.EventOpen && !e.Rejudged: // judged again is not opened again
-		r.Connections++
-		if e.Existing {
-			r.Existing++
-		}
+	r.Connections += connections(e)
+	if e.Kind == dataplane.EventOpen && !e.Rejudged && e.Existing {
+		r.Existing++
 	}
 	r.BytesSent += e.BytesSent
 	r.BytesReceived += e.BytesReceived
 	r.PacketsSent += e.PacketsSent
 	r.PacketsReceived += e.PacketsRecv
+}
+
+// connections returns how many connections, or attempts, begin with the event.
+func connections(e *dataplane.Event) uint64 {
+	switch {
+	case e.Kind == dataplane.EventDeny:
+		return max(e.Count, 1)
+	case e.Kind == dataplane.EventOpen && !e.Rejudged: // judged again is not opened again
+		return 1
+	}
+	return 0
 }
 
 // take ends the window: it returns its records, in no order, and how many events found no place.

@@ -1,5 +1,5 @@
-// Package flows turns the events of the dataplane into one record per edge and window, and keeps the records in a
-// spool on disk until the controller has acknowledged them.
+// Package flows turns the events of the dataplane into one record per edge and window, keeps the records in a spool on
+// disk until the controller has acknowledged them, and remembers the edges that were seen last for who asks on this host.
 //
 // Every map, queue and file in here is bounded. What does not fit is dropped and counted; the count travels with the
 // next batch.
@@ -25,6 +25,9 @@ type Config struct {
 	MaxBatch int           // records in one batch
 }
 
+// recentEdges is how many edges are remembered, of what passed and of what did not: some two megabytes each at most.
+const recentEdges = 4096
+
 // DefaultConfig returns the bounds of a server: at most some ten megabytes of memory.
 func DefaultConfig() Config {
 	return Config{Window: 5 * time.Second, MaxEdges: 16 << 10, MaxBatch: 500}
@@ -35,11 +38,28 @@ type Source interface {
 	Events(ctx context.Context, fn func(*dataplane.Event)) error
 }
 
-// Collector sums events up and hands the records to a spool.
+// Sink takes records; a *Spool is one.
+type Sink interface {
+	// Append takes the records, and the number of those that were lost before it.
+	Append(records []*pb.FlowRecord, lost uint64) error
+	// Lost returns how many records it has dropped, and was told of as lost, since the start.
+	Lost() uint64
+}
+
+// Nowhere is a sink of a host that has nobody to tell.
+type Nowhere struct{}
+
+// Append forgets the records.
+func (Nowhere) Append([]*pb.FlowRecord, uint64) error { return nil }
+
+// Lost returns zero.
+func (Nowhere) Lost() uint64 { return 0 }
+
+// Collector sums events up and hands the records to a sink.
 type Collector struct {
 	cfg      Config
 	source   Source
-	spool    *Spool
+	spool    Sink
 	revision func() uint64
 	log      *slog.Logger
 	report   func(key, text string)
@@ -48,7 +68,7 @@ type Collector struct {
 
 // New returns a collector. revision is asked for the policy in force; problems are reported under a key, and with an
 // empty text when they are over.
-func New(cfg Config, source Source, spool *Spool, revision func() uint64, log *slog.Logger, report func(key, text string)) *Collector {
+func New(cfg Config, source Source, spool Sink, revision func() uint64, log *slog.Logger, report func(key, text string)) *Collector {
 	return &Collector{
 		cfg: cfg, source: source, spool: spool, revision: revision, log: log, report: report,
 		edges: newAggregator(cfg.Host, cfg.MaxEdges, newProcesses()),
@@ -116,6 +136,9 @@ func (c *Collector) flush() {
 
 // Lost returns how many records have been dropped since the start.
 func (c *Collector) Lost() uint64 { return c.spool.Lost() + c.edges.lostEver() }
+
+// Recent returns the memory of the edges that were seen last.
+func (c *Collector) Recent() *Recent { return c.edges.recent }
 
 // record is a window's sum for one edge while it grows.
 type record = pb.FlowRecord

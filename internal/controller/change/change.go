@@ -21,7 +21,6 @@ import (
 	"bulkhead/internal/core/model"
 	"bulkhead/internal/core/plan"
 	"bulkhead/internal/core/policy"
-	"bulkhead/internal/core/prove"
 	"bulkhead/internal/store"
 )
 
@@ -49,24 +48,11 @@ func fail(k Kind, format string, args ...any) error {
 	return &Error{Kind: k, Text: fmt.Sprintf(format, args...)}
 }
 
-// unmet returns, in words, the guardrails and expectations of the world that do not hold, and what hosts cannot hold of
-// it that they could before.
+// unmet returns, in words, why the change to the world should not be made.
 func unmet(before, w *compile.World, targets budget.Targets) []string {
 	var out []string
-	for _, g := range prove.Guardrails(w) {
-		if !g.Holds {
-			out = append(out, fmt.Sprintf("guardrail %s does not hold: %s", g.Name, g.Why()))
-		}
-	}
-	for _, c := range prove.Expectations(w) {
-		if !c.Pass {
-			out = append(out, fmt.Sprintf("expectation %s is not met: %s", c.Expectation, c.String()))
-		}
-	}
-	for _, p := range budget.Check(before, w, targets) {
-		if p.Blocks() {
-			out = append(out, p.String())
-		}
+	for _, r := range plan.Unmet(before, w, targets) {
+		out = append(out, r.Text)
 	}
 	return out
 }
