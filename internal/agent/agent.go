@@ -1,9 +1,10 @@
 // Package agent looks after one host: it enrols with a controller, tells it what there is and who talks to whom, and
-// keeps the host's policy in force, with the controller or without it.
+// keeps the host's policy in force, with the controller or without it. It can also stand alone, with a directory of documents in
+// place of the controller.
 //
 // The work is done by its sub-packages, which know little of each other: enroll (who we are), inventory (what there
-// is), apply (what is in force), flows (what was seen), uplink (the stream to the controller), status (what we tell
-// on this host). This package wires them together.
+// is), apply (what is in force), flows (what was seen), uplink (the stream to the controller), standalone (policy from a
+// directory), status (what we tell on this host). This package wires them together.
 package agent
 
 import (
@@ -26,6 +27,7 @@ import (
 	"bulkhead/internal/agent/enroll"
 	"bulkhead/internal/agent/flows"
 	"bulkhead/internal/agent/inventory"
+	"bulkhead/internal/agent/standalone"
 	"bulkhead/internal/agent/status"
 	"bulkhead/internal/agent/uplink"
 	"bulkhead/internal/core/hostpolicy"
@@ -50,11 +52,13 @@ type Agent struct {
 	problems status.Problems
 	watcher  *inventory.Watcher
 	applier  *apply.Applier
-	keeper   *enroll.Keeper
-	link     *uplink.Link
+	alone    *standalone.Keeper // nil: there is a controller, and
+	keeper   *enroll.Keeper     // these are not nil
+	link     *uplink.Link       // made by Run, like what follows
+	spool    *flows.Spool
 	// Made by Run.
-	spool     *flows.Spool
 	collector *flows.Collector
+	watching  bool // the watcher runs, or is about to
 }
 
 // New returns an agent that does nothing until Run. Host and CgroupRoot of the configuration must be set.
@@ -64,7 +68,11 @@ func New(cfg Config, deps Deps) *Agent {
 	found.CgroupRoot, found.Units = cfg.CgroupRoot, cfg.Units
 	a.watcher = inventory.New(found, a.problems.Report)
 	a.applier = apply.New(apply.Config{Host: cfg.Host, Dir: cfg.Data}, a.dp, a.log, a.problems.Report)
-	a.keeper = enroll.New(enroll.Config{Host: cfg.Host, Dir: cfg.Data, Controller: cfg.Controller}, a.log)
+	if cfg.Standalone != "" {
+		a.alone = a.standAlone()
+	} else {
+		a.keeper = enroll.New(enroll.Config{Host: cfg.Host, Dir: cfg.Data, Controller: cfg.Controller}, a.log)
+	}
 	return a
 }
 
@@ -84,23 +92,33 @@ func (a *Agent) Run(ctx context.Context) (err error) {
 	if err := a.restore(ctx); err != nil {
 		return err
 	}
+	if a.alone == nil {
+		if a.spool, err = flows.OpenSpool(filepath.Join(a.cfg.Data, "flows"), a.cfg.SpoolBytes); err != nil {
+			return fmt.Errorf("flow spool: %w", err)
+		}
+		defer func() { err = errors.Join(err, a.spool.Close()) }()
+	}
+	a.wire()
+	if a.alone != nil {
+		a.alone.Start(ctx)
+	}
 	listener, err := status.Listen(a.cfg.Socket)
 	if err != nil {
 		return err
 	}
-	if a.spool, err = flows.OpenSpool(filepath.Join(a.cfg.Data, "flows"), a.cfg.SpoolBytes); err != nil {
-		return errors.Join(fmt.Errorf("flow spool: %w", err), listener.Close())
-	}
-	defer func() { err = errors.Join(err, a.spool.Close()) }()
-	a.wire()
 
+	a.watching = true
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return status.Serve(ctx, listener, a) })
 	group.Go(func() error { return a.watcher.Run(ctx, func(f *inventory.Found) { a.found(ctx, f) }) })
 	group.Go(func() error { return a.applier.Run(ctx) })
 	group.Go(func() error { return a.beat(ctx) })
 	group.Go(func() error { return a.collector.Run(ctx) })
-	group.Go(func() error { return a.link.Run(ctx) })
+	if a.alone != nil {
+		group.Go(func() error { return a.alone.Run(ctx) })
+	} else {
+		group.Go(func() error { return a.link.Run(ctx) })
+	}
 	group.Go(func() error {
 		notify.Watchdog(ctx, a.alive, func(err error) { a.log.Warn("the service manager was not told", "error", err) })
 		return nil
@@ -166,11 +184,18 @@ func (a *Agent) restore(ctx context.Context) error {
 	return nil
 }
 
-// wire makes what needs the spool.
+// wire makes what takes flows and, where there is a controller, the link to it.
 func (a *Agent) wire() {
+	var sink flows.Sink = flows.Nowhere{}
+	if a.spool != nil {
+		sink = a.spool
+	}
 	collect := flows.DefaultConfig()
 	collect.Host, collect.Window = a.cfg.Host, a.cfg.FlowWindow
-	a.collector = flows.New(collect, a.dp, a.spool, a.revision, a.log, a.problems.Report)
+	a.collector = flows.New(collect, a.dp, sink, a.revision, a.log, a.problems.Report)
+	if a.alone != nil {
+		return
+	}
 
 	admission := &admission{
 		keeper: a.keeper, cfg: &a.cfg, host: a.cfg.Host, log: a.log, report: a.problems.Report,
@@ -209,7 +234,18 @@ func (a *Agent) found(ctx context.Context, f *inventory.Found) {
 	if err := a.applier.SetUnits(ctx, f.Units); err != nil && ctx.Err() == nil {
 		a.log.Error("units changed and policy was not applied again", "error", err)
 	}
-	a.link.InventoryChanged()
+	if a.alone != nil {
+		a.alone.InventoryChanged()
+	} else {
+		a.link.InventoryChanged()
+	}
+}
+
+// statusChanged has the controller, if there is one, told at once.
+func (a *Agent) statusChanged() {
+	if a.link != nil {
+		a.link.StatusChanged()
+	}
 }
 
 func (a *Agent) revision() uint64 {
@@ -311,6 +347,6 @@ func (a *Agent) BreakGlass(ctx context.Context, g status.Glass) error {
 	if err := a.applier.BreakGlass(ctx, apply.Glass{Until: g.Until, Reason: g.Reason}); err != nil {
 		return err
 	}
-	a.link.StatusChanged()
+	a.statusChanged()
 	return nil
 }

@@ -2,6 +2,7 @@ package agent
 
 import (
 	"errors"
+	"fmt"
 	"log/slog"
 	"net/netip"
 	"path"
@@ -12,11 +13,15 @@ import (
 	"go.yaml.in/yaml/v3"
 
 	"bulkhead/internal/config"
+	"bulkhead/internal/core/model"
 )
 
 // Config is the agent's configuration: one YAML file, in which a key that is not known is an error.
 type Config struct {
 	Controller string        // address:port of the controller
+	Standalone string        // in place of a controller: directory of documents
+	Labels     model.Labels  // standing alone: of this host, where no document says otherwise
+	Confirm    time.Duration // standing alone: how long a change that closes something waits to be confirmed; 0: it need not be
 	Token      string        // join token; needed once
 	TokenFile  string        // file that holds it; read when it is needed
 	Host       string        // name of this host's workload; default the host name
@@ -28,6 +33,9 @@ type Config struct {
 	Socket     string        // unix socket for status
 	LogLevel   slog.Level
 
+	// asks: nobody runs an agent by it, who would need to know where policy comes from.
+	asks bool
+
 	// What the file does not set.
 	SpoolBytes  int64         // disk for flows that the controller has not acknowledged
 	StatusEvery time.Duration // between two reports of status to the controller
@@ -35,13 +43,14 @@ type Config struct {
 	RetryMax    time.Duration
 }
 
-// DefaultConfig returns the configuration of an empty file. Controller and a token are still missing.
+// DefaultConfig returns the configuration of an empty file. Controller and a token, or a directory, are still missing.
 func DefaultConfig() Config {
 	return Config{
 		Data:        "/var/lib/bulkhead-agent",
 		BPFFS:       "/sys/fs/bpf/bulkhead",
 		Units:       []string{"*.service"},
 		FlowWindow:  5 * time.Second,
+		Confirm:     2 * time.Minute,
 		Socket:      "/run/bulkhead/agent.sock",
 		SpoolBytes:  64 << 20,
 		StatusEvery: 5 * time.Second,
@@ -53,6 +62,15 @@ func DefaultConfig() Config {
 // keys says how each key of the file is read.
 var keys = config.Keys[Config]{
 	"controller": config.Text(func(c *Config) *string { return &c.Controller }),
+	"standalone": config.Text(func(c *Config) *string { return &c.Standalone }),
+	"labels": func(c *Config, n *yaml.Node) error {
+		c.Labels = nil
+		if n.Kind != yaml.MappingNode || n.Decode(&c.Labels) != nil {
+			return errors.New("must be a mapping of labels to values, such as {role: web}")
+		}
+		return nil
+	},
+	"confirm":    config.Duration(func(c *Config) *time.Duration { return &c.Confirm }, "2m, or 0s for never"),
 	"token":      config.Text(func(c *Config) *string { return &c.Token }),
 	"tokenFile":  config.Text(func(c *Config) *string { return &c.TokenFile }),
 	"host":       config.Text(func(c *Config) *string { return &c.Host }),
@@ -71,13 +89,22 @@ var keys = config.Keys[Config]{
 	"logLevel":   config.Level(func(c *Config) *slog.Level { return &c.LogLevel }),
 }
 
-// ParseConfig reads a configuration over the defaults. The error holds every problem, one a line, each with its place;
-// name is what the places are in.
-func ParseConfig(name string, data []byte) (Config, error) {
+// ParseConfig reads a configuration over the defaults, and lays what was said elsewhere over it. The error holds every
+// problem, one a line, each with its place; name is what the places are in.
+func ParseConfig(name string, data []byte, over ...func(*Config)) (Config, error) {
 	c := DefaultConfig()
-	err := config.Parse(name, data, &c, keys, (*Config).check)
+	err := config.Parse(name, data, &c, keys, func(c *Config, p *config.Problems) {
+		for _, set := range over {
+			set(c)
+		}
+		c.check(p)
+	})
 	return c, err
 }
+
+// ForClients, given to ParseConfig, lets a configuration pass that does not say where policy comes from: who only asks the
+// agent need not know.
+func ForClients(c *Config) { c.asks = true }
 
 const (
 	minFlowWindow = 100 * time.Millisecond
@@ -86,10 +113,10 @@ const (
 
 // check reports what cannot work, whatever the machine.
 func (c *Config) check(p *config.Problems) {
-	if c.Controller == "" {
-		p.Add("controller", "is missing; name the controller's address, such as 10.0.0.5:7443")
-	} else if _, err := netip.ParseAddrPort(c.Controller); err != nil {
-		p.Add("controller", "%q is not an address and a port, such as 10.0.0.5:7443 (a name would depend on DNS, which policy may close)", c.Controller)
+	if c.Standalone != "" {
+		c.checkAlone(p)
+	} else if !c.asks || c.Controller != "" {
+		c.checkController(p)
 	}
 	if c.Token != "" && c.TokenFile != "" {
 		p.Add("token", "give the token itself or a tokenFile, not both")
@@ -112,5 +139,43 @@ func (c *Config) check(p *config.Problems) {
 	}
 	if c.FlowWindow < minFlowWindow || c.FlowWindow > maxFlowWindow {
 		p.Add("flowWindow", "%v is not between %v and %v", c.FlowWindow, minFlowWindow, maxFlowWindow)
+	}
+}
+
+func (c *Config) checkController(p *config.Problems) {
+	if c.Controller == "" {
+		p.Add("controller", "is missing; name the controller's address, such as 10.0.0.5:7443, or a directory of documents with standalone")
+	} else if _, err := netip.ParseAddrPort(c.Controller); err != nil {
+		p.Add("controller", "%q is not an address and a port, such as 10.0.0.5:7443 (a name would depend on DNS, which policy may close)", c.Controller)
+	}
+	if len(c.Labels) > 0 {
+		p.Add("labels", "are the controller's to give, with the join token; they go with standalone")
+	}
+}
+
+// maxConfirm is how long a trial may last: longer is no trial.
+const maxConfirm = 24 * time.Hour
+
+func (c *Config) checkAlone(p *config.Problems) {
+	if c.Controller != "" {
+		p.Add("standalone", "policy comes from a controller or from a directory, not from both; take one of them out")
+	}
+	if !filepath.IsAbs(c.Standalone) {
+		p.Add("standalone", "%q is not an absolute path", c.Standalone)
+	}
+	if c.Confirm < 0 || c.Confirm > maxConfirm || c.Confirm > 0 && c.Confirm < 10*time.Second {
+		p.Add("confirm", "%v is not between 10s and %v; 0s is for never", c.Confirm, maxConfirm)
+	}
+	for _, key := range c.Labels.Keys() {
+		err := model.CheckLabelKey(key)
+		if err == nil {
+			err = model.CheckLabelValue(c.Labels[key])
+		}
+		if err == nil && strings.HasPrefix(key, model.SystemLabelPrefix) {
+			err = fmt.Errorf("label key %q: keys under %s are set by the system", key, model.SystemLabelPrefix)
+		}
+		if err != nil {
+			p.Add("labels", "%v", err)
+		}
 	}
 }

@@ -86,7 +86,7 @@ func describe(c Config) string {
 		key   string
 		value any
 	}{
-		{"controller", c.Controller}, {"token", c.Token}, {"tokenFile", c.TokenFile}, {"host", c.Host}, {"data", c.Data},
+		{"controller", c.Controller}, {"standalone", c.Standalone}, {"labels", c.Labels}, {"confirm", c.Confirm}, {"token", c.Token}, {"tokenFile", c.TokenFile}, {"host", c.Host}, {"data", c.Data},
 		{"cgroupRoot", c.CgroupRoot}, {"bpffs", c.BPFFS}, {"units", c.Units}, {"flowWindow", c.FlowWindow},
 		{"socket", c.Socket}, {"logLevel", c.LogLevel},
 	} {

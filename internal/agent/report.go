@@ -9,7 +9,9 @@ import (
 	pb "bulkhead/api/bulkhead/v1"
 	"bulkhead/internal/agent/apply"
 	"bulkhead/internal/agent/inventory"
+	"bulkhead/internal/agent/standalone"
 	"bulkhead/internal/agent/status"
+	"bulkhead/internal/core/compile"
 	"bulkhead/internal/core/model"
 	"bulkhead/internal/dataplane"
 	"bulkhead/internal/version"
@@ -47,17 +49,22 @@ func (a *Agent) agentStatus() *pb.AgentStatus {
 func (a *Agent) Status() *status.Report {
 	c := a.dp.Capabilities()
 	r := &status.Report{
-		Host: a.cfg.Host, Version: version.String(), Started: a.started.UTC(), Controller: a.cfg.Controller,
-		Connected: a.link.Connected(), Sessions: a.link.Sessions(), Subjects: []status.Subject{},
+		Host: a.cfg.Host, Version: version.String(), Started: a.started.UTC(), Subjects: []status.Subject{},
 		Isolated: a.applier.Isolated(), Dataplane: status.Dataplane{Kind: c.Kind, Kernel: c.Kernel, Limits: c.Limits},
-		Counters: status.Counters(a.counters()), RecordsLost: a.collector.Lost(), SpoolBytes: a.spool.Backlog(),
+		Counters: status.Counters(a.counters()), RecordsLost: a.collector.Lost(),
 		ResidentBytes: resident(), Problems: a.problems.List(),
+	}
+	var world *compile.World
+	if a.alone != nil {
+		r.Alone, world = a.alone.Status()
+	} else {
+		r.Controller, r.Connected, r.Sessions, r.SpoolBytes = a.cfg.Controller, a.link.Connected(), a.link.Sessions(), a.spool.Backlog()
+		if id := a.keeper.Current(); id != nil {
+			r.Certificate = id.NotAfter().UTC()
+		}
 	}
 	if g := a.applier.Glass(); !g.Until.IsZero() {
 		r.Glass = &status.Glass{Until: g.Until.UTC(), Reason: g.Reason}
-	}
-	if id := a.keeper.Current(); id != nil {
-		r.Certificate = id.NotAfter().UTC()
 	}
 	now := a.applier.Current()
 	if now == nil {
@@ -77,6 +84,7 @@ func (a *Agent) Status() *status.Report {
 		if s.Unit != "" {
 			subject.Cgroups = paths(units[s.Unit], a.cfg.CgroupRoot)
 		}
+		standalone.Describe(world, &subject)
 		r.Subjects = append(r.Subjects, subject)
 	}
 	return r
@@ -84,7 +92,7 @@ func (a *Agent) Status() *status.Report {
 
 // Isolate implements status.Agent: somebody on this host asks to contain a workload.
 func (a *Agent) Isolate(ctx context.Context, workload string, on bool) error {
-	return a.applier.Isolate(ctx, workload, on, apply.ByHost, a.link.StatusChanged)
+	return a.applier.Isolate(ctx, workload, on, apply.ByHost, a.statusChanged)
 }
 
 func unitInfos(units map[string][]inventory.Cgroup, root string) []*pb.UnitInfo {

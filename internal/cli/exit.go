@@ -10,6 +10,8 @@ import (
 	"syscall"
 
 	"github.com/spf13/cobra"
+
+	"bulkhead/internal/harmless"
 )
 
 // Exit statuses (DESIGN §5).
@@ -89,3 +91,6 @@ func Run(root *cobra.Command) int {
 	}
 	return code
 }
+
+// complain prints to standard error, harmlessly.
+func complain(cmd *cobra.Command, text string) { cmd.PrintErrln(harmless.Text(text, false)) }

@@ -12,6 +12,7 @@ import (
 	pb "bulkhead/api/bulkhead/v1"
 	"bulkhead/internal/core/flowline"
 	"bulkhead/internal/core/model"
+	"bulkhead/internal/harmless"
 	"bulkhead/internal/wire"
 )
 
@@ -273,8 +274,8 @@ func followFlows(cmd *cobra.Command, c *client, req *pb.ListFlowsRequest) error 
 				return badEdge(c, err)
 			}
 			port, verdict, rule := fmt.Sprint(row[3]), row[4].(cell), decidedBy(e)
-			p.line("%s  %-24s %-24s %-12s %s %6s  %s", time.UnixMilli(e.LastMs).Local().Format(time.TimeOnly), oneLine(e.From),
-				oneLine(e.To), port, p.paint(fmt.Sprintf("%-10s", verdict.text), verdict.colour), thousands(e.Connections), oneLine(rule))
+			p.line("%s  %-24s %-24s %-12s %s %6s  %s", time.UnixMilli(e.LastMs).Local().Format(time.TimeOnly), harmless.Line(e.From),
+				harmless.Line(e.To), port, p.paint(fmt.Sprintf("%-10s", verdict.text), verdict.colour), thousands(e.Connections), harmless.Line(rule))
 		}
 		reportLost(cmd, r)
 		if err := p.flush(); err != nil {

@@ -6,6 +6,7 @@ import (
 	"strings"
 	"testing"
 	"time"
+	"unicode"
 
 	"bulkhead/internal/core/model"
 )
@@ -192,16 +193,13 @@ func TestNothingSteersTheTerminal(t *testing.T) {
 			tbl.add(evil)
 			p.table(tbl, "")
 		})
-		for _, own := range ownColours {
+		for _, own := range []string{"\x1b[0m", "\x1b[1m", "\x1b[32m"} {
 			if colour {
 				got = strings.ReplaceAll(got, own, "")
 			}
 		}
-		if strings.ContainsFunc(strings.ReplaceAll(got, "\n", ""), control) {
+		if strings.ContainsFunc(got, func(r rune) bool { return r != '\n' && unicode.IsControl(r) }) {
 			t.Errorf("%q", got)
 		}
-	}
-	if got := harmless("a\x1b[31mb\x1b[0m\tc\x1b[9mé", true); got != "a\x1b[31mb\x1b[0m c [9mé" {
-		t.Errorf("%q", got)
 	}
 }

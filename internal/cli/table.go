@@ -8,6 +8,7 @@ import (
 	"unicode/utf8"
 
 	"bulkhead/internal/core/model"
+	"bulkhead/internal/harmless"
 )
 
 // colour is an ANSI colour, used on terminals only.
@@ -38,13 +39,13 @@ func (p *page) flush() error { return p.w.Flush() }
 
 // line prints one line.
 func (p *page) line(format string, args ...any) {
-	p.w.WriteString(harmless(fmt.Sprintf(format, args...), p.colour))
+	p.w.WriteString(harmless.Text(fmt.Sprintf(format, args...), p.colour))
 	p.w.WriteByte('\n')
 }
 
 // text prints lines, ending the last one.
 func (p *page) text(s string) {
-	p.w.WriteString(harmless(s, false))
+	p.w.WriteString(harmless.Text(s, false))
 	if s != "" && !strings.HasSuffix(s, "\n") {
 		p.w.WriteByte('\n')
 	}
@@ -55,7 +56,7 @@ func (p *page) heading(format string, args ...any) {
 	if p.w.Buffered() > 0 {
 		p.w.WriteByte('\n')
 	}
-	p.w.WriteString(p.paint(harmless(fmt.Sprintf(format, args...), false), bold))
+	p.w.WriteString(p.paint(harmless.Text(fmt.Sprintf(format, args...), false), bold))
 	p.w.WriteByte('\n')
 }
 
@@ -93,7 +94,7 @@ func (t *table) add(fields ...any) {
 		default:
 			row[i] = cell{text: fmt.Sprint(f)}
 		}
-		row[i].text = oneLine(row[i].text)
+		row[i].text = harmless.Line(row[i].text)
 	}
 	t.rows = append(t.rows, row)
 }

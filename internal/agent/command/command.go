@@ -8,11 +8,11 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
-	"text/tabwriter"
 	"time"
 
 	"bulkhead/internal/agent"
@@ -21,6 +21,7 @@ import (
 	"bulkhead/internal/agent/status"
 	"bulkhead/internal/dataplane"
 	"bulkhead/internal/dataplane/ebpf"
+	"bulkhead/internal/harmless"
 	"bulkhead/internal/version"
 )
 
@@ -38,104 +39,157 @@ const DefaultConfig = "/etc/bulkhead/agent.yaml"
 
 const usage = `Usage: bulkhead-agent [COMMAND] [FLAGS]
 
-Commands:
   run           look after this host (the default)
+    --standalone DIR    without a controller: by the documents in DIR, which is watched
+    --label KEY=VALUE   of this host, where no document says otherwise (with --standalone, repeatable)
+    --confirm TIME      how long a change that closes something waits for ` + "`confirm`" + ` (2m; 0s: never)
+    --host NAME         of this host's workload (the host name)
   status        how the agent on this host is doing
-  config check  read the configuration and say what is wrong with it
+  flows         who talks to whom here, with the verdict and the rule
+    --denied            only what was denied, or would have been under enforcement
+    --follow            go on until interrupted
   break-glass   let everything pass for a time, whatever policy says; needs no controller and no agent
+    --for TIME          how long (15m); it ends by itself
+    --reason TEXT       for the audit log
+    --end               policy is in force again
+  isolate WORKLOAD      cut a workload of this host off, all but essentials and the forensic network
+    --end               judge it by its policy again
   remove        take Bulkhead's programs out of the kernel; nothing is judged any more
+  config check  read the configuration and say what is wrong with it
   version       print the version
 
-Flags:
+Without a controller:
+  explain FROM TO PROTO/PORT    why that is allowed or denied, rule by rule
+  plan DIR      what the documents in another directory would change here
+  confirm       keep the documents that are on trial
+  reload        read the documents now, and try again what was refused or rolled back
+
+Flags of every command:
   --config FILE  configuration (default ` + DefaultConfig + `)
-  -o FORMAT      of status: table or json
-  --for TIME     of break-glass: how long (15m); it ends by itself
-  --reason TEXT  of break-glass: for the audit log
-  --end          of break-glass: policy is in force again
+  -o FORMAT      table or json
 `
 
-// options are the flags; every command takes --config.
+// options are the flags.
 type options struct {
 	config string
 	output string
+
 	long   time.Duration // of break-glass
 	reason string
-	end    bool
+	end    bool // and of isolate
+
+	standalone, host string // of run
+	labels           map[string]string
+	confirm          time.Duration
+
+	denied, follow bool // of flows
+}
+
+// invocation is a command that was asked for.
+type invocation struct {
+	options
+	args           []string
+	cfg            agent.Config
+	client         *status.Client
+	stdout, stderr io.Writer
+}
+
+// command is one of the commands. What it returns beside a good exit code is printed as the error.
+type command struct {
+	args  []string // what it takes
+	flags func(*options, *flag.FlagSet)
+	run   func(context.Context, *invocation) (int, error)
+}
+
+func noFlags(*options, *flag.FlagSet) {}
+
+var commands = map[string]command{
+	"run":          {nil, runFlags, nil}, // knows its exit codes itself
+	"status":       {nil, noFlags, showStatus},
+	"flows":        {nil, flowFlags, showFlows},
+	"explain":      {[]string{"FROM", "TO", "PROTO/PORT"}, noFlags, explainFlow},
+	"plan":         {[]string{"DIR"}, noFlags, planDocuments},
+	"confirm":      {nil, noFlags, confirmTrial},
+	"reload":       {nil, noFlags, reloadDocuments},
+	"isolate":      {[]string{"WORKLOAD"}, endFlag, isolate},
+	"break-glass":  {nil, glassFlags, breakGlass},
+	"remove":       {nil, noFlags, remove},
+	"config check": {nil, noFlags, checkConfig},
+	"version":      {nil, noFlags, nil}, // needs no configuration
 }
 
 // Run runs the command that args name and returns the exit code. Answers go to stdout, everything else to stderr.
 func Run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	fail := func(code int, err error) int {
-		fmt.Fprintf(stderr, "bulkhead-agent: %v\n", err)
+		fmt.Fprintf(stderr, "bulkhead-agent: %s\n", harmless.Text(err.Error(), false))
 		return code
 	}
 	name, rest := split(args)
-	var o options
+	if name == "help" {
+		fmt.Fprint(stdout, usage)
+		return exitGood
+	}
+	c, ok := commands[name]
+	if !ok {
+		return fail(exitUsage, fmt.Errorf("unknown command %q; see bulkhead-agent --help", name))
+	}
+	in := &invocation{stdout: stdout, stderr: stderr}
 	set := flag.NewFlagSet(name, flag.ContinueOnError)
 	set.SetOutput(io.Discard)
-	set.StringVar(&o.config, "config", DefaultConfig, "")
-	set.StringVar(&o.output, "o", "table", "")
-	if name == "break-glass" {
-		set.DurationVar(&o.long, "for", 0, "")
-		set.StringVar(&o.reason, "reason", "no reason given", "")
-		set.BoolVar(&o.end, "end", false, "")
-	}
-	switch err := set.Parse(rest); {
+	set.StringVar(&in.config, "config", DefaultConfig, "")
+	set.StringVar(&in.output, "o", "table", "")
+	c.flags(&in.options, set)
+	switch err := in.parse(set, rest, c.args); {
 	case errors.Is(err, flag.ErrHelp):
 		fmt.Fprint(stdout, usage)
 		return exitGood
 	case err != nil:
 		return fail(exitUsage, fmt.Errorf("%w; see bulkhead-agent --help", err))
-	case set.NArg() > 0:
-		return fail(exitUsage, fmt.Errorf("unexpected argument %q; see bulkhead-agent --help", set.Arg(0)))
+	case in.output != "table" && in.output != "json":
+		return fail(exitUsage, fmt.Errorf("-o %s: use table or json", in.output))
 	}
-	switch name {
-	case "version":
+	if name == "version" {
 		fmt.Fprintln(stdout, "bulkhead-agent", version.String())
 		return exitGood
-	case "help":
-		fmt.Fprint(stdout, usage)
-		return exitGood
-	case "run", "status", "config check", "remove", "break-glass":
-	default:
-		return fail(exitUsage, fmt.Errorf("unknown command %q; see bulkhead-agent --help", name))
 	}
-	cfg, err := load(o.config)
-	if err != nil {
+	given := map[string]bool{}
+	set.Visit(func(f *flag.Flag) { given[f.Name] = true })
+	var err error
+	if in.cfg, err = in.load(name, given); err != nil {
 		return fail(exitUsage, err)
 	}
-	switch name {
-	case "config check":
-		fmt.Fprintf(stdout, "%s is good\n", o.config)
-		return exitGood
-	case "status":
-		return o.status(ctx, cfg, stdout, fail)
-	case "break-glass":
-		code, err := o.breakGlass(ctx, cfg, stdout)
-		if err != nil {
-			return fail(code, err)
+	in.client = status.NewClient(in.cfg.Socket)
+	if name == "run" {
+		if err := run(ctx, in.cfg, stderr); err != nil {
+			return fail(exitCode(err), explain(err))
 		}
-		return code
-	case "remove":
-		if err := remove(ctx, cfg); err != nil {
-			return fail(exitCannot, err)
-		}
-		fmt.Fprintln(stdout, "removed; nothing of Bulkhead is in the kernel any more, and no traffic is judged")
 		return exitGood
 	}
-	if err := run(ctx, cfg, stderr); err != nil {
-		return fail(exitCode(err), explain(err))
+	code, err := c.run(ctx, in)
+	if err != nil {
+		return fail(code, err)
 	}
-	return exitGood
+	return code
 }
 
-// exitCode is that of run.
-func exitCode(err error) int {
-	var no *enroll.RefusedError
-	if errors.As(err, &no) || errors.Is(err, dataplane.ErrUnsupported) || errors.Is(err, inventory.ErrNoCgroup2) {
-		return exitCannot
+// parse reads flags and arguments in any order.
+func (in *invocation) parse(set *flag.FlagSet, rest, takes []string) error {
+	for {
+		if err := set.Parse(rest); err != nil {
+			return err
+		}
+		if set.NArg() == 0 {
+			break
+		}
+		in.args, rest = append(in.args, set.Arg(0)), set.Args()[1:]
 	}
-	return exitNo
+	switch {
+	case len(in.args) > len(takes):
+		return fmt.Errorf("unexpected argument %q", in.args[len(takes)])
+	case len(in.args) < len(takes):
+		return fmt.Errorf("missing %s", strings.Join(takes[len(in.args):], " "))
+	}
+	return nil
 }
 
 // split takes the command off the arguments; without one it is run.
@@ -149,12 +203,69 @@ func split(args []string) (name string, rest []string) {
 	return args[0], args[1:]
 }
 
-func load(path string) (agent.Config, error) {
-	data, err := os.ReadFile(path)
-	if err != nil {
-		return agent.Config{}, fmt.Errorf("%w; write one there or name another with --config", err)
+// load reads the configuration. None need be there if flags say enough, or if only the agent is to be asked.
+func (in *invocation) load(name string, given map[string]bool) (agent.Config, error) {
+	var over []func(*agent.Config)
+	running := name == "run" || name == "config check"
+	if !running {
+		over = append(over, agent.ForClients)
 	}
-	return agent.ParseConfig(path, data)
+	for flag, set := range map[string]func(*agent.Config){
+		"standalone": func(c *agent.Config) { c.Standalone = in.standalone },
+		"host":       func(c *agent.Config) { c.Host = in.host },
+		"label":      func(c *agent.Config) { c.Labels = c.Labels.With(in.labels) },
+		"confirm":    func(c *agent.Config) { c.Confirm = in.confirm },
+	} {
+		if given[flag] {
+			over = append(over, set)
+		}
+	}
+	data, err := os.ReadFile(in.config)
+	if errors.Is(err, fs.ErrNotExist) && !given["config"] && (!running || given["standalone"]) {
+		return agent.ParseConfig("command line", nil, over...)
+	}
+	if err != nil {
+		return agent.Config{}, fmt.Errorf("%w; write one there, name another with --config, or do without a controller: bulkhead-agent --standalone DIR", err)
+	}
+	return agent.ParseConfig(in.config, data, over...)
+}
+
+func checkConfig(_ context.Context, in *invocation) (int, error) {
+	fmt.Fprintf(in.stdout, "%s is good\n", in.config)
+	return exitGood, nil
+}
+
+// print writes v as JSON, or text for people.
+func (in *invocation) print(v any, text string) (int, error) {
+	if in.output != "json" {
+		_, err := io.WriteString(in.stdout, harmless.Text(text, false))
+		return said(err)
+	}
+	out := json.NewEncoder(in.stdout)
+	out.SetEscapeHTML(false)
+	out.SetIndent("", "  ")
+	return said(out.Encode(v))
+}
+
+// said is how a command ends that has asked the agent.
+func said(err error) (int, error) {
+	var no *status.AnswerError
+	switch {
+	case err == nil:
+		return exitGood, nil
+	case errors.As(err, &no):
+		return exitNo, err
+	}
+	return exitCannot, err
+}
+
+// exitCode is that of run.
+func exitCode(err error) int {
+	var no *enroll.RefusedError
+	if errors.As(err, &no) || errors.Is(err, dataplane.ErrUnsupported) || errors.Is(err, inventory.ErrNoCgroup2) {
+		return exitCannot
+	}
+	return exitNo
 }
 
 // explain adds what still works where the machine cannot run the dataplane.
@@ -167,6 +278,26 @@ func explain(err error) error {
 		return fmt.Errorf("this host cannot be protected: %w (the offline commands of bulkhead work here: check, test, eval, explain)", err)
 	}
 	return err
+}
+
+func runFlags(o *options, set *flag.FlagSet) {
+	set.Func("standalone", "", func(dir string) (err error) {
+		o.standalone, err = filepath.Abs(dir)
+		return err
+	})
+	set.StringVar(&o.host, "host", "", "")
+	set.DurationVar(&o.confirm, "confirm", 0, "")
+	o.labels = map[string]string{}
+	set.Func("label", "", func(list string) error {
+		for _, pair := range strings.Split(list, ",") {
+			key, value, ok := strings.Cut(pair, "=")
+			if !ok {
+				return fmt.Errorf("%q: use KEY=VALUE", pair)
+			}
+			o.labels[key] = value
+		}
+		return nil
+	})
 }
 
 // run opens the dataplane and runs the agent on it.
@@ -190,11 +321,15 @@ func run(ctx context.Context, cfg agent.Config, stderr io.Writer) (err error) {
 }
 
 // remove takes the dataplane out, unless an agent looks after it.
-func remove(ctx context.Context, cfg agent.Config) error {
-	if _, err := status.NewClient(cfg.Socket).Status(ctx); err == nil {
-		return errors.New("the agent is running; stop it first (systemctl stop bulkhead-agent)")
+func remove(ctx context.Context, in *invocation) (int, error) {
+	if _, err := in.client.Status(ctx); err == nil {
+		return exitCannot, errors.New("the agent is running; stop it first (systemctl stop bulkhead-agent)")
 	}
-	return ebpf.Uninstall(cfg.BPFFS)
+	if err := ebpf.Uninstall(in.cfg.BPFFS); err != nil {
+		return exitCannot, err
+	}
+	fmt.Fprintln(in.stdout, "removed; nothing of Bulkhead is in the kernel any more, and no traffic is judged")
+	return exitGood, nil
 }
 
 // complete fills in what the machine tells.
@@ -225,73 +360,4 @@ func mount(dir string) error {
 	}
 	_, err := ebpf.MountBPFFS(dir)
 	return err
-}
-
-func (o *options) status(ctx context.Context, cfg agent.Config, stdout io.Writer, fail func(int, error) int) int {
-	if o.output != "table" && o.output != "json" {
-		return fail(exitUsage, fmt.Errorf("-o %s: use table or json", o.output))
-	}
-	r, err := status.NewClient(cfg.Socket).Status(ctx)
-	if err != nil {
-		return fail(exitCannot, err)
-	}
-	if o.output == "json" {
-		out := json.NewEncoder(stdout)
-		out.SetIndent("", "  ")
-		if err := out.Encode(r); err != nil {
-			return fail(exitCannot, err)
-		}
-	} else if err := table(stdout, r); err != nil {
-		return fail(exitCannot, err)
-	}
-	if len(r.Problems) > 0 {
-		return exitNo
-	}
-	return exitGood
-}
-
-// table writes the report for people.
-func table(w io.Writer, r *status.Report) error {
-	connected := "not connected to " + r.Controller + "; what is in force stays in force"
-	if r.Connected {
-		connected = "connected to " + r.Controller
-	}
-	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintf(t, "host\t%s (%s)\n", r.Host, connected)
-	if r.Hash == "" {
-		fmt.Fprintf(t, "policy\tnone yet; nothing is dropped\n")
-	} else {
-		fmt.Fprintf(t, "policy\trevision %d, %.12s; %d rows, %d addresses\n", r.Revision, r.Hash, r.Dataplane.Rows, r.Dataplane.Addresses)
-	}
-	if r.Glass != nil {
-		fmt.Fprintf(t, "BROKEN GLASS\teverything passes until %s: %s\n", r.Glass.Until.Format(time.RFC3339), r.Glass.Reason)
-	}
-	fmt.Fprintf(t, "flows\t%d allowed, %d would be denied, %d denied; %d packets dropped\n",
-		r.Counters.Allowed, r.Counters.WouldDenied, r.Counters.Denied, r.Counters.DroppedPkts)
-	if lost := r.Counters.EventsLost + r.RecordsLost; lost > 0 || r.SpoolBytes > 0 {
-		fmt.Fprintf(t, "records\t%d lost, %d bytes not acknowledged yet\n", lost, r.SpoolBytes)
-	}
-	for _, s := range r.Subjects {
-		fmt.Fprintf(t, "workload\t%s\n", describe(s))
-	}
-	for _, p := range r.Problems {
-		fmt.Fprintf(t, "problem\t%s\n", p)
-	}
-	return t.Flush()
-}
-
-func describe(s status.Subject) string {
-	text := s.Workload
-	switch {
-	case s.Unit != "" && len(s.Cgroups) == 0:
-		text += " (" + s.Unit + ", not running)"
-	case s.Unit != "":
-		text += " (" + strings.Join(s.Cgroups, ", ") + ")"
-	}
-	if s.Isolated {
-		text += ", isolated"
-	} else if s.Quarantine != "" {
-		text += ", quarantine " + s.Quarantine
-	}
-	return text
 }

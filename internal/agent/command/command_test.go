@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -52,6 +53,13 @@ func TestCommandLine(t *testing.T) {
 		{"config dance", exitUsage, "", `unknown command "config dance"`},
 		{"config", exitUsage, "", `unknown command "config"`},
 		{"--colour", exitUsage, "", "--help"},
+		{"explain a b", exitUsage, "", "missing PROTO/PORT"},
+		{"explain a b tcp/1 -o xml", exitUsage, "", "use table or json"},
+		{"run --label role", exitUsage, "", "use KEY=VALUE"},
+		{"run --standalone relative --confirm 1s --config " + config(t, ""), exitUsage, "", "confirm: 1s is not between"},
+		{"run --standalone /x --config " + good, exitUsage, "", "from a controller or from a directory, not from both"},
+		{"config check --config " + config(t, "host: a\n"), exitUsage, "", "controller: is missing"},
+		{"flows --config " + config(t, "host: a\nsocket: /none/agent.sock\n"), exitCannot, "", "no agent answers at /none/agent.sock"},
 		{"status extra", exitUsage, "", `unexpected argument "extra"`},
 		{"config check --config " + good, exitGood, "is good", ""},
 		{"config check --config " + bad, exitUsage, "", bad + ":1:1: controler: unknown key"},
@@ -77,7 +85,18 @@ func TestCommandLine(t *testing.T) {
 type told struct {
 	status.Report
 	glass []status.Glass
+	flows []status.Flow
 }
+
+func (a *told) Flows(after uint64, denied bool) *status.Flows {
+	list := a.flows[min(int(after), len(a.flows)):]
+	if denied {
+		list = slices.DeleteFunc(slices.Clone(list), func(f status.Flow) bool { return f.Verdict == "allow" })
+	}
+	return &status.Flows{Sequence: uint64(len(a.flows)), Flows: list}
+}
+
+func (a *told) Documents() (status.Documents, error) { return nil, errors.New("ask the controller") }
 
 func (a *told) Status() *status.Report { return &a.Report }
 

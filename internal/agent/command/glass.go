@@ -3,8 +3,8 @@ package command
 import (
 	"context"
 	"errors"
+	"flag"
 	"fmt"
-	"io"
 	"time"
 
 	"bulkhead/internal/agent"
@@ -15,8 +15,15 @@ import (
 // longest is how long the glass may be broken at once.
 const longest = 24 * time.Hour
 
+func glassFlags(o *options, set *flag.FlagSet) {
+	set.DurationVar(&o.long, "for", 0, "")
+	set.StringVar(&o.reason, "reason", "no reason given", "")
+	endFlag(o, set)
+}
+
 // breakGlass opens the host against its policy for some time, or ends that. It needs neither the controller nor the agent.
-func (o *options) breakGlass(ctx context.Context, cfg agent.Config, stdout io.Writer) (int, error) {
+func breakGlass(ctx context.Context, in *invocation) (int, error) {
+	o, cfg, stdout := &in.options, in.cfg, in.stdout
 	switch {
 	case o.end && o.long != 0:
 		return exitUsage, errors.New("break-glass: give --for or --end, not both")
@@ -28,7 +35,7 @@ func (o *options) breakGlass(ctx context.Context, cfg agent.Config, stdout io.Wr
 	if o.end {
 		g.Until = now.Add(-time.Second)
 	}
-	err := status.NewClient(cfg.Socket).BreakGlass(ctx, g)
+	err := in.client.BreakGlass(ctx, g)
 	if errors.Is(err, status.ErrNoAgent) {
 		err = breakWithoutAgent(ctx, cfg, g)
 	}

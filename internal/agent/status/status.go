@@ -1,5 +1,6 @@
-// Package status tells, on this host and without a controller, how its agent is doing: over a unix socket that only
-// root may open, as JSON, as Prometheus metrics and for containing a workload at once.
+// Package status tells, on this host and without a controller, how its agent is doing, what it has seen and why it judges as
+// it does: over a unix socket that only root may open, as JSON and as Prometheus metrics. Over it workloads are contained at
+// once, too, and the policy of an agent that stands alone is asked about and confirmed.
 package status
 
 import (
@@ -21,6 +22,7 @@ type Report struct {
 	Host        string    `json:"host"`
 	Version     string    `json:"version"`
 	Started     time.Time `json:"started"`
+	Alone       *Alone    `json:"standalone,omitempty"` // set if there is no controller
 	Controller  string    `json:"controller"`
 	Connected   bool      `json:"connected"`
 	Sessions    uint64    `json:"sessions"` // how often it has connected
@@ -50,6 +52,8 @@ type Glass struct {
 // Subject is one workload of this host.
 type Subject struct {
 	Workload   string   `json:"workload"`
+	Labels     string   `json:"labels,omitempty"`   // where the agent knows them: if it stands alone
+	Segments   []string `json:"segments,omitempty"` // "web (enforce)"; likewise
 	Unit       string   `json:"unit,omitempty"`
 	Cgroups    []string `json:"cgroups,omitempty"`
 	Quarantine string   `json:"quarantine,omitempty"`
@@ -81,6 +85,10 @@ type Agent interface {
 	Status() *Report
 	Isolate(ctx context.Context, workload string, on bool) error
 	BreakGlass(ctx context.Context, g Glass) error
+	// Flows returns the edges that have changed after the sequence; denied is as of Client.Flows.
+	Flows(after uint64, denied bool) *Flows
+	// Documents is whom to ask about policy. The error says who has it instead.
+	Documents() (Documents, error)
 }
 
 // Isolation is what POST /isolate takes.
@@ -123,7 +131,7 @@ func Serve(ctx context.Context, listener net.Listener, agent Agent) error {
 	server := &http.Server{
 		Handler:           handler(agent),
 		ReadHeaderTimeout: 5 * time.Second,
-		ReadTimeout:       10 * time.Second,
+		ReadTimeout:       30 * time.Second,
 		WriteTimeout:      30 * time.Second,
 	}
 	stop := context.AfterFunc(ctx, func() { server.Close() })
@@ -171,6 +179,7 @@ func handler(agent Agent) http.Handler {
 		}
 		answer(w, http.StatusOK, req)
 	})
+	policyHandlers(mux, agent)
 	return mux
 }
 
@@ -198,7 +207,7 @@ type Client struct {
 // NewClient returns a client for the socket at the path.
 func NewClient(path string) *Client {
 	return &Client{path: path, http: http.Client{
-		Timeout: 10 * time.Second,
+		Timeout: 30 * time.Second, // a plan takes a while
 		Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			return (&net.Dialer{}).DialContext(ctx, "unix", path)
 		}},
@@ -226,6 +235,12 @@ func (c *Client) BreakGlass(ctx context.Context, g Glass) error {
 
 // ErrNoAgent says that nobody answers at the socket.
 var ErrNoAgent = errors.New("no agent answers")
+
+// AnswerError is that the agent says no. Its text is the agent's and may have several lines.
+type AnswerError struct{ Text string }
+
+// Error returns what the agent says.
+func (e *AnswerError) Error() string { return e.Text }
 
 // do sends in, if there is any, and reads the answer into out.
 func (c *Client) do(ctx context.Context, method, path string, in, out any) error {
@@ -255,7 +270,7 @@ func (c *Client) do(ctx context.Context, method, path string, in, out any) error
 		if json.Unmarshal(data, &failed) != nil || failed.Error == "" {
 			failed.Error = "it answers " + resp.Status
 		}
-		return fmt.Errorf("the agent at %s: %s", c.path, failed.Error)
+		return &AnswerError{failed.Error}
 	}
 	if err := json.Unmarshal(data, out); err != nil {
 		return fmt.Errorf("the agent at %s: %w", c.path, err)

@@ -20,6 +20,25 @@ type agent struct {
 	report   Report
 	isolated []Isolation
 	glass    []Glass
+	flows    Flows
+	docs     *documents // nil: a controller has the policy
+}
+
+func (a *agent) Flows(after uint64, denied bool) *Flows {
+	out := &Flows{Sequence: a.flows.Sequence}
+	for _, f := range a.flows.Flows[min(int(after), len(a.flows.Flows)):] {
+		if !denied || f.Verdict == "deny" {
+			out.Flows = append(out.Flows, f)
+		}
+	}
+	return out
+}
+
+func (a *agent) Documents() (Documents, error) {
+	if a.docs == nil {
+		return nil, errors.New("ask the controller")
+	}
+	return a.docs, nil
 }
 
 func (a *agent) Status() *Report { return &a.report }
