@@ -40,16 +40,24 @@ type running struct {
 
 func newNode(t *testing.T, c *agenttest.Controller) *node {
 	t.Helper()
+	n := newHost(t)
+	n.cfg.Controller = c.Addr
+	n.token(c.Token("first", "node-1", 1, time.Hour))
+	return n
+}
+
+// newHost is a node whose agent does not know yet where policy comes from.
+func newHost(t *testing.T) *node {
+	t.Helper()
 	dir := t.TempDir()
 	cfg := agent.DefaultConfig()
-	cfg.Controller, cfg.Host = c.Addr, "node-1"
+	cfg.Host = "node-1"
 	cfg.Data, cfg.CgroupRoot = filepath.Join(dir, "data"), filepath.Join(dir, "cgroup")
 	cfg.Socket, cfg.TokenFile = filepath.Join(dir, "agent.sock"), filepath.Join(dir, "token")
 	cfg.FlowWindow, cfg.StatusEvery = 20*time.Millisecond, 200*time.Millisecond
 	cfg.RetryMin, cfg.RetryMax = 5*time.Millisecond, 50*time.Millisecond
 	n := &node{t: t, cfg: cfg, dp: agenttest.NewDataplane()}
 	n.cgroup("system.slice")
-	n.token(c.Token("first", "node-1", 1, time.Hour))
 	t.Cleanup(func() {
 		n.stop()
 		if err := n.dp.Misuse(); err != nil {

@@ -114,9 +114,9 @@ func (a *Agent) names() names {
 	return names{a.alone.World()}
 }
 
-// ends returns source and destination: workloads where it is known which, else addresses.
+// ends returns source and destination: their addresses, and workloads where it is known which.
 func (n names) ends(s *flows.Seen) (from, to model.End) {
-	near, far := model.End{Workload: s.Workload}, n.far(s.RemoteWorkload, s.Remote)
+	near, far := model.End{Workload: s.Workload, Addr: s.Local}, n.far(s.RemoteWorkload, s.Remote)
 	if s.Dir == model.Egress {
 		return near, far
 	}
@@ -125,11 +125,11 @@ func (n names) ends(s *flows.Seen) (from, to model.End) {
 
 func (n names) far(workload string, addr netip.Addr) model.End {
 	if workload != "" {
-		return model.End{Workload: workload}
+		return model.End{Workload: workload, Addr: addr}
 	}
 	if n.world != nil {
 		if owners := n.world.Owners(addr); len(owners) == 1 {
-			return model.End{Workload: owners[0].Name}
+			return model.End{Workload: owners[0].Name, Addr: addr}
 		}
 	}
 	return model.End{Addr: addr}

@@ -52,7 +52,7 @@ func (a *Agent) Status() *status.Report {
 		Host: a.cfg.Host, Version: version.String(), Started: a.started.UTC(), Subjects: []status.Subject{},
 		Isolated: a.applier.Isolated(), Dataplane: status.Dataplane{Kind: c.Kind, Kernel: c.Kernel, Limits: c.Limits},
 		Counters: status.Counters(a.counters()), RecordsLost: a.collector.Lost(),
-		ResidentBytes: resident(), Problems: a.problems.List(),
+		ResidentBytes: resident(),
 	}
 	var world *compile.World
 	if a.alone != nil {
@@ -63,6 +63,7 @@ func (a *Agent) Status() *status.Report {
 			r.Certificate = id.NotAfter().UTC()
 		}
 	}
+	r.Problems = a.problems.List() // after what they are about
 	if g := a.applier.Glass(); !g.Until.IsZero() {
 		r.Glass = &status.Glass{Until: g.Until.UTC(), Reason: g.Reason}
 	}

@@ -149,6 +149,7 @@ func (k *Keeper) Explain(from, to, on string) (*verdict.Explanation, error) {
 
 // Plan implements status.Documents.
 func (k *Keeper) Plan(_ context.Context, files []policy.File) (*plan.Plan, error) {
+	seen := k.deps.Flows() // asks for the world in force
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	next := &version{files: files}
@@ -169,7 +170,7 @@ func (k *Keeper) Plan(_ context.Context, files []policy.File) (*plan.Plan, error
 			return nil, err
 		}
 	}
-	return plan.Make(before, after, k.deps.Flows(), base)
+	return plan.Make(before, after, seen, base)
 }
 
 // maxNotes bounds what is said about documents that are right by the rules.
