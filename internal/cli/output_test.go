@@ -193,7 +193,7 @@ func TestNothingSteersTheTerminal(t *testing.T) {
 			tbl.add(evil)
 			p.table(tbl, "")
 		})
-		for _, own := range []string{"\x1b[0m", "\x1b[1m", "\x1b[32m"} {
+		for _, own := range []string{"\x1b[0m", "\x1b[1m", "\x1b[2m", "\x1b[32m"} {
 			if colour {
 				got = strings.ReplaceAll(got, own, "")
 			}
