@@ -52,6 +52,7 @@ type Live struct {
 	ids           *identities
 	identitySlots slots
 	refs          []int         // points, cells, shared identities and addresses that need it
+	bornIn        []uint64      // the batch that it is new in
 	meant         [][]int32     // the matches that mean it, sorted
 	addrs         [][]*liveAddr // that it, alone or among others, stands behind
 	places        [][]placeSums // the sums of the addresses that are taken for it
@@ -69,6 +70,11 @@ type Live struct {
 	functions  *functionBuilder
 	builder    *tableBuilder
 	tables     []*liveTable
+	judged     []uint64 // parallel to tables: the turns before this position have been judged
+	risky      []*liveTable
+	turns      turnLog
+	buried     []buriedSlot
+	swept      int // tables from here on have been swept
 	tableByKey map[string]*liveTable
 	restricted []*liveTable
 	unmanaged  *liveTable
@@ -113,6 +119,11 @@ func NewLive(docs *model.Documents, inv *model.Inventory, o Options) (*Live, err
 	case err != nil:
 		return nil, err
 	}
+	// Everything is new: there is nothing to draw, and the first change need not tidy up.
+	l.latest.finish()
+	l.latest = &batch{Live: l, number: l.log.version, turnsBefore: l.turns.end()}
+	l.recycle()
+	l.swept = len(l.tables)
 	return l, nil
 }
 

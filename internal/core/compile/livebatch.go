@@ -5,12 +5,14 @@ import (
 	"slices"
 
 	"bulkhead/internal/core/hostpolicy"
-	"bulkhead/internal/core/model"
 )
 
 // batch is a change at work.
 type batch struct {
 	*Live
+	number      uint64 // the version of the world that it makes
+	turnsBefore uint64 // the end of the log of turns when it began
+	turned      []int32
 
 	born, dying []int32
 	lostUnowned []int32
@@ -36,13 +38,16 @@ type batch struct {
 	// Of drawing deltas.
 	spread        bool     // toLook is known
 	toLook        []*group // altered ones, and those that may be told of dirty addresses
-	drawnGroups   []*group
 	diffs         map[contentPair]*tableDiff
 	setDiffs      map[statePair]*hostpolicy.SetDelta
 	addressDeltas map[string]*addressDelta
 	hasher        hostpolicy.Hasher
 	subjects      []hostpolicy.Subject
 	key           []byte
+
+	// Scratch.
+	peers    []int32
+	contents []*content
 }
 
 func (l *Live) apply(c *Change) (*Changes, error) {
@@ -64,7 +69,7 @@ func (l *Live) apply(c *Change) (*Changes, error) {
 		l.latest.finish()
 	}
 	b := &batch{
-		Live: l, was: map[*liveAddr]*addrRecord{}, recover: map[int32]bool{}, hosts: map[string]bool{},
+		Live: l, number: l.log.version + 1, turnsBefore: l.turns.end(), was: map[*liveAddr]*addrRecord{}, recover: map[int32]bool{}, hosts: map[string]bool{},
 		dirtyPeers: [2]map[int32]*dirtyPeers{{}, {}},
 		diffs:      map[contentPair]*tableDiff{}, setDiffs: map[statePair]*hostpolicy.SetDelta{}, addressDeltas: map[string]*addressDelta{},
 	}
@@ -78,6 +83,7 @@ func (l *Live) apply(c *Change) (*Changes, error) {
 
 func (b *batch) run(c *Change, x *lowered, opts Options) (*Changes, error) {
 	l := b.Live
+	b.sweepTables()
 	l.opts = opts
 	for _, name := range c.Gone {
 		if w := l.workloads[name]; w != nil {
@@ -119,14 +125,15 @@ func (b *batch) run(c *Change, x *lowered, opts Options) (*Changes, error) {
 	}
 	for _, at := range b.born {
 		if l.refs[at] > 0 {
-			b.doubt(at)
+			b.turn(at)
 		}
 	}
 	for _, at := range b.dying {
 		if l.refs[at] == 0 {
-			b.doubt(at)
+			b.turn(at)
 		}
 	}
+	b.turned, _ = l.turns.since(b.turnsBefore)
 	for _, j := range b.takeStale() {
 		b.assign(j)
 	}
@@ -191,39 +198,61 @@ func (b *batch) takeStale() []*judge {
 	return list
 }
 
-// evaluateAll makes the tables that may differ, and finds the groups that judges with other tables concern.
+// evaluateAll makes the tables that must not wait, and finds the groups that are told other unowned addresses.
 func (b *batch) evaluateAll() error {
-	var judges []*judge
-	for i := 0; i < len(b.tablesQueued); i++ {
-		t := b.tablesQueued[i]
-		if len(t.judges) > 0 {
-			if err := b.evaluate(t); err != nil {
-				return err
+	alter := func(j *judge) {
+		for _, g := range j.groups {
+			b.alter(g)
+		}
+	}
+	for _, t := range b.tablesQueued {
+		if len(t.judges) == 0 {
+			continue
+		}
+		if err := b.evaluate(t); err != nil {
+			return err
+		}
+		if t.base == nil || !slices.Equal(t.base.unowned, t.now.unowned) {
+			for _, j := range t.judges {
+				alter(j)
 			}
 		}
-		judges = append(judges, t.judges...)
 	}
-	judges = append(judges, b.assigned...)
-	for _, j := range judges {
-		b.stateJudge(j)
+	for _, j := range b.assigned {
+		alter(j)
 	}
 	return nil
 }
 
-func (b *batch) stateJudge(j *judge) {
-	if j.tables[0] == nil {
-		return
+// spreadTables finds the groups that are told something else because a table says something else.
+func (b *batch) spreadTables() {
+	l := b.Live
+	alter := func(t *liveTable) {
+		if t.fixed || t.spread == b.number || len(t.judges) == 0 {
+			return
+		}
+		b.settleTable(t)
+		if t.spread = b.number; t.base == t.now {
+			return
+		}
+		for _, j := range t.judges {
+			for _, g := range j.groups {
+				b.alter(g)
+			}
+		}
 	}
-	contents := [2]*content{j.tables[0].now, j.tables[1].now}
-	if j.state != nil && j.state.contents == contents {
-		return
+	for _, t := range b.tablesQueued {
+		alter(t)
 	}
-	j.state = &judgeState{
-		id:       hostpolicy.SetID(contents[model.Ingress].hash, contents[model.Egress].hash),
-		contents: contents,
+	for _, p := range b.turned {
+		l.mayTell(p, alter)
 	}
-	for _, g := range j.groups {
-		b.alter(g)
+	// The turns of this batch are nothing to all others.
+	end := l.turns.end()
+	for k, at := range l.judged {
+		if at == b.turnsBefore {
+			l.judged[k] = end
+		}
 	}
 }
 
@@ -234,10 +263,13 @@ func (b *batch) tellers(p int32, visit func(*group)) {
 	l.mark++
 	mark := l.mark
 	l.mayTell(p, func(t *liveTable) {
-		if t.met == mark || t.now == nil {
+		if t.met == mark || t.now == nil || len(t.judges) == 0 {
 			return
 		}
 		t.met = mark
+		if l.judged[t.at] < l.turns.end() {
+			b.settleTable(t)
+		}
 		if _, ok := t.now.find(p); !ok {
 			return
 		}
@@ -274,15 +306,7 @@ func (b *batch) finish() {
 		l.dropNetsets()
 	}
 	for _, t := range b.tablesQueued {
-		t.base, t.pending, t.rebuild, t.queued = nil, nil, false, false
-	}
-	for _, list := range [2][]*group{b.altered, b.toLook} {
-		for _, g := range list {
-			g.before, g.fresh, g.queued, g.moot = nil, false, false, nil
-		}
-	}
-	for _, g := range b.drawnGroups {
-		g.drawn, g.change = false, nil
+		t.inherit, t.pending, t.rebuild, t.queued = nil, nil, false, false
 	}
 	for i := range b.moves {
 		b.moves[i].host.moved = false

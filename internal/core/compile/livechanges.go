@@ -133,6 +133,7 @@ func (b *batch) concerned() []*group {
 	}
 	b.spread = true
 	l := b.Live
+	b.spreadTables()
 	b.toLook = slices.Clone(b.altered)
 	told := map[int32][]*group{} // identity to the groups that tell it from others
 	for _, e := range b.dirty {
@@ -143,8 +144,8 @@ func (b *batch) concerned() []*group {
 				told[p] = groups
 			}
 			for _, g := range groups {
-				if !g.queued {
-					g.queued = true
+				if g.queued != b.number {
+					g.queued, g.moot = b.number, nil
 					b.toLook = append(b.toLook, g)
 				}
 				if n := len(g.moot); n == 0 || g.moot[n-1] != e {
@@ -167,23 +168,20 @@ func (b *batch) concerned() []*group {
 
 // draw returns what changes for all hosts of a group that were in it before and are in it now; nil if nothing.
 func (b *batch) draw(g *group) *groupChange {
-	if !g.drawn {
-		g.drawn = true
-		b.drawnGroups = append(b.drawnGroups, g)
+	if g.drawn != b.number {
+		g.drawn = b.number
 		g.change = b.drawGroup(g)
 	}
 	return g.change
 }
 
 func (b *batch) drawGroup(g *group) *groupChange {
-	if g.fresh || len(g.hosts) == 0 {
+	if g.made == b.number || len(g.hosts) == 0 {
 		return nil
 	}
 	l := b.Live
-	old, now := g.state, g.state
-	if g.before != nil {
-		old = g.before
-	}
+	b.settleGroup(g)
+	old, now := g.before, g.state
 	c := &groupChange{before: old, after: now}
 	var doubt []int32 // peers that may be told apart now and were not, or the reverse
 	if old != now {
@@ -199,7 +197,9 @@ func (b *batch) drawGroup(g *group) *groupChange {
 	}
 	moot := b.dirty
 	if b.spread && len(doubt) == 0 && old.cover == now.cover {
-		moot = g.moot
+		if moot = nil; g.queued == b.number {
+			moot = g.moot
+		}
 	}
 	d := b.addressDelta(old, now, doubt, moot)
 	if c.addresses = d.delta; c.quiet() {
@@ -222,10 +222,9 @@ func (b *batch) drawMove(m *move) *groupChange {
 	}
 	m.drawn = true
 	l := b.Live
-	c := &groupChange{before: m.from.state, after: m.to.state}
-	if m.from.before != nil {
-		c.before = m.from.before
-	}
+	b.settleGroup(m.from)
+	b.settleGroup(m.to)
+	c := &groupChange{before: m.from.before, after: m.to.state}
 	var doubt []int32
 	if c.before != c.after {
 		doubt = l.toldByOne(c.before, c.after)

@@ -16,7 +16,7 @@ func TestDeltasOnDemand(t *testing.T) {
 	if testing.Short() {
 		seeds = 15
 	}
-	drawn, quiet, each := 0, 0, 0
+	drawn, quiet, each, recycled := 0, 0, 0, 0
 	for seed := range seeds {
 		m := newMutator(1000 + seed)
 		live, err := compile.NewLive(m.docs, m.inventory(), compile.Options{Now: m.now})
@@ -25,6 +25,7 @@ func TestDeltasOnDemand(t *testing.T) {
 		}
 		for k := range steps {
 			what := fmt.Sprintf("seed %d, step %d", seed, k)
+			caughtUp := live.Recycled()
 			before := map[string]*hostpolicy.Policy{}
 			for range 3 {
 				if hosts := live.Hosts(); len(hosts) > 0 {
@@ -37,6 +38,9 @@ func TestDeltasOnDemand(t *testing.T) {
 			if err != nil {
 				m.docs, m.now, m.inst = docs, now, inst
 				continue
+			}
+			if live.Recycled() > caughtUp {
+				recycled++
 			}
 			deltas := map[string]*hostpolicy.Delta{}
 			for h := range before {
@@ -82,8 +86,8 @@ func TestDeltasOnDemand(t *testing.T) {
 			}
 		}
 	}
-	t.Logf("%d deltas, %d without, %d also among all", drawn, quiet, each)
-	if drawn < 100 || quiet < 100 || each < 10 {
+	t.Logf("%d deltas, %d without, %d also among all; slots of identities were freed %d times", drawn, quiet, each, recycled)
+	if drawn < 100 || quiet < 100 || each < 10 || recycled < 10 {
 		t.Error("too few")
 	}
 }

@@ -13,16 +13,23 @@ type group struct {
 	subjects []groupSubject
 	judges   []*judge // distinct
 	hosts    []*liveHost
-	state    *groupState
+	told     *groupTold
 	known    knownSums
 	met      uint32 // mark of the last walk that met it
+	made     uint64 // batch
 
-	// Of the latest batch.
-	before *groupState // nil: state
-	fresh  bool        // it was not there before
-	queued bool
+	// Of the batch that settled it: see settleGroup.
+	settled       uint64
+	before, state *groupState
+	// Of the batch that retold it.
+	retold     uint64
+	toldBefore *groupTold
+
+	// Of the batch that queued it.
+	queued uint64
 	moot   []*liveAddr // addresses that changed and that it may be told of
-	drawn  bool        // change is known
+	// Of the batch that drew it.
+	drawn  uint64
 	change *groupChange
 }
 
@@ -30,21 +37,6 @@ type groupSubject struct {
 	labels         int32
 	set, isolation *judge
 	locals         []*judge
-}
-
-// groupState is what the hosts of a group are told, but for the addresses that workloads own: those follow from it. It
-// does not change.
-type groupState struct {
-	subjects []subjectState
-	judges   []*judgeState
-	contents []*content // distinct
-	cover    *cover
-}
-
-type subjectState struct {
-	set, isolation *judgeState
-	locals         []*judgeState
-	loss           model.OnAgentLoss
 }
 
 func (s *groupState) tells(peer int32) bool {
@@ -76,7 +68,7 @@ func (b *batch) group(key string, subjects []groupSubject) *group {
 	if g, ok := b.groups[key]; ok {
 		return g
 	}
-	g := &group{key: key, subjects: subjects, fresh: true}
+	g := &group{key: key, subjects: subjects, made: b.number}
 	add := func(j *judge) {
 		if !slices.Contains(g.judges, j) {
 			g.judges = append(g.judges, j)
@@ -97,14 +89,13 @@ func (b *batch) group(key string, subjects []groupSubject) *group {
 
 // alter notes that hosts of the group may be told more than other addresses.
 func (b *batch) alter(g *group) {
-	if !g.queued {
-		g.queued = true
+	if g.queued != b.number {
+		g.queued, g.moot = b.number, nil
 		b.altered = append(b.altered, g)
 	}
 }
 
-// restate gives the groups that are told more than other addresses their new states. That of a group which no host is in
-// any more stays.
+// restate finds what groups are told of what is always known, where that may differ.
 func (b *batch) restate() {
 	l := b.Live
 	if len(b.recover) > 0 || b.recut {
@@ -114,33 +105,8 @@ func (b *batch) restate() {
 		}
 	}
 	for _, g := range b.altered {
-		if len(g.hosts) > 0 {
-			g.before, g.state = g.state, l.describe(g)
-		}
+		b.retell(g)
 	}
-}
-
-// describe makes the state of a group.
-func (l *Live) describe(g *group) *groupState {
-	s := &groupState{judges: make([]*judgeState, len(g.judges)), subjects: make([]subjectState, len(g.subjects))}
-	for k, j := range g.judges {
-		s.judges[k] = j.state
-		for _, c := range j.state.contents {
-			if !slices.Contains(s.contents, c) {
-				s.contents = append(s.contents, c)
-			}
-		}
-	}
-	for k := range g.subjects {
-		of := &g.subjects[k]
-		st := &s.subjects[k]
-		st.set, st.isolation, st.loss = of.set.state, of.isolation.state, l.labelSets[of.labels].profile.onLoss
-		for _, j := range of.locals {
-			st.locals = append(st.locals, j.state)
-		}
-	}
-	s.cover = l.cover(s.contents)
-	return s
 }
 
 // sweep frees what the batch left without use.

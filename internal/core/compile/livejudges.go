@@ -4,7 +4,6 @@ import (
 	"encoding/binary"
 	"slices"
 
-	"bulkhead/internal/core/hostpolicy"
 	"bulkhead/internal/core/model"
 )
 
@@ -17,17 +16,18 @@ type judge struct {
 	own      purposes
 	inUse    [2][]restriction
 	tables   [2]*liveTable
-	state    *judgeState
 	groups   []*group
+	made     uint64 // batch
+
+	// Of the batch that settled it: see settleJudge.
+	settled       uint64
+	before, state *judgeState
+	// Of the batch that gave it other tables.
+	moved uint64
+	was   [2]*liveTable
 
 	// Of the batch at work.
 	stale bool // its tables may not be those that it should have
-}
-
-// judgeState is a policy set. It does not change.
-type judgeState struct {
-	id       hostpolicy.PolicySetID
-	contents [2]*content
 }
 
 // judgeOfPoint returns what judges a workload at one of its points.
@@ -62,7 +62,7 @@ func (b *batch) judge(want *judge) *judge {
 	}
 	j := *want
 	l.judgeNumber++
-	j.number = l.judgeNumber
+	j.number, j.made = l.judgeNumber, b.number
 	l.judges[j.key] = &j
 	if j.identity >= 0 {
 		l.judgeOf[j.identity] = append(l.judgeOf[j.identity], &j)
@@ -126,6 +126,9 @@ func (b *batch) assign(j *judge) {
 		}
 		if old == now {
 			continue
+		}
+		if j.moved != b.number {
+			j.moved, j.was = b.number, j.tables
 		}
 		b.detach(j, d)
 		j.tables[d] = now

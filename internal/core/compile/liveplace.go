@@ -178,6 +178,7 @@ func (b *batch) newIdentity(x identity, id model.IdentityID) int32 {
 		l.ids.sharedIn = append(l.ids.sharedIn, nil)
 		l.ids.membersOf = append(l.ids.membersOf, span{})
 		l.refs = append(l.refs, 0)
+		l.bornIn = append(l.bornIn, 0)
 		l.meant = append(l.meant, nil)
 		l.addrs = append(l.addrs, nil)
 		l.places = append(l.places, nil)
@@ -185,7 +186,7 @@ func (b *batch) newIdentity(x identity, id model.IdentityID) int32 {
 		l.judgeOf = append(l.judgeOf, nil)
 		l.builder.grow(len(l.ids.all))
 	}
-	l.ids.all[at], l.ids.ids[at], l.refs[at] = x, id, 1
+	l.ids.all[at], l.ids.ids[at], l.refs[at], l.bornIn[at] = x, id, 1, b.number
 	l.builder.digests.peers[at] = hostpolicy.PeerDigest(id)
 	b.born = append(b.born, at)
 	return at
@@ -198,7 +199,7 @@ func (b *batch) release(at int32) {
 	}
 }
 
-// bury frees an identity. No table has a row for it any more.
+// bury frees an identity, but for its slot.
 func (b *batch) bury(at int32) {
 	l := b.Live
 	x := &l.ids.all[at]
@@ -233,7 +234,7 @@ func (b *batch) bury(at int32) {
 	}
 	*x = identity{labels: None}
 	l.ids.ids[at], l.meant[at], l.addrs[at], l.places[at], l.ids.sharedIn[at] = 0, nil, nil, nil, nil
-	l.identitySlots.free = append(l.identitySlots.free, at)
+	l.buried = append(l.buried, buriedSlot{at, l.turns.end()})
 }
 
 // entry returns the address, new if nobody had it, and notes that it must be looked at again.

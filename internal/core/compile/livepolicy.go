@@ -43,6 +43,7 @@ func (l *Live) HostPolicy(host string) (*hostpolicy.Policy, bool) {
 	if h == nil {
 		return nil, false
 	}
+	l.latest.settleGroup(h.group)
 	s := h.group.state
 	p := &hostpolicy.Policy{Host: host, Controllers: l.opts.Controllers, Subjects: subjectsOf(h.shape, s)}
 	for _, j := range distinctSets(s) {
@@ -64,6 +65,7 @@ func (l *Live) HostHash(host string) (hostpolicy.Hash, bool) {
 	if h == nil {
 		return hostpolicy.Hash{}, false
 	}
+	l.latest.settleGroup(h.group)
 	var hasher hostpolicy.Hasher
 	hasher.Host(h.name, subjectsOf(h.shape, h.group.state))
 	return hasher.Hash(l.common(h.group.state, l.sums(h.group))), true

@@ -217,6 +217,13 @@ func (b *batch) adopt(p *documentsPlan) {
 			concern(d, r)
 		}
 	}
+	for d, bySubject := range b.dirtyPeers {
+		for m := range bySubject {
+			for _, t := range l.matchInfo[m].tables[d] {
+				b.catchUp(t) // by the rules of before
+			}
+		}
+	}
 	b.regroup(p)
 	for d, bySubject := range b.dirtyPeers {
 		for m, dirty := range bySubject {

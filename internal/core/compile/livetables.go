@@ -239,8 +239,13 @@ type liveTable struct {
 	inMatch []int
 	met     uint32 // mark of the last walk that met it
 
+	// Of the batch that settled it: what it said before.
+	settled uint64
+	base    *content
+	spread  uint64 // the batch that found the groups whom that concerns
+
 	// Of the batch at work.
-	base    *content // what now was made from, if it is new
+	inherit *content // what a new table is made from
 	pending []int32  // peers to judge anew
 	rebuild bool
 	queued  bool
@@ -256,7 +261,7 @@ func (b *batch) table(s *subject, d model.Direction, from *liveTable) *liveTable
 	t := &liveTable{key: key, subject: *s, dir: d, rebuild: true}
 	l.tableByKey[key] = t
 	t.at = len(l.tables)
-	l.tables = append(l.tables, t)
+	l.tables, l.judged = append(l.tables, t), append(l.judged, b.turnsBefore)
 	if s.level != model.QuarantineIsolate {
 		for _, m := range s.matched[d] {
 			list := &l.matchInfo[m].tables[d]
@@ -267,8 +272,8 @@ func (b *batch) table(s *subject, d model.Direction, from *liveTable) *liveTable
 	if s.level == model.QuarantineRestrict {
 		l.restricted = append(l.restricted, t)
 	}
-	if base := from.usable(s); base != nil && s.level == model.QuarantineNone {
-		t.base, t.rebuild = base, false
+	if base := b.usable(from, s); base != nil && s.level == model.QuarantineNone {
+		t.inherit, t.rebuild = base, false
 		t.pending = slices.Clone(from.pending)
 		for _, m := range s.matched[d] {
 			if dirty := b.dirtyPeers[d][m]; dirty != nil {
@@ -284,13 +289,14 @@ func (b *batch) table(s *subject, d model.Direction, from *liveTable) *liveTable
 }
 
 // usable returns what a table of the subject may begin with; nil if it shares too little with this one.
-func (t *liveTable) usable(s *subject) *content {
+func (b *batch) usable(t *liveTable, s *subject) *content {
 	if t == nil || t.rebuild || t.fixed || t.subject.profile != s.profile || t.subject.own != s.own || t.subject.level != s.level {
 		return nil
 	}
-	if t.base != nil {
-		return t.base
+	if t.inherit != nil {
+		return t.inherit
 	}
+	b.catchUp(t)
 	return t.now
 }
 
@@ -305,8 +311,8 @@ func (b *batch) queue(t *liveTable) {
 func (l *Live) forgetTable(t *liveTable) {
 	delete(l.tableByKey, t.key)
 	last := l.tables[len(l.tables)-1]
-	l.tables[t.at], last.at = last, t.at
-	l.tables = l.tables[:len(l.tables)-1]
+	l.tables[t.at], l.judged[t.at], last.at = last, l.judged[last.at], t.at
+	l.tables, l.judged = l.tables[:len(l.tables)-1], l.judged[:len(l.tables)-1]
 	if t.inMatch != nil {
 		for k, m := range t.subject.matched[t.dir] {
 			list := l.matchInfo[m].tables[t.dir]
@@ -321,14 +327,7 @@ func (l *Live) forgetTable(t *liveTable) {
 	if t.subject.level == model.QuarantineRestrict {
 		l.restricted = slices.DeleteFunc(l.restricted, func(r *liveTable) bool { return r == t })
 	}
-}
-
-// doubt notes that the peer must be judged anew by every table that may tell it from others.
-func (b *batch) doubt(p int32) {
-	b.mayTell(p, func(t *liveTable) {
-		t.pending = append(t.pending, p)
-		b.queue(t)
-	})
+	l.risky = slices.DeleteFunc(l.risky, func(r *liveTable) bool { return r == t })
 }
 
 // mayTell calls visit for every table that may have a row for the peer, some of them more than once.
@@ -369,26 +368,35 @@ func (l *Live) meantBy(p int32, visit func(*liveTable)) {
 // evaluate makes the new content of a queued table.
 func (b *batch) evaluate(t *liveTable) error {
 	l := b.Live
-	if t.base == nil {
-		t.base = t.now
+	b.catchUp(t)
+	base := t.inherit
+	if base == nil {
+		base = t.now
 	}
-	if t.rebuild || t.base == nil || len(t.pending)*4 > len(l.ids.all) {
+	t.base, t.settled, t.inherit = base, b.number, nil
+	l.judged[t.at] = l.turns.end()
+	l.risky = slices.DeleteFunc(l.risky, func(r *liveTable) bool { return r == t })
+	if l.hurries(t) {
+		l.risky = append(l.risky, t)
+	}
+	pending := append(t.pending, b.turned...)
+	if t.rebuild || base == nil || len(pending)*4 > len(l.ids.all) {
 		return b.evaluateWhole(t)
 	}
-	peers := b.closure(t.pending)
+	peers := b.closure(pending)
 	def, rows, err := l.builder.patch(&t.subject, t.dir, peers)
 	if err != nil {
 		return err
 	}
-	if def != t.base.def {
+	if def != base.def {
 		return b.evaluateWhole(t)
 	}
 	for i := range rows {
-		if l.refs[rows[i].peer] == 0 {
+		if !b.are(int32(rows[i].peer)) {
 			rows[i].fn = none
 		}
 	}
-	t.now = t.base.with(rows, &l.builder.digests, l.functions.functions, l.unownedNetset)
+	t.now = base.with(rows, &l.builder.digests, l.functions.functions, l.unownedNetset)
 	return nil
 }
 
@@ -398,7 +406,7 @@ func (b *batch) evaluateWhole(t *liveTable) error {
 	if err != nil {
 		return err
 	}
-	built.rows = slices.DeleteFunc(built.rows, func(r row) bool { return l.refs[r.peer] == 0 })
+	built.rows = slices.DeleteFunc(built.rows, func(r row) bool { return !b.are(int32(r.peer)) })
 	t.now = contentOf(built, &l.builder.digests, l.functions.functions, l.unownedNetset)
 	return nil
 }
