@@ -56,6 +56,7 @@ type Agent struct {
 	keeper   *enroll.Keeper     // these are not nil
 	link     *uplink.Link       // made by Run, like what follows
 	spool    *flows.Spool
+	guard    guard
 	// Made by Run.
 	collector *flows.Collector
 	watching  bool // the watcher runs, or is about to
@@ -67,6 +68,7 @@ func New(cfg Config, deps Deps) *Agent {
 	found := inventory.DefaultConfig()
 	found.CgroupRoot, found.Units = cfg.CgroupRoot, cfg.Units
 	a.watcher = inventory.New(found, a.problems.Report)
+	a.guard.dp, a.guard.log, a.guard.report, a.guard.tell = a.dp, a.log, a.problems.Report, a.statusChanged
 	a.applier = apply.New(apply.Config{Host: cfg.Host, Dir: cfg.Data}, a.dp, a.log, a.problems.Report)
 	if cfg.Standalone != "" {
 		a.alone = a.standAlone()
@@ -113,6 +115,7 @@ func (a *Agent) Run(ctx context.Context) (err error) {
 	group.Go(func() error { return a.watcher.Run(ctx, func(f *inventory.Found) { a.found(ctx, f) }) })
 	group.Go(func() error { return a.applier.Run(ctx) })
 	group.Go(func() error { return a.beat(ctx) })
+	group.Go(func() error { return a.guard.run(ctx) })
 	group.Go(func() error { return a.collector.Run(ctx) })
 	if a.alone != nil {
 		group.Go(func() error { return a.alone.Run(ctx) })

@@ -349,6 +349,21 @@ func TestIsolateOverTheSocket(t *testing.T) {
 	}
 }
 
+func TestTamperingIsTold(t *testing.T) {
+	c := agenttest.New(t).Start()
+	n := newNode(t, c)
+	n.start()
+	connected(c, 1)
+	n.dp.Tamper("policy rows had been changed", nil)
+	c.WaitFor("the controller to hear of it", func() bool {
+		s := c.Last().Statuses
+		return len(s) > 0 && s[len(s)-1].Tampered == "policy rows had been changed" && s[len(s)-1].TamperedAtMs > 0
+	})
+	n.status("the report", func(r *status.Report) bool {
+		return len(r.Problems) == 1 && strings.Contains(r.Problems[0], "policy rows had been changed")
+	})
+}
+
 func TestBrokenGlassIsToldAndEnds(t *testing.T) {
 	c := agenttest.New(t).Start()
 	n := newNode(t, c)

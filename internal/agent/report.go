@@ -39,6 +39,9 @@ func (a *Agent) agentStatus() *pb.AgentStatus {
 	if g := a.applier.Glass(); !g.Until.IsZero() {
 		s.GlassUntilMs, s.GlassReason = uint64(g.Until.UnixMilli()), g.Reason
 	}
+	if t := a.guard.last.Load(); t != nil {
+		s.TamperedAtMs, s.Tampered = uint64(t.at.UnixMilli()), t.found
+	}
 	if now := a.applier.Current(); now != nil {
 		s.Revision, s.Hash = now.Policy.Revision, now.Hash[:]
 	}

@@ -555,3 +555,39 @@ func TestBrokenGlassIsAudited(t *testing.T) {
 	Eventually(t, "its end is audited", func() bool { return count() == 2 })
 	auditHas(t, c, "agent.break-glass", "web-1", false, "in force again")
 }
+
+// TestTamperingIsAudited: once each time that an agent says that somebody has changed what it had put into the kernel.
+func TestTamperingIsAudited(t *testing.T) {
+	c := Start(t)
+	a := c.NewAgent("web-1")
+	if err := a.Enroll(c.Token(&pb.CreateTokenRequest{Host: "web-1"})); err != nil {
+		t.Fatal(err)
+	}
+	a.Connect()
+	at := uint64(time.Now().UnixMilli())
+	for _, told := range []struct {
+		at    uint64
+		found string
+	}{{0, ""}, {at, "bulkhead_egress had been detached"}, {at, "bulkhead_egress had been detached"}, {at + 1000, "policy rows had been changed"}} {
+		a.Session().Send(&pb.AgentMessage{Message: &pb.AgentMessage_Status{Status: &pb.AgentStatus{TamperedAtMs: told.at, Tampered: told.found}}})
+	}
+	var details []string
+	Eventually(t, "both are audited", func() bool {
+		resp, err := c.API.ListAudit(t.Context(), &pb.ListAuditRequest{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		details = nil
+		for _, e := range resp.Entries {
+			if e.Action == "agent.tampered" {
+				details = append(details, e.Detail)
+			}
+		}
+		return len(details) >= 2
+	})
+	if len(details) != 2 {
+		t.Errorf("audited: %q", details)
+	}
+	auditHas(t, c, "agent.tampered", "web-1", false, "bulkhead_egress had been detached")
+	auditHas(t, c, "agent.tampered", "web-1", false, "policy rows had been changed")
+}

@@ -23,7 +23,7 @@ var (
 	ErrRefused = errors.New("policy refused")
 )
 
-// Dataplane judges the packets of one host. Apply, Isolate, Remove and Close may be called from one goroutine at a
+// Dataplane judges the packets of one host. Apply, Isolate, BreakGlass, Remove and Close may be called from one goroutine at a
 // time; the others from any.
 type Dataplane interface {
 	// Capabilities says what this implementation can and cannot enforce on this kernel.
@@ -49,6 +49,11 @@ type Dataplane interface {
 
 	// Glass returns until when everything passes because of BreakGlass, and the zero time if nothing does.
 	Glass() time.Time
+
+	// Repair looks whether what the dataplane has put into the kernel is still there and says what it said. What is not is put
+	// back, and connections are judged again. It returns what it found, a sentence each, and an error for what it could not put
+	// back. Called twice a second it costs next to nothing: what is large is looked through in turns. It does not wait for Apply.
+	Repair(ctx context.Context) ([]string, error)
 
 	// Events calls fn for each event until ctx ends. The event is valid during the call only. One caller at a time.
 	// Events that could not be delivered are counted in Counters.EventsLost.

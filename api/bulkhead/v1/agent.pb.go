@@ -1407,6 +1407,8 @@ type AgentStatus struct {
 	Isolated       []string               `protobuf:"bytes,12,rep,name=isolated,proto3" json:"isolated,omitempty"`                                // workloads contained at this moment
 	GlassUntilMs   uint64                 `protobuf:"varint,13,opt,name=glass_until_ms,json=glassUntilMs,proto3" json:"glass_until_ms,omitempty"` // Unix time until which everything passes because root broke the glass; 0: policy is in force
 	GlassReason    string                 `protobuf:"bytes,14,opt,name=glass_reason,json=glassReason,proto3" json:"glass_reason,omitempty"`
+	TamperedAtMs   uint64                 `protobuf:"varint,15,opt,name=tampered_at_ms,json=tamperedAtMs,proto3" json:"tampered_at_ms,omitempty"` // Unix time at which the agent last found that somebody else had changed the dataplane; 0: never
+	Tampered       string                 `protobuf:"bytes,16,opt,name=tampered,proto3" json:"tampered,omitempty"`                                // what it found then, and put back
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
@@ -1539,6 +1541,20 @@ func (x *AgentStatus) GetGlassReason() string {
 	return ""
 }
 
+func (x *AgentStatus) GetTamperedAtMs() uint64 {
+	if x != nil {
+		return x.TamperedAtMs
+	}
+	return 0
+}
+
+func (x *AgentStatus) GetTampered() string {
+	if x != nil {
+		return x.Tampered
+	}
+	return ""
+}
+
 var File_bulkhead_v1_agent_proto protoreflect.FileDescriptor
 
 const file_bulkhead_v1_agent_proto_rawDesc = "" +
@@ -1653,7 +1669,7 @@ const file_bulkhead_v1_agent_proto_rawDesc = "" +
 	"\vFlowProcess\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04path\x18\x02 \x01(\tR\x04path\x12\x10\n" +
-	"\x03uid\x18\x03 \x01(\rR\x03uid\"\xbd\x03\n" +
+	"\x03uid\x18\x03 \x01(\rR\x03uid\"\xff\x03\n" +
 	"\vAgentStatus\x12\x1a\n" +
 	"\brevision\x18\x01 \x01(\x04R\brevision\x12\x12\n" +
 	"\x04hash\x18\x02 \x01(\fR\x04hash\x12\x16\n" +
@@ -1670,7 +1686,9 @@ const file_bulkhead_v1_agent_proto_rawDesc = "" +
 	"\bproblems\x18\v \x03(\tR\bproblems\x12\x1a\n" +
 	"\bisolated\x18\f \x03(\tR\bisolated\x12$\n" +
 	"\x0eglass_until_ms\x18\r \x01(\x04R\fglassUntilMs\x12!\n" +
-	"\fglass_reason\x18\x0e \x01(\tR\vglassReason2V\n" +
+	"\fglass_reason\x18\x0e \x01(\tR\vglassReason\x12$\n" +
+	"\x0etampered_at_ms\x18\x0f \x01(\x04R\ftamperedAtMs\x12\x1a\n" +
+	"\btampered\x18\x10 \x01(\tR\btampered2V\n" +
 	"\x11EnrollmentService\x12A\n" +
 	"\x06Enroll\x12\x1a.bulkhead.v1.EnrollRequest\x1a\x1b.bulkhead.v1.EnrollResponse2\x98\x01\n" +
 	"\fAgentService\x12>\n" +

@@ -25,6 +25,8 @@ type Dataplane struct {
 	applies  int
 	isolated map[string]bool
 	beats    int
+	tampered []string
+	broken   error
 	glass    time.Time
 	closed   int
 	busy     bool
@@ -179,6 +181,25 @@ func (d *Dataplane) Beat(context.Context) error {
 	defer d.mu.Unlock()
 	d.beats++
 	return nil
+}
+
+// Repair implements the port: it finds what Tamper said, once.
+func (d *Dataplane) Repair(context.Context) ([]string, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	found := d.tampered
+	d.tampered = nil
+	return found, d.broken
+}
+
+// Tamper has the next Repair find something, and this one and those after it fail with the error, which nil ends.
+func (d *Dataplane) Tamper(found string, broken error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.broken = broken
+	if found != "" {
+		d.tampered = append(d.tampered, found)
+	}
 }
 
 // Beats returns how often the agent has said that it is there.

@@ -22,6 +22,7 @@ const (
 	Connect          = "agent.connect" // only when denied
 	RevokeAgent      = "agent.revoke"
 	BreakGlass       = "agent.break-glass" // a host lets everything pass, or does so no longer
+	Tampered         = "agent.tampered"    // an agent has put back what somebody changed in the kernel
 	AllowAgent       = "agent.allow"       // a revocation is lifted
 	CreateToken      = "token.create"
 	RevokeToken      = "token.revoke"

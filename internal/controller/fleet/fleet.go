@@ -70,6 +70,7 @@ type agent struct {
 	status     *pb.AgentStatus   // nil: nothing yet since it connected
 	isolates   map[string]bool   // workloads to be told about, on or off
 	glass      uint64            // Unix milliseconds until which the glass is broken, as audited
+	tampered   uint64            // Unix milliseconds at which somebody changed the dataplane, as audited
 	changed    chan struct{}     // closed and replaced whenever the agent says something about its policy
 }
 

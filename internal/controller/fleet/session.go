@@ -13,11 +13,9 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	pb "bulkhead/api/bulkhead/v1"
-	"bulkhead/internal/controller/audit"
 	"bulkhead/internal/controller/trust"
 	"bulkhead/internal/controller/world"
 	"bulkhead/internal/core/hostpolicy"
-	"bulkhead/internal/store"
 	"bulkhead/internal/wire"
 )
 
@@ -473,76 +471,4 @@ func (s *session) ack(m *pb.Ack) error {
 	a.tell()
 	s.poke()
 	return nil
-}
-
-func (s *session) status(m *pb.AgentStatus) {
-	if s.takeStatus(m) {
-		s.fleet.auditGlass(s.host, m.GetGlassUntilMs(), m.GetGlassReason())
-	}
-}
-
-// takeStatus reports whether the glass was broken, or is whole again.
-func (s *session) takeStatus(m *pb.AgentStatus) (glass bool) {
-	f := s.fleet
-	a := f.agent(s.host)
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if a.session != s {
-		return false
-	}
-	m.Problems = clipAll(m.GetProblems())
-	m.GlassReason = clip(m.GetGlassReason())
-	a.status, a.stored.LastSeen = m, f.cfg.Now()
-	a.tell()
-	if !differs(a.glass, m.GetGlassUntilMs()) {
-		return false
-	}
-	a.glass = m.GetGlassUntilMs()
-	return true
-}
-
-// differs reports whether two times in Unix milliseconds, 0 for none, are not the same but for the agent's rounding.
-func differs(a, b uint64) bool {
-	return (a == 0) != (b == 0) || max(a, b)-min(a, b) > 5000
-}
-
-// auditGlass records that a host lets everything pass, or does so no longer.
-func (f *Fleet) auditGlass(host string, untilMs uint64, reason string) {
-	detail := "policy is in force again"
-	if untilMs != 0 {
-		detail = fmt.Sprintf("everything passes until %s: %s", time.UnixMilli(int64(untilMs)).UTC().Format(time.RFC3339), reason)
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
-	defer cancel()
-	err := f.store.Update(ctx, func(tx store.Tx) error {
-		_, err := tx.AppendAudit(store.AuditEntry{Time: f.cfg.Now(), Actor: "root@" + host, Action: audit.BreakGlass, Subject: host, Detail: detail})
-		return err
-	})
-	if err != nil {
-		f.log.Error("a broken glass could not be written to the audit log", "host", host, "error", err)
-	}
-}
-
-// Limits on texts of agents.
-const (
-	maxText  = 1000
-	maxTexts = 100
-)
-
-func clip(s string) string {
-	if len(s) > maxText {
-		return s[:maxText] + "…"
-	}
-	return s
-}
-
-func clipAll(list []string) []string {
-	if len(list) > maxTexts {
-		list = list[:maxTexts]
-	}
-	out := make([]string, len(list))
-	for i := range list {
-		out[i] = clip(list[i])
-	}
-	return out
 }

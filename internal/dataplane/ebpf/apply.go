@@ -30,7 +30,8 @@ func (d *Dataplane) Apply(ctx context.Context, st *dataplane.State) (dataplane.A
 	stats := dataplane.ApplyStats{}
 	if !t.concernsAll() && len(t.changed) == 0 && len(t.newSets) == 0 && len(t.newRules) == 0 &&
 		len(t.sets) == len(d.held.sets) && slices.Equal(t.subjects, d.held.subjects) {
-		d.held.policy = t.policy
+		d.held.policy, d.held.users = t.policy, t.users
+		t.nameSets()
 		d.count(&stats)
 		if d.unfinished {
 			stats.Reset, err = d.settle()
@@ -165,16 +166,16 @@ func (d *Dataplane) writeLevels(t *transition) error {
 	if len(levels) > maxLevels {
 		return tooManyLevels(len(levels))
 	}
-	d.settings.Levels.Store(packLevels(levels))
+	d.settings.put64(&d.settings.own.Levels, packLevels(levels))
 	if len(t.cgroups) > 0 {
-		d.settings.UnitsSince.Store(t.gen)
+		d.settings.put32(&d.settings.own.UnitsSince, t.gen)
 	}
 	return nil
 }
 
 // undo takes back what write has written of a transition that does not take place.
 func (d *Dataplane) undo(t *transition) error {
-	h, gen := d.held, d.generation()
+	h, gen := d.held, d.gen
 	errs := []error{
 		h.addresses.undo(t.addresses, gen), h.prefixes.undo(t.prefixes, gen), h.ports.undo(t.ports, gen),
 		h.controllers.undo(t.controllers, gen), h.localSets.undo(t.localSets, gen), h.localIDs.undo(t.localIDs, gen), h.cgroups.undo(t.cgroups, gen),
@@ -192,7 +193,7 @@ func (d *Dataplane) undo(t *transition) error {
 			errs = append(errs, err)
 		}
 	}
-	d.settings.Levels.Store(packLevels(h.levels))
+	d.settings.put64(&d.settings.own.Levels, packLevels(h.levels))
 	if h.policy != nil {
 		d.settleProcesses(h.policy.Processes())
 	}
@@ -201,7 +202,7 @@ func (d *Dataplane) undo(t *transition) error {
 
 // switchTo puts the next generation in force: first the bank that nobody reads, then the one word.
 func (d *Dataplane) switchTo(t *transition) {
-	now, next := d.generation()&1, t.gen&1
+	next := t.gen & 1
 	all := t.concernsAll()
 	for i := range t.subjects {
 		s, word := &t.subjects[i], uint64(0)
@@ -210,7 +211,7 @@ func (d *Dataplane) switchTo(t *transition) {
 		case all || t.changed[i]:
 			word = s.state(t.gen)
 		default:
-			word = d.subjects[i].State[now].Load()
+			word = d.held.words[i]
 		}
 		if d.subjects[i].State[next].Load() != word {
 			d.subjects[i].State[next].Store(word)
@@ -218,7 +219,9 @@ func (d *Dataplane) switchTo(t *transition) {
 		if sets := s.sets(); d.subjects[i].Sets[next].Load() != sets {
 			d.subjects[i].Sets[next].Store(sets)
 		}
+		d.held.words[i] = word
 	}
+	d.gen = t.gen
 	d.active.Store(uint64(t.gen))
 }
 
@@ -231,20 +234,26 @@ func (d *Dataplane) finish(t *transition) error {
 		h.units.finish(t.units),
 		d.dropSets(t), d.dropRules(t),
 	}
-	d.settings.Levels.Store(packLevels(t.levels))
+	d.settings.put64(&d.settings.own.Levels, packLevels(t.levels))
 	d.settleProcesses(t.processes)
 	h.subjects, h.next, h.levels = t.subjects, t.nextFree, t.levels
-	h.policy = t.policy
+	h.policy, h.users = t.policy, t.users
 	return errors.Join(errs...)
+}
+
+// nameSets says what the policy sets are made of: an earlier agent may have written them.
+func (t *transition) nameSets() {
+	for i := range t.policy.Sets {
+		t.sets[t.policy.Sets[i].ID].from = &t.policy.Sets[i]
+	}
 }
 
 // dropSets deletes the policy sets that no subject names any more.
 func (d *Dataplane) dropSets(t *transition) error {
 	h := d.held
 	next := map[uint64]*heldSet{}
-	for i := range t.policy.Sets {
-		s := t.sets[t.policy.Sets[i].ID]
-		s.from = &t.policy.Sets[i] // an earlier agent may have written it
+	t.nameSets()
+	for _, s := range t.sets {
 		next[s.content] = s
 	}
 	var errs []error
@@ -321,11 +330,7 @@ func (d *Dataplane) dropRules(t *transition) error {
 }
 
 func putRows[K any](m *ebpf.Map, rows []entry[K]) error {
-	values := make([]row, len(rows))
-	for i := range rows {
-		values[i] = rows[i].row
-	}
-	return putAll(m, keysOf(rows), values)
+	return putAll(m, keysOf(rows), valuesOf(rows))
 }
 
 func keysOf[K any](rows []entry[K]) []K {
@@ -334,6 +339,14 @@ func keysOf[K any](rows []entry[K]) []K {
 		keys[i] = rows[i].key
 	}
 	return keys
+}
+
+func valuesOf[K any](rows []entry[K]) []row {
+	values := make([]row, len(rows))
+	for i := range rows {
+		values[i] = rows[i].row
+	}
+	return values
 }
 
 // Isolate judges the workload by its isolation set, or by its normal one again.

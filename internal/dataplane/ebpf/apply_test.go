@@ -36,7 +36,7 @@ func TestSubjectGone(t *testing.T) {
 			t.Fatal(err)
 		}
 		for bank := range d.subjects[number].State {
-			if s := d.subjects[number].State[bank].Load(); bank == int(d.generation()&1) && s != 0 {
+			if s := d.subjects[number].State[bank].Load(); bank == int(d.gen&1) && s != 0 {
 				t.Errorf("generation %d: the subject that is gone has state %x", generation, s)
 			}
 		}
@@ -166,22 +166,23 @@ func TestGenerationsWrap(t *testing.T) {
 	apply(0)
 	wrapped := false
 	for step := range 14 {
-		p.mustJudgeAs(fmt.Sprintf("generation %d", d.generation()), policies[0])
+		p.mustJudgeAs(fmt.Sprintf("generation %d", d.gen), policies[0])
 		// Isolating is the only change for a long time: what was applied is not written again.
-		before := d.generation()
-		end := (uint64(before)/maxAge + 1) * maxAge  // of the age; the banks stay as they are:
-		d.active.Store((end - 2) | uint64(before&1)) // the parity is the same
+		before := d.gen
+		end := (uint64(before)/maxAge + 1) * maxAge // of the age; the banks stay as they are:
+		d.gen = uint32(end-2) | before&1            // the parity is the same
+		d.active.Store(uint64(d.gen))
 		isolate()
-		wrapped = wrapped || d.generation() < before
+		wrapped = wrapped || d.gen < before
 		if step%3 == 2 {
 			p.mustJudgeAs("before the next agent", policies[0])
-			if d.generation() == 0 {
+			if d.gen == 0 {
 				t.Fatal("generation 0 is in force")
 			}
 		}
 	}
 	if !wrapped {
-		t.Errorf("the generations have not wrapped around: %d", d.generation())
+		t.Errorf("the generations have not wrapped around: %d", d.gen)
 	}
 	apply(1)
 	p.mustJudgeAs("another policy", policies[1])

@@ -108,6 +108,7 @@ type Dataplane struct {
 	netns *namespace
 
 	maps     programsMaps
+	pinned   map[string]*ebpf.Map // those of them that are
 	programs map[string]*ebpf.Program
 	links    map[string]link.Link
 	sweepers *iterators
@@ -118,7 +119,7 @@ type Dataplane struct {
 	// active, settings and subjects are the kernel's own memory. They are read by programs on every packet; stores to
 	// them must be single aligned words.
 	active   *atomic.Uint64
-	settings *settings
+	settings memory
 	subjects []subjectState
 	unmap    []func() error
 
@@ -129,11 +130,15 @@ type Dataplane struct {
 
 	mu      sync.Mutex // guards what follows
 	held    *held
+	gen     uint32 // in force
 	closed  bool
 	reading *reading // Events, while it runs
 	// unfinished is set while connections that are no longer allowed may not have been reset, or another layout may
 	// still be in place: the next call tries again.
 	unfinished bool
+
+	inspection inspection
+	inodes     map[string]uint64 // of what is pinned
 
 	// overdue is set when a Beat found something to do that it could not do at once.
 	overdue atomic.Bool
@@ -146,15 +151,6 @@ var _ dataplane.Dataplane = (*Dataplane)(nil)
 
 // subjectState is struct subject.
 type subjectState struct{ State, Sets [2]atomic.Uint64 }
-
-// settings is struct settings.
-type settings struct {
-	OwnNetns, OwnInode, RootCgroup, Unreplied, Replied, Installed, Levels atomic.Uint64
-
-	PathKey                                 [2]atomic.Uint64
-	Beat, Patience, GlassUntil              atomic.Uint64
-	UnitsSince, RootLevel, Paths, Processes atomic.Uint32
-}
 
 // Open takes over the dataplane that is pinned under cfg.BPFFS, or installs it. A new one lets everything pass until the
 // first Apply, and tells nothing until then. It must be called in the network namespace of the host. Errors that wrap
@@ -206,13 +202,13 @@ func (d *Dataplane) begin() error {
 		return fmt.Errorf("read what the kernel holds: %w", err)
 	}
 	d.publishNames(nil)
-	return nil
+	return d.rememberPins()
 }
 
 // install brings everything into place that is not there already. The order matters: first what learns about new
 // sockets, then what is known about old ones, then what judges.
 func (d *Dataplane) install() error {
-	s := d.settings
+	s := &d.settings
 	fresh := s.Installed.Load() == 0
 	d.unfinished = !fresh // nobody knows how the agent before has ended
 	if fresh && d.active.Load() == 0 {
@@ -228,13 +224,13 @@ func (d *Dataplane) install() error {
 	if d.depth != anyLevel {
 		level = uint32(d.depth)
 	}
-	s.OwnNetns.Store(d.netns.cookie)
-	s.OwnInode.Store(d.netns.inode)
-	s.RootCgroup.Store(d.root)
-	s.RootLevel.Store(level)
-	s.Unreplied.Store(uint64(d.cfg.UDPTimeout))
-	s.Replied.Store(uint64(d.cfg.UDPStreamTimeout))
-	s.Patience.Store(uint64(d.cfg.AgentLoss))
+	s.put64(&s.own.OwnNetns, d.netns.cookie)
+	s.put64(&s.own.OwnInode, d.netns.inode)
+	s.put64(&s.own.RootCgroup, d.root)
+	s.put32(&s.own.RootLevel, level)
+	s.put64(&s.own.Unreplied, uint64(d.cfg.UDPTimeout))
+	s.put64(&s.own.Replied, uint64(d.cfg.UDPStreamTimeout))
+	s.put64(&s.own.Patience, uint64(d.cfg.AgentLoss))
 	if err := d.refreshOwn(); err != nil {
 		return err
 	}
@@ -262,7 +258,7 @@ func (d *Dataplane) install() error {
 	if _, err := d.sweepAll(); err != nil {
 		return err
 	}
-	s.Installed.Store(now())
+	s.put64(&s.own.Installed, now())
 	return nil
 }
 
@@ -319,7 +315,7 @@ func (d *Dataplane) release() error {
 	for _, f := range d.unmap {
 		errs = append(errs, f())
 	}
-	d.unmap, d.active, d.settings, d.subjects = nil, nil, nil, nil
+	d.unmap, d.active, d.settings.settings, d.subjects = nil, nil, nil, nil
 	errs = append(errs, d.sweepers.Close())
 	for _, l := range d.links {
 		errs = append(errs, l.Close())

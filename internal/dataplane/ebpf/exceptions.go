@@ -48,7 +48,7 @@ func (d *Dataplane) Beat(ctx context.Context) error {
 func (d *Dataplane) beat() (ended bool, err error) {
 	d.open.RLock()
 	defer d.open.RUnlock()
-	if d.settings == nil {
+	if d.settings.settings == nil {
 		return false, fmt.Errorf("dataplane: %w", os.ErrClosed)
 	}
 	at := now()
@@ -77,7 +77,7 @@ func (d *Dataplane) BreakGlass(ctx context.Context, until time.Time) error {
 func (d *Dataplane) Glass() time.Time {
 	d.open.RLock()
 	defer d.open.RUnlock()
-	if d.settings == nil {
+	if d.settings.settings == nil {
 		return time.Time{}
 	}
 	until, at := d.settings.GlassUntil.Load(), sinceBoot()
@@ -89,26 +89,36 @@ func (d *Dataplane) Glass() time.Time {
 
 // setGlass stores until when it is broken, and has the subjects' states say so.
 func (d *Dataplane) setGlass(until time.Time) error {
-	left := time.Until(until)
+	left, before := time.Until(until), d.settings.own.GlassUntil.Load()
+	if left > 0 {
+		d.settings.put64(&d.settings.own.GlassUntil, sinceBoot()+uint64(left))
+	} else {
+		d.settings.put64(&d.settings.own.GlassUntil, 0)
+	}
+	if err := d.judgeAnew(func(s *heldSubject) { s.glass = left > 0 }); err != nil {
+		d.settings.put64(&d.settings.own.GlassUntil, before)
+		return err
+	}
+	d.held.glass = left > 0
+	return nil
+}
+
+// judgeAnew changes every subject, which has all its connections judged again. What is denied now is to be reset.
+func (d *Dataplane) judgeAnew(change func(*heldSubject)) error {
 	gen, err := d.nextGeneration()
 	if err != nil {
 		return err
 	}
-	if left > 0 {
-		d.settings.GlassUntil.Store(sinceBoot() + uint64(left))
-	} else {
-		d.settings.GlassUntil.Store(0)
-	}
 	t := &transition{gen: gen, subjects: slices.Clone(d.held.subjects), changed: map[int]bool{}}
 	for i := range t.subjects {
 		if s := &t.subjects[i]; s.used {
-			s.glass = left > 0
+			change(s)
 			t.changed[i] = true
 		}
 	}
 	d.unfinished = true
 	d.switchTo(t)
-	d.held.subjects, d.held.glass = t.subjects, left > 0
+	d.held.subjects = t.subjects
 	return nil
 }
 

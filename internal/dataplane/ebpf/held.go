@@ -27,6 +27,8 @@ type held struct {
 	sets     map[uint64]*heldSet // by content
 	size     budget.Cost         // of all sets
 	subjects []heldSubject       // by number
+	words    []uint64            // their states, as the programs read them
+	users    users               // as they were when policy was applied
 	next     int                 // where to look for an unused number
 	spoiled  map[uint32]bool     // numbers of sets of which rows may be left, because deleting them failed
 	rules    map[uint64]model.RuleID
@@ -55,6 +57,10 @@ type heldSet struct {
 	content uint64
 	size    budget.Cost
 	from    *hostpolicy.PolicySet // what it was made of; nil: by an earlier agent
+	sums    [budget.Resources]struct {
+		known bool
+		sum   uint64 // of the hashes of its entries; see rowMirror
+	}
 }
 
 // heldSubject is a subject as subject_info describes it.
@@ -79,11 +85,9 @@ func (s *heldSubject) state(gen uint32) uint64 {
 	return state(gen, s.set, s.flags|glass)
 }
 
-func (d *Dataplane) generation() uint32 { return uint32(d.active.Load()) }
-
 // nextGeneration is never 0, which is "never judged", and always of the other parity.
 func (d *Dataplane) nextGeneration() (uint32, error) {
-	gen := d.generation()
+	gen := d.gen
 	next := gen + 1
 	if next == 0 {
 		next = 2
@@ -111,13 +115,14 @@ func (h *held) renew(d *Dataplane, gen uint32) error {
 			errs = append(errs, d.writeSubject(i, s.name, s.identity, s.identity, gen))
 		}
 	}
-	d.settings.UnitsSince.Store(gen)
+	d.settings.put32(&d.settings.own.UnitsSince, gen)
 	return errors.Join(errs...)
 }
 
 // readHeld reads back what the kernel holds and cleans up after an agent that died while it was changing it.
 func (d *Dataplane) readHeld() (*held, error) {
-	gen := d.generation()
+	d.gen = uint32(d.active.Load())
+	gen := d.gen
 	h := &held{
 		addresses:   table[address]{name: "addresses", m: d.maps.Addresses},
 		prefixes:    table[netKey]{name: "prefixes", m: d.maps.Prefixes},
@@ -151,13 +156,14 @@ func (s *heldSubject) sets() uint64 {
 
 func (h *held) readSubjects(d *Dataplane) func(uint32) error {
 	return func(gen uint32) error {
-		h.subjects = make([]heldSubject, len(d.subjects))
+		h.subjects, h.words = make([]heldSubject, len(d.subjects)), make([]uint64, len(d.subjects))
 		now, other := gen&1, (gen+1)&1
 		for i := range h.subjects {
 			s := &d.subjects[i]
 			word, sets := s.State[now].Load(), s.Sets[now].Load()
 			s.State[other].Store(word) // over what a dead agent may have prepared
 			s.Sets[other].Store(sets)
+			h.words[i] = word
 			if word == 0 {
 				continue
 			}
@@ -165,13 +171,8 @@ func (h *held) readSubjects(d *Dataplane) func(uint32) error {
 			if err := d.maps.SubjectInfo.Lookup(uint32(i), &info); err != nil {
 				return fmt.Errorf("read subject %d: %w", i, err)
 			}
-			v := info.Identity
-			id := v.Cur
-			if int32(gen-v.Since) < 0 {
-				id = v.Prev
-			}
 			h.subjects[i] = heldSubject{
-				used: true, name: text(info.Name[:]), identity: id,
+				used: true, name: text(info.Name[:]), identity: info.Identity.at(gen).id,
 				set: uint32(sets) >> 8, flags: uint8(sets), isolation: uint32(sets >> 32),
 				isolated: stateFlags(word)&subjectIsolated != 0,
 				glass:    stateFlags(word)&subjectGlass != 0,

@@ -101,6 +101,8 @@ func (d *Dataplane) load() error {
 		return unsupported(err, limited)
 	}
 	defer c.Close() // what is not taken over below
+	d.pinned = maps.Clone(c.Maps)
+	maps.DeleteFunc(d.pinned, func(name string, _ *ebpf.Map) bool { return spec.Maps[name].Pinning != ebpf.PinByName })
 	d.programs = maps.Clone(c.Programs)
 	c.Programs = nil
 	return c.Assign(&d.maps)
@@ -196,7 +198,7 @@ func (d *Dataplane) attach(a attachment) error {
 	if prog == nil {
 		return nil // optional, and reported
 	}
-	path := filepath.Join(d.dir, "link_"+a.program)
+	path := d.linkPath(a.program)
 	old, err := link.LoadPinnedLink(path, nil)
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("take over %s: %w", path, err)
@@ -220,7 +222,7 @@ func (d *Dataplane) attach(a attachment) error {
 		return fmt.Errorf("%w: attach %s: %w", dataplane.ErrUnsupported, a.program, err)
 	}
 	// The new one is in force. Its pin takes the place of the old one's in one step: at no time is there none.
-	if err := pinOver(l, path); err != nil {
+	if err := d.pinLink(l, a.program); err != nil {
 		if old != nil {
 			_ = old.Close()
 		}
@@ -233,8 +235,26 @@ func (d *Dataplane) attach(a attachment) error {
 	return nil
 }
 
-// pinOver pins the link at path, where another may be pinned.
-func pinOver(l link.Link, path string) error {
+func linkPin(program string) string { return "link_" + program }
+
+func (d *Dataplane) linkPath(program string) string { return filepath.Join(d.dir, linkPin(program)) }
+
+func (d *Dataplane) pinLink(l link.Link, program string) error {
+	return pinOver(l, d.linkPath(program))
+}
+
+// pinMap pins the map where it should be pinned already.
+func (d *Dataplane) pinMap(m *ebpf.Map, name string) error {
+	fresh, err := m.Clone() // which does not believe that it is pinned
+	if err != nil {
+		return err
+	}
+	defer fresh.Close()
+	return pinOver(fresh, filepath.Join(d.dir, name))
+}
+
+// pinOver pins it at path, where something else may be pinned.
+func pinOver(l interface{ Pin(string) error }, path string) error {
 	next := path + "_new" // a bpffs takes no dots
 	if err := os.Remove(next); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("pin %s: %w", path, err)
@@ -271,7 +291,8 @@ func (d *Dataplane) mapMemory() error {
 	if err != nil {
 		return err
 	}
-	d.settings = (*settings)(unsafe.Pointer(&config[0]))
+	d.settings.settings = (*settings)(unsafe.Pointer(&config[0]))
+	d.settings.believe()
 	d.active = (*atomic.Uint64)(unsafe.Pointer(&active[0]))
 	d.subjects = unsafe.Slice((*subjectState)(unsafe.Pointer(&subjects[0])), d.cfg.MaxSubjects)
 	return nil

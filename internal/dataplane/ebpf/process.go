@@ -137,7 +137,8 @@ func (d *Dataplane) alternative(a *hostpolicy.Alternative, u users) alternative 
 
 // pathHash is path_hash of bpf/process.h for the path of an executable.
 func (d *Dataplane) pathHash(path string) uint64 {
-	key := [2]uint64{d.settings.PathKey[0].Load(), d.settings.PathKey[1].Load()}
+	own := &d.settings.own // what somebody else has stored there must not end up in policy rows
+	key := [2]uint64{own.PathKey[0].Load(), own.PathKey[1].Load()}
 	return hashPath(key, path)
 }
 
@@ -189,7 +190,7 @@ func (d *Dataplane) newPathKey() {
 	var b [16]byte
 	_, _ = rand.Read(b[:]) // never fails (crypto/rand)
 	for i := range d.settings.PathKey {
-		d.settings.PathKey[i].Store(binary.NativeEndian.Uint64(b[8*i:]))
+		d.settings.put64(&d.settings.own.PathKey[i], binary.NativeEndian.Uint64(b[8*i:]))
 	}
 }
 
@@ -220,13 +221,13 @@ func (t *transition) planProcesses(d *Dataplane, units map[string][]string) erro
 // writeProcesses has the programs tell processes apart before a rule asks for it.
 func (d *Dataplane) writeProcesses(t *transition) error {
 	if t.processes.Any() {
-		d.settings.Processes.Store(1)
+		d.settings.put32(&d.settings.own.Processes, 1)
 	}
 	if len(t.processes.Paths) == 0 || d.settings.Paths.Load() != 0 {
 		return nil
 	}
 	// First what makes new sockets know, then what is known of the others.
-	d.settings.Paths.Store(t.gen)
+	d.settings.put32(&d.settings.own.Paths, t.gen)
 	p := d.programs[programsProgBulkheadLearn]
 	if p == nil {
 		return nil // Capabilities says so
@@ -240,9 +241,9 @@ func (d *Dataplane) writeProcesses(t *transition) error {
 // settleProcesses has the programs do no more than the policy in force needs.
 func (d *Dataplane) settleProcesses(c hostpolicy.Processes) {
 	if !c.Any() {
-		d.settings.Processes.Store(0)
+		d.settings.put32(&d.settings.own.Processes, 0)
 	}
 	if len(c.Paths) == 0 {
-		d.settings.Paths.Store(0)
+		d.settings.put32(&d.settings.own.Paths, 0)
 	}
 }

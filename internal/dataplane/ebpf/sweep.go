@@ -145,8 +145,11 @@ func destroy(flows [][]byte) error {
 	return errors.Join(errs...)
 }
 
-// seed remembers the sockets that were there before the dataplane.
+// seed remembers the sockets that were there before the programs.
 func (d *Dataplane) seed() error {
+	if err := clearMap[uint64, programsProcess](d.maps.Listening); err != nil { // of another time
+		return fmt.Errorf("forget who listened: %w", err)
+	}
 	for _, name := range []string{programsProgBulkheadListening, programsProgBulkheadSeed} {
 		if p := d.programs[name]; p != nil {
 			if _, err := d.sweepers.run(p, name, nil); err != nil {

@@ -152,13 +152,10 @@ func (t *table[K]) read(gen uint32) error {
 	var v versioned
 	it := t.m.Iterate()
 	for it.Next(&k, &v) {
-		if int32(gen-v.Since) >= 0 {
-			t.held[k] = value{v.Cur, v.CurShared != 0}
-			continue
+		t.held[k] = v.at(gen)
+		if int32(gen-v.Since) < 0 {
+			stale[k] = version(t.held[k], t.held[k], gen)
 		}
-		before := value{v.Prev, v.PrevShared != 0}
-		t.held[k] = before
-		stale[k] = version(before, before, gen)
 	}
 	if err := it.Err(); err != nil {
 		return fmt.Errorf("read %s: %w", t.name, err)
@@ -175,6 +172,14 @@ func version(before, after value, since uint32) versioned {
 	return versioned{
 		Cur: after.id, Prev: before.id, Since: since, CurShared: bit(after.shared), PrevShared: bit(before.shared),
 	}
+}
+
+// at returns what v says in generation gen.
+func (v versioned) at(gen uint32) value {
+	if int32(gen-v.Since) >= 0 {
+		return value{v.Cur, v.CurShared != 0}
+	}
+	return value{v.Prev, v.PrevShared != 0}
 }
 
 func bit(b bool) uint8 {
@@ -228,6 +233,21 @@ func deleteAll[K any](m *ebpf.Map, keys []K) error {
 		keys = keys[min(n, len(keys)):]
 	}
 	return nil
+}
+
+// clearMap deletes everything.
+func clearMap[K, V any](m *ebpf.Map) error {
+	var keys []K
+	var k K
+	var v V
+	it := m.Iterate()
+	for it.Next(&k, &v) {
+		keys = append(keys, k)
+	}
+	if err := it.Err(); err != nil {
+		return err
+	}
+	return deleteAll(m, keys)
 }
 
 func deleteEach[K any](m *ebpf.Map, keys []K) error {

@@ -436,9 +436,26 @@ int bulkhead_listening(struct bpf_iter__task_file *ctx)
 	return 0;
 }
 
+/* who_opened guesses by the ports: a connection at a port on which somebody listens is one that was accepted there. */
+static __always_inline __u32 who_opened(struct sock *sk)
+{
+	__u64 key = listening_key(&sk->__sk_common);
+
+	return bpf_map_lookup_elem(&listening, &key) ? FLOW_DIR : FLOW_DIR | FLOW_OUT;
+}
+
+/* is_open reports whether the TCP connection has been made and has not ended. */
+static __always_inline bool is_open(struct sock *sk)
+{
+	__u8 state = sk->__sk_common.skc_state;
+
+	return state == TCP_ESTABLISHED || state == TCP_CLOSE_WAIT || state == TCP_FIN_WAIT1 || state == TCP_FIN_WAIT2;
+}
+
 /*
  * bulkhead_seed remembers a socket that was there before the dataplane: its process, who opened its connection, and
- * what had passed by then.
+ * what had passed by then. Of a connection that was made while only the judging programs were not there it finds out who
+ * opened it.
  */
 SEC("iter/task_file")
 int bulkhead_seed(struct bpf_iter__task_file *ctx)
@@ -448,14 +465,18 @@ int bulkhead_seed(struct bpf_iter__task_file *ctx)
 	struct socket_state *s;
 	struct tcp_sock *tp;
 	__u32 flags;
-	__u64 key;
+	__u64 word;
 
 	task = ctx->task;
 	if (!sk || !task)
 		return 0;
 	s = bpf_sk_storage_get(&sockets, sk, 0, 0);
-	if (s)
-		return 0; /* made since the programs were attached, or open in another process too */
+	if (s) { /* made since the programs were attached, or open in another process too */
+		word = READ_ONCE(s->word);
+		if (sk->sk_protocol == IPPROTO_TCP && is_open(sk) && !(word & (FLOW_DIR | FLOW_TUPLE)))
+			set_word(&s->word, word, make_word(0, 0, (word & 0xffff) | FLOW_EXISTING | who_opened(sk)));
+		return 0;
+	}
 	s = bpf_sk_storage_get(&sockets, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
 	if (!s)
 		return 0;
@@ -465,10 +486,7 @@ int bulkhead_seed(struct bpf_iter__task_file *ctx)
 	if (sk->sk_protocol == IPPROTO_TCP && sk->__sk_common.skc_state == TCP_LISTEN) {
 		flags = FLOW_DIR;
 	} else if (sk->sk_protocol == IPPROTO_TCP) {
-		key = listening_key(&sk->__sk_common);
-		flags |= FLOW_DIR;
-		if (!bpf_map_lookup_elem(&listening, &key))
-			flags |= FLOW_OUT;
+		flags |= who_opened(sk);
 		tp = bpf_skc_to_tcp_sock(sk);
 		if (tp)
 			bytes_of(tp, sk, &s->sent, &s->received);
