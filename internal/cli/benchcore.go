@@ -16,7 +16,6 @@ import (
 	"bulkhead/internal/core/compile"
 	"bulkhead/internal/core/estate"
 	"bulkhead/internal/core/model"
-	"bulkhead/internal/core/verdict"
 )
 
 // coreBench is what `bench core -o json` prints.
@@ -41,6 +40,7 @@ type compileBench struct {
 	Rows              int     `json:"rows"`
 
 	JudgeNanoseconds float64 `json:"judge_ns"` // one flow between any two workloads, on one processor
+	BatchNanoseconds float64 `json:"batch_ns"` // the same in batches, as eval and plan judge
 	JudgeAllocations float64 `json:"judge_allocations"`
 }
 
@@ -55,7 +55,7 @@ func (a *app) benchCoreCommand() *cobra.Command {
 		Long: `Compile made-up worlds from scratch and print the time, the greatest heap while compiling, and what
 judging one flow costs in each. An app has five roles in two environments, at two sites; a tenth of the
 hosts run two units that share their addresses. Times are those of the quickest of some runs; judging is
-the median of some rounds over flows between any two workloads.
+the median of some rounds over flows between any two workloads, one by one and in batches.
 
 In the largest world also: the processor time of each kind of single change until the delta of any host
 can be drawn, and of drawing those of one host and of all; 100 guardrails proved, and a plan against a million recorded flows.`,
@@ -141,13 +141,9 @@ func benchCompile(size estate.Size, runs int) (*compileBench, error) {
 		}
 	}
 	b.PolicySets, b.Rows = w.Sets(), w.Rows()
-	flows := anyFlows(w, inv)
-	e := verdict.New(w)
-	m, err := measure(len(flows), func(i int) error {
-		_, err := e.Judge(&flows[i])
-		return err
-	})
-	b.JudgeNanoseconds, b.JudgeAllocations = m.nanoseconds, m.allocations
+	alone, together, err := measureJudge(w, anyFlows(w, inv))
+	b.JudgeNanoseconds, b.BatchNanoseconds = alone.nanoseconds, together.nanoseconds
+	b.JudgeAllocations = max(alone.allocations, together.allocations)
 	runtime.KeepAlive(docs)
 	return b, err
 }
@@ -212,12 +208,12 @@ func watchHeap() (peak func() uint64) {
 }
 
 func (v *coreBench) text(p *page) {
-	t := newTable(">WORKLOADS", ">LABEL SETS", ">RULES", ">COMPILE", ">CPU", ">PEAK HEAP", ">WORLD", ">POLICY SETS", ">ROWS", ">JUDGE", ">ALLOCATIONS")
+	t := newTable(">WORKLOADS", ">LABEL SETS", ">RULES", ">COMPILE", ">CPU", ">PEAK HEAP", ">WORLD", ">POLICY SETS", ">ROWS", ">JUDGE", ">IN BATCHES", ">ALLOCATIONS")
 	for i := range v.Worlds {
 		b := &v.Worlds[i]
 		t.add(thousands(uint64(b.Workloads)), thousands(uint64(b.LabelSets)), thousands(uint64(b.Rules)),
 			fmt.Sprintf("%.3f s", b.CompileSeconds), fmt.Sprintf("%.3f s", b.CompileCPUSeconds), byteSize(b.PeakHeapBytes), byteSize(b.WorldBytes),
-			thousands(uint64(b.PolicySets)), thousands(uint64(b.Rows)), fmt.Sprintf("%.0f ns", b.JudgeNanoseconds),
+			thousands(uint64(b.PolicySets)), thousands(uint64(b.Rows)), fmt.Sprintf("%.0f ns", b.JudgeNanoseconds), fmt.Sprintf("%.0f ns", b.BatchNanoseconds),
 			strings.TrimSuffix(fmt.Sprintf("%.2f", b.JudgeAllocations), ".00"))
 	}
 	p.table(t, "nothing was measured")

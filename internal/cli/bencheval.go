@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"syscall"
 	"time"
 
@@ -42,8 +43,10 @@ type evalBench struct {
 	CompileSeconds   float64 `json:"compile_seconds"`
 	LineNanoseconds  float64 `json:"line_ns"` // read, judge and write one flow
 	LineAllocations  float64 `json:"line_allocations"`
-	JudgeNanoseconds float64 `json:"judge_ns"` // the evaluator alone
+	JudgeNanoseconds float64 `json:"judge_ns"` // the evaluator alone, one flow after the other
 	JudgeAllocations float64 `json:"judge_allocations"`
+	BatchNanoseconds float64 `json:"batch_ns"` // a flow, judged in batches as eval does
+	BatchAllocations float64 `json:"batch_allocations"`
 }
 
 func (a *app) benchEvalCommand() *cobra.Command {
@@ -180,34 +183,60 @@ func firstLines(path string, n int) ([][]byte, error) {
 }
 
 func (v *evalBench) runFlows(w *compile.World, lines [][]byte) error {
-	judge := flowJudge{evaluator: verdict.New(w)}
+	judge := newFlowJudge(w)
 	flows := make([]model.Flow, len(lines))
 	for i, line := range lines {
 		if err := judge.parser.Parse(line, &flows[i]); err != nil {
 			return fmt.Errorf("the flows of the bench: %w", err)
 		}
 	}
-	var answer []byte
-	whole, err := measure(len(lines), func(i int) error {
-		var ok bool
-		if answer, ok = judge.judge(answer[:0], lines[i]); !ok {
-			return errors.New(string(answer))
+	var answers []byte
+	ok := make([]bool, maxTogether)
+	whole, err := measure(len(lines)/maxTogether, func(i int) error {
+		answers = judge.judge(answers[:0], lines[i*maxTogether:][:maxTogether], ok)
+		if slices.Contains(ok, false) {
+			return errors.New(string(answers))
 		}
 		return nil
 	})
 	if err != nil {
 		return fmt.Errorf("the flows of the bench: %w", err)
 	}
-	alone, err := measure(len(flows), func(i int) error {
-		_, err := judge.evaluator.Judge(&flows[i])
-		return err
-	})
+	alone, together, err := measureJudge(w, flows)
 	if err != nil {
 		return fmt.Errorf("the flows of the bench: %w", err)
 	}
-	v.LineNanoseconds, v.LineAllocations = whole.nanoseconds, whole.allocations
+	v.LineNanoseconds, v.LineAllocations = round(whole.nanoseconds/maxTogether), round(whole.allocations/maxTogether)
 	v.JudgeNanoseconds, v.JudgeAllocations = alone.nanoseconds, alone.allocations
+	v.BatchNanoseconds, v.BatchAllocations = together.nanoseconds, together.allocations
 	return nil
+}
+
+// measureJudge measures what judging one flow costs, one by one and in batches.
+func measureJudge(w *compile.World, flows []model.Flow) (alone, together measured, err error) {
+	e := verdict.New(w)
+	alone, err = measure(len(flows), func(i int) error {
+		_, err := e.Judge(&flows[i])
+		return err
+	})
+	if err != nil {
+		return measured{}, measured{}, err
+	}
+	batch, part, judged := e.NewBatch(), make([]*model.Flow, verdict.BatchSize), make([]verdict.Judged, verdict.BatchSize)
+	together, err = measure(len(flows)/len(part), func(i int) error {
+		for k := range part {
+			part[k] = &flows[i*len(part)+k]
+		}
+		batch.Judge(judged, part)
+		for k := range judged {
+			if judged[k].Err != nil {
+				return judged[k].Err
+			}
+		}
+		return nil
+	})
+	n := float64(len(part))
+	return alone, measured{nanoseconds: round(together.nanoseconds / n), allocations: round(together.allocations / n)}, err
 }
 
 func (v *evalBench) text(p *page) {
@@ -220,5 +249,6 @@ func (v *evalBench) text(p *page) {
 	p.line("parse documents     %8.3f s", v.ParseSeconds)
 	p.line("compile             %8.3f s", v.CompileSeconds)
 	p.line("one line            %8.1f ns   %.2f allocations, to read, judge and write it", v.LineNanoseconds, v.LineAllocations)
-	p.line("the evaluator alone %8.1f ns   %.2f allocations a flow", v.JudgeNanoseconds, v.JudgeAllocations)
+	p.line("the evaluator alone %8.1f ns   %.2f allocations a flow, in batches as eval judges", v.BatchNanoseconds, v.BatchAllocations)
+	p.line("                    %8.1f ns   %.2f allocations a flow, one by one", v.JudgeNanoseconds, v.JudgeAllocations)
 }

@@ -80,7 +80,7 @@ the exit status is 1. Blank lines are left out. What bulkhead flows -o json prin
 func evalFlows(ctx context.Context, w *compile.World, in io.Reader, out io.Writer, bar *progress) (lineStats, error) {
 	judges := make([]lineJudge, max(1, runtime.GOMAXPROCS(0)))
 	for i := range judges {
-		judges[i] = &flowJudge{evaluator: verdict.New(w)}
+		judges[i] = newFlowJudge(w)
 	}
 	return judgeLines(ctx, in, out, judges, bar)
 }
@@ -95,20 +95,40 @@ func evalStopped(flows string, stats lineStats, err error) error {
 
 // flowJudge judges flows; each worker has its own.
 type flowJudge struct {
-	evaluator *verdict.Evaluator
-	parser    flowline.Parser
-	flow      model.Flow
+	batch  *verdict.Batch
+	parser flowline.Parser
+	read   [maxTogether]model.Flow
+	errs   [maxTogether]error          // by line: why it could not be read
+	flows  []*model.Flow               // those that could
+	judged [maxTogether]verdict.Judged // parallel to flows
 }
 
-func (j *flowJudge) judge(dst, line []byte) ([]byte, bool) {
-	if err := j.parser.Parse(line, &j.flow); err != nil {
-		return append(flowline.AppendError(dst, err), '\n'), false
+func newFlowJudge(w *compile.World) *flowJudge { return &flowJudge{batch: verdict.New(w).NewBatch()} }
+
+func (j *flowJudge) judge(dst []byte, lines [][]byte, ok []bool) []byte {
+	j.flows = j.flows[:0]
+	for i, line := range lines {
+		ok[i] = false
+		if j.errs[i] = j.parser.Parse(line, &j.read[i]); j.errs[i] == nil {
+			j.flows = append(j.flows, &j.read[i])
+		}
 	}
-	v, err := j.evaluator.Judge(&j.flow)
-	if err != nil {
-		return append(flowline.AppendError(dst, err), '\n'), false
+	j.batch.Judge(j.judged[:], j.flows)
+	next := 0
+	for i := range lines {
+		err := j.errs[i]
+		if err == nil {
+			v := &j.judged[next]
+			next++
+			if ok[i] = v.Err == nil; ok[i] {
+				dst = append(flowline.AppendVerdict(dst, v.FlowVerdict), '\n')
+				continue
+			}
+			err = v.Err
+		}
+		dst = append(flowline.AppendError(dst, err), '\n')
 	}
-	return append(flowline.AppendVerdict(dst, v), '\n'), true
+	return dst
 }
 
 func (j *flowJudge) tooLong(dst []byte) []byte {

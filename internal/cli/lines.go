@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"context"
 	"io"
+
+	"bulkhead/internal/core/verdict"
 )
 
 // Sizes of the line reader. Memory is bounded by the chunks in flight, whatever the length of the input.
@@ -15,12 +17,15 @@ const (
 // byteOrderMark is what some programs put before UTF-8; it is no part of the first line.
 var byteOrderMark = []byte("\xef\xbb\xbf")
 
-// lineJudge answers one line: it appends the answer and its line feed to dst and reports whether the line could be
-// read. The line has no line feed and is valid during the call only.
+// lineJudge answers lines, at most maxTogether of them at a time: it appends for each the answer and its line feed to dst,
+// and says in ok whether it could be read. Lines have no line feed and are valid during the call only.
 type lineJudge interface {
-	judge(dst, line []byte) ([]byte, bool)
+	judge(dst []byte, lines [][]byte, ok []bool) []byte
 	tooLong(dst []byte) []byte // answers a line longer than maxLine
 }
+
+// maxTogether is how many lines are answered together.
+const maxTogether = verdict.BatchSize
 
 // lineStats says what judgeLines did.
 type lineStats struct {
@@ -128,6 +133,8 @@ func (c *chunk) answer(j lineJudge) {
 		c.lines, c.bad, c.firstBad = 1, 1, 1
 		return
 	}
+	var room [maxTogether][]byte
+	lines := room[:0]
 	for rest := c.in; len(rest) > 0; {
 		line := rest
 		if i := bytes.IndexByte(rest, '\n'); i >= 0 {
@@ -139,9 +146,20 @@ func (c *chunk) answer(j lineJudge) {
 		if len(bytes.TrimSpace(line)) == 0 {
 			continue
 		}
+		if lines = append(lines, line); len(lines) == maxTogether {
+			c.answerLines(j, lines)
+			lines = lines[:0]
+		}
+	}
+	c.answerLines(j, lines)
+}
+
+func (c *chunk) answerLines(j lineJudge, lines [][]byte) {
+	var ok [maxTogether]bool
+	c.out = j.judge(c.out, lines, ok[:])
+	for i := range lines {
 		c.lines++
-		var ok bool
-		if c.out, ok = j.judge(c.out, line); !ok {
+		if !ok[i] {
 			c.bad++
 			if c.firstBad == 0 {
 				c.firstBad = c.lines

@@ -16,11 +16,15 @@ import (
 // echo answers every line with itself; a line that begins with '!' is bad.
 type echo struct{ delay bool }
 
-func (e echo) judge(dst, line []byte) ([]byte, bool) {
-	if e.delay && rand.IntN(50) == 0 {
-		time.Sleep(time.Millisecond) // let the other workers run ahead
+func (e echo) judge(dst []byte, lines [][]byte, ok []bool) []byte {
+	for i, line := range lines {
+		if e.delay && rand.IntN(50) == 0 {
+			time.Sleep(time.Millisecond) // let the other workers run ahead
+		}
+		dst = append(append(append(dst, '<'), line...), ">\n"...)
+		ok[i] = !bytes.HasPrefix(line, []byte("!"))
 	}
-	return append(append(append(dst, '<'), line...), ">\n"...), !bytes.HasPrefix(line, []byte("!"))
+	return dst
 }
 
 func (e echo) tooLong(dst []byte) []byte { return append(dst, "<too long>\n"...) }
@@ -46,9 +50,11 @@ func TestJudgeLines(t *testing.T) {
 		"DOS":             {"a\r\nb\r\n", "<a>\n<b>\n", lineStats{Lines: 2}},
 		"byte-order mark": {"\xef\xbb\xbfa\n\xef\xbb\xbfb", "<a>\n<\xef\xbb\xbfb>\n", lineStats{Lines: 2}},
 		"bad lines":       {"a\n!b\nc\n!d\n", "<a>\n<!b>\n<c>\n<!d>\n", lineStats{Lines: 4, Bad: 2, FirstBad: 2}},
-		"longest":         {"a\n" + long + "\nb", "<a>\n<" + long + ">\n<b>\n", lineStats{Lines: 3}},
-		"too long":        {"a\n" + long + "xxx\nb\n", "<a>\n<too long>\n<b>\n", lineStats{Lines: 3, Bad: 1, FirstBad: 2}},
-		"much too long":   {strings.Repeat(long, 3) + "\nb\n", "<too long>\n<b>\n", lineStats{Lines: 2, Bad: 1, FirstBad: 1}},
+		"bad after many": {strings.Repeat("a\n", 3*maxTogether+1) + "!b\n!c\n", strings.Repeat("<a>\n", 3*maxTogether+1) + "<!b>\n<!c>\n",
+			lineStats{Lines: 3*maxTogether + 3, Bad: 2, FirstBad: 3*maxTogether + 2}},
+		"longest":       {"a\n" + long + "\nb", "<a>\n<" + long + ">\n<b>\n", lineStats{Lines: 3}},
+		"too long":      {"a\n" + long + "xxx\nb\n", "<a>\n<too long>\n<b>\n", lineStats{Lines: 3, Bad: 1, FirstBad: 2}},
+		"much too long": {strings.Repeat(long, 3) + "\nb\n", "<too long>\n<b>\n", lineStats{Lines: 2, Bad: 1, FirstBad: 1}},
 		"too long at the end": {"a\n" + long + "xx", "<a>\n<too long>\n",
 			lineStats{Lines: 2, Bad: 1, FirstBad: 2}},
 	} {

@@ -50,6 +50,7 @@ type World struct {
 	workloads []Workload         // parallel to inv.Instances
 	points    []Point            // of all workloads, in their order
 	seats     []Seat             // parallel to points
+	names     []string           // parallel to points: of the workloads
 	byName    nameIndex          // workload to its first point
 	units     map[string][]int32 // host to its units, sorted
 	owner4    ipv4Index
@@ -60,7 +61,8 @@ type World struct {
 
 	functions  *functions
 	tables     []table
-	lookup     *lookup // of tables
+	lookup     *lookup // of sets
+	judges     *judges // of functions
 	sets       []policySet
 	isolation  map[purposes]int32 // what a workload serves, to its isolation set
 	placed     placement
@@ -156,7 +158,7 @@ func (w *World) NextExpiry() (at time.Time, ok bool) { return w.nextExpiry, !w.n
 
 // Workload returns the workload of that name, or nil.
 func (w *World) Workload(name string) *Workload {
-	if p, ok := w.byName.find(name, w.seats); ok {
+	if p, ok := w.byName.find(name, hashName(name), w.names); ok {
 		return &w.workloads[w.points[p].workload]
 	}
 	return nil

@@ -53,10 +53,10 @@ func newFunctionBuilder() *functionBuilder {
 // of returns the cells of a function.
 func (f *functions) of(fn int32) []stroke { return f.cells[f.start[fn]:f.start[fn+1]] }
 
-// choose returns what a cell says about a process of the subject; nil if it is not known. It allocates nothing.
-func (f *functions) choose(c *stroke, process *model.Process) (model.Verdict, uint32) {
-	verdict, rule := c.verdict, c.rule
-	for at := c.when; at != noAlternative; {
+// choose returns what is said of a process of the subject, nil if it is not known, where a list of alternatives comes before
+// a verdict. It allocates nothing.
+func (f *functions) choose(verdict model.Verdict, rule uint32, list int32, process *model.Process) (model.Verdict, uint32) {
+	for at := list; at != noAlternative; {
 		a := &f.alternatives[at]
 		if f.processes[a.process].Admits(process) {
 			verdict, rule = a.verdict, a.rule // one that is asked before it may still win

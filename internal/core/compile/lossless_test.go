@@ -119,6 +119,16 @@ func lowered(s *hostpolicy.PolicySet) *hostpolicy.PolicySet {
 	return out
 }
 
+// decide answers one question about the policy set of a seat.
+func decide(w *compile.World, at *compile.Seat, d model.Direction, peer int32, proto model.Proto, port uint16, process *model.Process) model.EndVerdict {
+	var q compile.Question
+	w.Ask(&q, at, d, peer)
+	w.Open(&q)
+	w.Look(&q)
+	w.Settle(&q)
+	return w.Answer(&q, proto, port, process)
+}
+
 // evaluated compares what the evaluator's form says with the set in full.
 func evaluated(t *testing.T, w *compile.World, at *compile.Seat, want *hostpolicy.PolicySet, all *full.Written, index map[model.IdentityID]int32) {
 	t.Helper()
@@ -130,12 +140,12 @@ func evaluated(t *testing.T, w *compile.World, at *compile.Seat, want *hostpolic
 				if proto == model.ProtoAny {
 					proto = 253
 				}
-				if got, want := w.Decide(at, d, index[peer], proto, c.Ports.Hi, nil), c.For(nil); got != want {
+				if got, want := decide(w, at, d, index[peer], proto, c.Ports.Hi, nil), c.For(nil); got != want {
 					t.Fatalf("evaluator: %s with %s on %s: %v, want %v", d, peer, c.Ports, got, want)
 				}
 				for i := range c.When {
 					a := &c.When[i]
-					if got := w.Decide(at, d, index[peer], proto, c.Ports.Lo, &a.Process); got != (model.EndVerdict{Verdict: a.Verdict, Rule: a.Rule}) {
+					if got := decide(w, at, d, index[peer], proto, c.Ports.Lo, &a.Process); got != (model.EndVerdict{Verdict: a.Verdict, Rule: a.Rule}) {
 						t.Fatalf("evaluator: %s with %s on %s for %s: %v, want %v", d, peer, c.Ports, &a.Process, got, a)
 					}
 				}

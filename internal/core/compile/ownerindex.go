@@ -5,20 +5,18 @@ import "math/bits"
 // nameIndex finds points by the names of their workloads, and ipv4Index by their addresses. Both are hash tables with open
 // addressing: a search touches one line of memory where a map of the language touches several.
 
-// nameIndex finds the first point of the workload of a name. Names are those of the seats.
+// nameIndex finds the first point of the workload of a name. A slot has one more than the point in its lower bits and some
+// bits of the name's hash above them; 0 where there is nothing.
 type nameIndex struct {
-	slots []nameSlot
+	slots []uint32
 	shift uint8
+	point uint32 // the bits of a slot that are the point's
 }
 
-type nameSlot struct {
-	tag   uint32 // of the name's hash
-	point int32  // one more than the point; 0 where there is nothing
-}
-
-func newNameIndex(n int) nameIndex {
-	log := slotsFor(n)
-	return nameIndex{make([]nameSlot, 1<<log), uint8(64 - log)}
+// newNameIndex makes the index of at most so many names of at most so many points.
+func newNameIndex(names, points int) nameIndex {
+	log := slotsFor(names)
+	return nameIndex{make([]uint32, 1<<log), uint8(64 - log), 1<<bits.Len(uint(points)) - 1}
 }
 
 // slotsFor returns the logarithm of how many slots n entries take.
@@ -58,26 +56,28 @@ func eightBytes(s string) uint64 {
 func (x *nameIndex) add(name string, point int32) {
 	h := hashName(name)
 	at, mask := h>>x.shift, uint64(len(x.slots)-1)
-	for x.slots[at].point != 0 {
+	for x.slots[at] != 0 {
 		at = (at + 1) & mask
 	}
-	x.slots[at] = nameSlot{uint32(h), point + 1}
+	x.slots[at] = uint32(h)&^x.point | uint32(point+1)
 }
 
-// find returns the point of a name.
-func (x *nameIndex) find(name string, seats []Seat) (point int32, ok bool) {
+// guess returns the point in a slot, -1 if there is none.
+func (x *nameIndex) guess(slot uint32) int32 { return int32(x.slots[slot]&x.point) - 1 }
+
+// find returns the point of a name, of which the hash is known. Names are those of the points.
+func (x *nameIndex) find(name string, hash uint64, names []string) (point int32, ok bool) {
 	if len(x.slots) == 0 {
 		return 0, false
 	}
-	h := hashName(name)
 	mask := uint64(len(x.slots) - 1)
-	for at := h >> x.shift; ; at = (at + 1) & mask {
+	for at := hash >> x.shift; ; at = (at + 1) & mask {
 		s := x.slots[at]
-		if s.point == 0 {
+		if s == 0 {
 			return 0, false
 		}
-		if s.tag == uint32(h) && seats[s.point-1].name == name {
-			return s.point - 1, true
+		if p := int32(s&x.point) - 1; (s^uint32(hash))&^x.point == 0 && names[p] == name {
+			return p, true
 		}
 	}
 }
@@ -105,10 +105,12 @@ func newIPv4Index(n int) ipv4Index {
 	return x
 }
 
+func (x *ipv4Index) home(addr uint32) uint64 { return uint64(addr) * hashFactor >> x.shift }
+
 // slot returns the slot of the address, or the one that it would take.
 func (x *ipv4Index) slot(addr uint32) *ipv4Slot {
 	mask := uint64(len(x.slots) - 1)
-	for at := uint64(addr) * 0x9e3779b97f4a7c15 >> x.shift; ; at = (at + 1) & mask {
+	for at := x.home(addr); ; at = (at + 1) & mask {
 		if s := &x.slots[at]; s.addr == addr || s.owner == noOwner {
 			return s
 		}

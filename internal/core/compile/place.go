@@ -59,11 +59,12 @@ func (w *World) place() error {
 		w.placeWorkload(c, int32(i), inst, hosts)
 	}
 	w.seats = make([]Seat, len(w.points))
-	w.byName = newNameIndex(len(w.workloads))
+	w.names = make([]string, len(w.points))
+	w.byName = newNameIndex(len(w.workloads), len(w.points))
 	for i := range w.points {
-		w.seats[i].name = w.workloads[w.points[i].workload].Name
+		w.names[i] = w.workloads[w.points[i].workload].Name
 		if i == 0 || w.points[i-1].workload != w.points[i].workload {
-			w.byName.add(w.seats[i].name, int32(i))
+			w.byName.add(w.names[i], int32(i))
 		}
 	}
 	for n := range w.nets.netsets[1:] {

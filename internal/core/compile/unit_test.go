@@ -163,6 +163,15 @@ var (
 	probedPorts  = []uint16{0, 1, 2, 3, 99, 100, 101, 102, 65533, 65534, 65535}
 )
 
+// judgeOf returns what judges by one function.
+func judgeOf(f *functionBuilder, fn int32) func(model.Proto, uint16, *model.Process) (model.Verdict, uint32) {
+	one := &functions{cells: f.of(fn), start: []uint32{0, uint32(len(f.of(fn)))}, funcs: f.funcs[fn : fn+1], alternatives: f.alternatives}
+	j, starts := newJudges(one)
+	return func(proto model.Proto, port uint16, process *model.Process) (model.Verdict, uint32) {
+		return j.decide(f.functions, starts[0], proto, port, process)
+	}
+}
+
 // TestPainterKeepsTheFirst compares painted functions with asking one by one.
 func TestPainterKeepsTheFirst(t *testing.T) {
 	r := rand.New(rand.NewPCG(1, 1))
@@ -174,11 +183,12 @@ func TestPainterKeepsTheFirst(t *testing.T) {
 	for range 20_000 {
 		ops := randomOps(r)
 		fn := paintAll(f, &p, ops)
+		judge := judgeOf(f, fn)
 		for _, proto := range probedProtos {
 			for _, port := range probedPorts {
 				for _, process := range somebody {
 					want := ask(ops, proto, port, process)
-					v, rule := f.choose(decide(f.of(fn), proto, port), process)
+					v, rule := judge(proto, port, process)
 					public := f.funcs[fn].Cell(proto, port).For(process)
 					if v != want.verdict || rule != want.rule || public.Verdict != v || public.Rule != f.names[rule] {
 						t.Fatalf("%+v\n%s/%d %v: %v %v and %v, want %+v", ops, proto, port, process, v, rule, public, want)
@@ -210,14 +220,15 @@ func TestMostPermissiveIsPointwise(t *testing.T) {
 		if again := b.mostPermissive(x, y); again != max {
 			t.Fatalf("the second answer is another")
 		}
+		ofX, ofY, ofMax := judgeOf(f, x), judgeOf(f, y), judgeOf(f, max)
 		for _, proto := range probedProtos {
 			for _, port := range probedPorts {
 				for _, process := range somebody {
-					v, rule := f.choose(decide(f.of(x), proto, port), process)
-					if w, other := f.choose(decide(f.of(y), proto, port), process); w > v {
+					v, rule := ofX(proto, port, process)
+					if w, other := ofY(proto, port, process); w > v {
 						v, rule = w, other
 					}
-					if got, by := f.choose(decide(f.of(max), proto, port), process); got != v || by != rule {
+					if got, by := ofMax(proto, port, process); got != v || by != rule {
 						t.Fatalf("%s/%d %v: %v by %d, want %v by %d", proto, port, process, got, by, v, rule)
 					}
 				}
@@ -256,7 +267,7 @@ func TestLookup(t *testing.T) {
 		}
 		l := newLookup(tables, families, identities)
 		for i := range tables {
-			if tables[i].rows != nil && l.tables[i].common >= 0 && l.tables[i].slots > 0 {
+			if tables[i].rows != nil && l.tables[i].peers != 0 && l.tables[i].slots > 0 {
 				shared++
 			}
 			want := map[int32]int32{}
@@ -268,7 +279,7 @@ func TestLookup(t *testing.T) {
 				if !ok {
 					w = tables[i].def
 				}
-				if got := l.find(int32(i), p); got != w {
+				if got := l.find(&l.tables[i], p); got != w {
 					t.Fatalf("table %d of %d, %d identities, %d rows: peer %d gives %d, want %d", i, len(tables), identities, len(tables[i].rows), p, got, w)
 				}
 			}
@@ -284,12 +295,12 @@ func TestIndexes(t *testing.T) {
 	r := rand.New(rand.NewPCG(4, 4))
 	for range 200 {
 		n := r.IntN(300)
-		names, addrs, seats := newNameIndex(n), newIPv4Index(n), make([]Seat, n)
+		names, addrs, of := newNameIndex(n, n), newIPv4Index(n), make([]string, n)
 		byName, byAddr := map[string]int32{}, map[uint32]int32{}
 		for i := range int32(n) {
 			name := strings.Repeat("host-", r.IntN(4)) + strconv.Itoa(r.IntN(4*n))
 			if _, ok := byName[name]; !ok {
-				seats[i].name, byName[name] = name, i
+				of[i], byName[name] = name, i
 				names.add(name, i)
 			}
 			addr := 0x0a000000 + uint32(r.IntN(4*n))
@@ -303,7 +314,7 @@ func TestIndexes(t *testing.T) {
 		for i := range 4*n + 1 {
 			for _, name := range []string{strconv.Itoa(i), "host-" + strconv.Itoa(i), "host-host-host-" + strconv.Itoa(i)} {
 				want, there := byName[name]
-				if got, ok := names.find(name, seats); got != want || ok != there {
+				if got, ok := names.find(name, hashName(name), of); got != want || ok != there {
 					t.Fatalf("%s is at %d %v, want %d %v", name, got, ok, want, there)
 				}
 			}
@@ -345,6 +356,47 @@ func TestMayBeAddress(t *testing.T) {
 	} {
 		if got := MayBeAddress(name); got != want {
 			t.Errorf("%q: %t", name, got)
+		}
+	}
+}
+
+// TestJudgesOfManyCells holds the search of a function in its compact form to the one that hosts use, for functions with few
+// and with many ranges, one after the other.
+func TestJudgesOfManyCells(t *testing.T) {
+	r := rand.New(rand.NewPCG(7, 7))
+	f := newFunctionBuilder()
+	f.name("rule-0")
+	p := painter{functions: f}
+	for i := range 300 {
+		p.start()
+		for k := range 1 + i%60 {
+			proto := probedProtos[r.IntN(len(probedProtos))]
+			lo := uint16(r.IntN(65536))
+			p.paint(stroke{model.PortRange{Proto: proto, Lo: lo, Hi: lo + uint16(r.IntN(int(65535-lo)+1))}, model.Verdict(k % 3), f.name(model.RuleID(fmt.Sprint("rule-", k))), noAlternative})
+		}
+		p.paint(stroke{model.AnyPort, model.Deny, 0, noAlternative})
+		f.intern(p.finish())
+	}
+	j, starts := newJudges(f.functions)
+	for fn, at := range starts {
+		if size := len(f.funcs[fn]); size <= lineOfCells && int(at)/lineOfCells != (int(at)+size-1)/lineOfCells {
+			t.Fatalf("function %d of %d cells is in two lines of memory", fn, size)
+		}
+		check := func(proto model.Proto, port uint16) {
+			v, rule := j.decide(f.functions, at, proto, port, nil)
+			want := f.funcs[fn].Cell(proto, port)
+			if v != want.Verdict || f.names[rule] != want.Rule {
+				t.Fatalf("function %d, %d/%d: %v by %s, want %v", fn, proto, port, v, f.names[rule], want)
+			}
+		}
+		for _, c := range f.funcs[fn] {
+			for _, port := range []uint16{c.Ports.Lo - 1, c.Ports.Lo, c.Ports.Lo + 1, c.Ports.Hi, c.Ports.Hi + 1} {
+				check(c.Ports.Proto, port)
+			}
+		}
+		for _, proto := range []model.Proto{model.ProtoTCP, model.ProtoUDP, 255} {
+			check(proto, 0)
+			check(proto, 65535)
 		}
 	}
 }

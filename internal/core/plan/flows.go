@@ -60,33 +60,23 @@ type changedFlow struct {
 
 // judgeFlows judges every recorded flow in both worlds. Records of one flow are joined.
 func judgeFlows(before, after *verdict.Evaluator, flows []model.RecordedFlow, limit int) Flows {
-	out := Flows{Changed: []Flow{}}
-	byKey := map[flowKey]int{}
-	var changed []changedFlow
-	for i := range flows {
-		f := &flows[i]
-		was, err1 := before.Judge(&f.Flow)
-		is, err2 := after.Judge(&f.Flow)
-		if err2 != nil {
-			out.Unknown++
-			continue
+	c := comparison{out: Flows{Changed: []Flow{}}, byKey: map[flowKey]int{}}
+	batches := [2]*verdict.Batch{before.NewBatch(), after.NewBatch()}
+	var judged [2][verdict.BatchSize]verdict.Judged
+	together := make([]*model.Flow, 0, verdict.BatchSize)
+	for part := range slices.Chunk(flows, verdict.BatchSize) {
+		together = together[:0]
+		for i := range part {
+			together = append(together, &part[i].Flow)
 		}
-		if err1 != nil { // the workload is new: until now, nothing judged it
-			was = unjudged
+		for i, b := range batches {
+			b.Judge(judged[i][:], together)
 		}
-		out.Judged++
-		if was.Verdict == is.Verdict {
-			continue
+		for i := range part {
+			c.compare(&part[i], &judged[0][i], &judged[1][i])
 		}
-		key := keyOf(&f.Flow)
-		n, ok := byKey[key]
-		if !ok {
-			n = len(changed)
-			byKey[key] = n
-			changed = append(changed, changedFlow{newFlow(f, was, is), effectOf(was.Verdict, is.Verdict)})
-		}
-		changed[n].add(f)
 	}
+	out, changed := c.out, c.changed
 	for i := range changed {
 		switch changed[i].effect {
 		case broken:
@@ -105,6 +95,35 @@ func judgeFlows(before, after *verdict.Evaluator, flows []model.RecordedFlow, li
 	}
 	out.Omitted = len(changed) - len(out.Changed)
 	return out
+}
+
+// comparison gathers what becomes of flows.
+type comparison struct {
+	out     Flows // without Changed
+	byKey   map[flowKey]int
+	changed []changedFlow
+}
+
+func (c *comparison) compare(f *model.RecordedFlow, was, is *verdict.Judged) {
+	if is.Err != nil {
+		c.out.Unknown++
+		return
+	}
+	if was.Err != nil { // the workload is new: until now, nothing judged it
+		was = &verdict.Judged{FlowVerdict: unjudged}
+	}
+	c.out.Judged++
+	if was.Verdict == is.Verdict {
+		return
+	}
+	key := keyOf(&f.Flow)
+	n, ok := c.byKey[key]
+	if !ok {
+		n = len(c.changed)
+		c.byKey[key] = n
+		c.changed = append(c.changed, changedFlow{newFlow(f, was.FlowVerdict, is.FlowVerdict), effectOf(was.Verdict, is.Verdict)})
+	}
+	c.changed[n].add(f)
 }
 
 var unjudged = model.Join(

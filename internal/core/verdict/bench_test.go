@@ -39,8 +39,8 @@ func randomFlows(inv *model.Inventory, byAddress bool, n int) []model.Flow {
 	return flows
 }
 
-// BenchmarkJudge judges random flows, by name and by address: 4,096 distinct ones again and again, as a log of real
-// traffic has them, and 65,536 that no cache holds in a large estate.
+// BenchmarkJudge judges random flows, by name and by address, one by one and in batches: 4,096 distinct ones again and
+// again, as a log of real traffic has them, and 65,536 that no cache holds in a large estate.
 func BenchmarkJudge(b *testing.B) {
 	for _, s := range []estate.Size{
 		{Workloads: 1_000, LabelSets: 100, Rules: 1_000},
@@ -66,6 +66,20 @@ func BenchmarkJudge(b *testing.B) {
 						i++
 					}
 				})
+				b.Run(fmt.Sprintf("%s/by=%s/distinct=%d/batch", s, by, distinct), func(b *testing.B) {
+					b.ReportAllocs()
+					batch, at := e.NewBatch(), 0
+					part, judged := make([]*model.Flow, verdict.BatchSize), make([]verdict.Judged, verdict.BatchSize)
+					for n := 0; n < b.N; n += len(part) {
+						for i := range part {
+							part[i] = &flows[(at+i)&(distinct-1)]
+						}
+						at += len(part)
+						if batch.Judge(judged, part); judged[0].Err != nil {
+							b.Fatal(judged[0].Err)
+						}
+					}
+				})
 			}
 		}
 	}
@@ -78,7 +92,15 @@ func TestJudgeAllocatesNothing(t *testing.T) {
 		t.Fatal(err)
 	}
 	e := verdict.New(w)
+	b, judged := verdict.InSteps(e), make([]verdict.Judged, verdict.BatchSize)
 	for _, byAddress := range []bool{false, true} {
+		var together []*model.Flow
+		for _, f := range randomFlows(inv, byAddress, verdict.BatchSize) {
+			together = append(together, &f)
+		}
+		if n := testing.AllocsPerRun(10, func() { b.Judge(judged, together) }); n != 0 {
+			t.Fatalf("judging a batch allocates %v times", n)
+		}
 		for _, f := range randomFlows(inv, byAddress, 500) {
 			if n := testing.AllocsPerRun(10, func() { _, _ = e.Judge(&f) }); n != 0 {
 				t.Fatalf("judging %v allocates %v times", f, n)

@@ -35,6 +35,7 @@ func TestOracleAgrees(t *testing.T) {
 			t.Fatalf("seed %d: %v", seed, err)
 		}
 		e := verdict.New(w)
+		batchAgrees(t, seed, e, flows)
 		for i := range flows {
 			f := &flows[i]
 			got, err := e.Judge(f)
@@ -48,6 +49,28 @@ func TestOracleAgrees(t *testing.T) {
 		}
 	}
 	met.check(t)
+}
+
+// batchAgrees compares batches of several lengths with judging one by one.
+func batchAgrees(t *testing.T, seed uint64, e *verdict.Evaluator, flows []model.Flow) {
+	t.Helper()
+	b := verdict.InSteps(e)
+	judged := make([]verdict.Judged, verdict.BatchSize)
+	together := make([]*model.Flow, verdict.BatchSize)
+	for from, n := 0, 0; from < len(flows); from += n {
+		n = min(1+(n+11)%verdict.BatchSize, len(flows)-from)
+		for i := range n {
+			together[i] = &flows[from+i]
+		}
+		b.Judge(judged, together[:n])
+		for i := range n {
+			want, wantErr := e.Judge(together[i])
+			got := &judged[i]
+			if got.FlowVerdict != want || fmt.Sprint(got.Err) != fmt.Sprint(wantErr) {
+				t.Fatalf("seed %d flow %d: in a batch %v %v, alone %v %v", seed, from+i, got.FlowVerdict, got.Err, want, wantErr)
+			}
+		}
+	}
 }
 
 // TestOracleAgreesOnLargeWorlds compares the two where tables are long and identities many.

@@ -1,6 +1,7 @@
 package compile
 
 import (
+	"encoding/binary"
 	"net/netip"
 
 	"bulkhead/internal/core/model"
@@ -9,39 +10,111 @@ import (
 // None stands for no workload, no host, and for the identity of an address in no network, where an index is asked.
 const None = int32(-1)
 
-// Seat is a workload at one of its addresses, in the numbers that judging takes: small enough that the seats of many
-// workloads stay in the processor's cache.
+// Seat is a workload at one of its addresses, in the numbers that judging takes: two to a line of memory, so that the
+// seats of many workloads stay in the processor's cache.
 type Seat struct {
-	name     string
 	Workload int32 // index of the workload
 	Exact    int32 // index of the identity that the workload has there
 	Seen     int32 // index of the identity that other hosts see there
 	Host     int32 // number of the host that it is on; None if it is not known
 	Node     int32 // number of the node that it is, or that it runs on; None if it is neither
-	tables   [2]int32
+	set      int32
 	point    int32
 	// Managed is false if nothing enforces at the workload. Unit is true of a unit of a host.
 	Managed, Unit bool
 	// Pod: it runs on a node, at an address of its own.
-	Pod bool
-	// Placed is false if the workload has no address; Is4 tells the family of the address.
-	Placed, Is4 bool
-	_           [7]byte // a line of memory
+	Pod    bool
+	family family
 }
+
+// family is that of the address of a seat.
+type family uint8
+
+const (
+	unplaced family = iota // no address
+	family4
+	family6
+)
+
+// Placed is false if the workload has no address.
+func (s *Seat) Placed() bool { return s.family != unplaced }
+
+// Is4 tells the family of the address; false if there is none.
+func (s *Seat) Is4() bool { return s.family == family4 }
 
 func (w *World) seat(point int32) Seat {
 	p := &w.points[point]
 	wl := &w.workloads[p.workload]
-	return Seat{
-		name: wl.Name, Workload: p.workload, Exact: p.exact, Seen: p.seen, Host: wl.host, Node: wl.node, tables: w.sets[p.set].tables,
-		point: point, Managed: wl.Managed, Unit: wl.IsUnit(), Pod: wl.IsPod(),
-		Placed: p.Addr.IsValid(), Is4: p.Addr.Is4(),
+	s := Seat{
+		Workload: p.workload, Exact: p.exact, Seen: p.seen, Host: wl.host, Node: wl.node, set: p.set, point: point,
+		Managed: wl.Managed, Unit: wl.IsUnit(), Pod: wl.IsPod(),
+	}
+	switch {
+	case p.Addr.Is4():
+		s.family = family4
+	case p.Addr.IsValid():
+		s.family = family6
+	}
+	return s
+}
+
+// Trace is where the indexes lead from a name or an address, before anybody has looked whether it is right. To trace
+// many ends, then to follow all of them, and only then to find them waits for memory once a step and not once an end; no
+// answer depends on it.
+//
+//	TraceName, TraceAddr → Follow → Warm → Find, FindAddr
+type Trace struct {
+	hash  uint64 // of a name
+	home  uint32 // slot of the index
+	point int32
+	by    index
+}
+
+type index uint8
+
+const (
+	traceNothing index = iota
+	traceName
+	traceIPv4
+)
+
+// TraceName traces the workload of a name.
+func (w *World) TraceName(name string) Trace {
+	h := hashName(name)
+	return Trace{hash: h, home: uint32(h >> w.byName.shift), by: traceName}
+}
+
+// TraceAddr traces the owner of a plain address.
+func (w *World) TraceAddr(addr netip.Addr) Trace {
+	if !addr.Is4() {
+		return Trace{}
+	}
+	b := addr.As4()
+	return Trace{home: uint32(w.owner4.home(binary.BigEndian.Uint32(b[:]))), by: traceIPv4}
+}
+
+// Follow reads the slot that was traced.
+func (w *World) Follow(t *Trace) {
+	switch t.by {
+	case traceName:
+		t.point = w.byName.guess(t.home)
+	case traceIPv4:
+		t.point = w.owner4.slots[t.home].owner
 	}
 }
 
-// Find returns the workload of that name at its first address, or nil. The seat must not be changed.
-func (w *World) Find(name string) *Seat {
-	if p, ok := w.byName.find(name, w.seats); ok {
+// Warm reads what Find and FindAddr will read. What it returns means nothing, but that it has been read.
+func (w *World) Warm(t *Trace) int32 {
+	if uint(t.point) >= uint(len(w.seats)) {
+		return 0
+	}
+	return w.seats[t.point].Exact + int32(len(w.names[t.point]))
+}
+
+// Find returns the workload of that name at its first address, or nil. The trace is that of the name. The seat must not
+// be changed.
+func (w *World) Find(name string, t *Trace) *Seat {
+	if p, ok := w.byName.find(name, t.hash, w.names); ok {
 		return &w.seats[p]
 	}
 	return nil
@@ -68,9 +141,10 @@ func MayBeAddress(name string) bool {
 	punctuated := false
 	for i := 0; i < len(name); i++ {
 		switch c := name[i]; {
+		case c >= '0' && c <= '9':
 		case c == '.' || c == ':':
 			punctuated = true
-		case c >= '0' && c <= '9' || c >= 'a' && c <= 'f' || c >= 'A' && c <= 'F':
+		case c >= 'a' && c <= 'f' || c >= 'A' && c <= 'F':
 		default:
 			return false
 		}
@@ -109,34 +183,4 @@ func (w *World) IdentityID(index int32) model.IdentityID {
 		return 0
 	}
 	return w.ids.ids[index]
-}
-
-// Decide returns what the policy set of the seat says about the peer identity of that index, for a process at the seat;
-// nil if it is not known. It allocates nothing.
-func (w *World) Decide(at *Seat, d model.Direction, peer int32, proto model.Proto, port uint16, process *model.Process) model.EndVerdict {
-	cells := w.functions.of(w.lookup.find(at.tables[d], peer))
-	c := decide(cells, proto, port)
-	if c.when == noAlternative {
-		return model.EndVerdict{Verdict: c.verdict, Rule: w.functions.names[c.rule]}
-	}
-	verdict, rule := w.functions.choose(c, process)
-	return model.EndVerdict{Verdict: verdict, Rule: w.functions.names[rule]}
-}
-
-// decide returns the cell of a function that holds the port. It is hostpolicy.Func.Cell on the compact form.
-func decide(cells []stroke, proto model.Proto, port uint16) *stroke {
-	lo, hi := 1, len(cells)
-	for lo < hi { // the first cell after (proto, port)
-		mid := int(uint(lo+hi) >> 1)
-		c := &cells[mid].ports
-		if c.Proto < proto || c.Proto == proto && c.Lo <= port {
-			lo = mid + 1
-		} else {
-			hi = mid
-		}
-	}
-	if at := lo - 1; cells[at].ports.Proto == proto {
-		return &cells[at]
-	}
-	return &cells[0]
 }
