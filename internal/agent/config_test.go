@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -49,37 +50,41 @@ func TestConfigurations(t *testing.T) {
 	}
 }
 
-// TestPackagedConfiguration reads the example that is shipped, also with the keys that it leaves out.
+// TestPackagedConfiguration reads the examples that are shipped, also with the keys that they leave out.
 func TestPackagedConfiguration(t *testing.T) {
-	data, err := os.ReadFile("../../packaging/agent.yaml")
-	if err != nil {
-		t.Fatal(err)
-	}
-	cfg, err := ParseConfig("agent.yaml", data)
-	if err != nil {
-		t.Fatal(err)
-	}
 	d := DefaultConfig()
-	for line := range strings.Lines(string(data)) {
-		option, ok := strings.CutPrefix(line, "# ")
-		key, value, isKey := strings.Cut(strings.TrimSpace(option), ":")
-		if !ok || !isKey || keys[key] == nil {
-			continue
+	for file, policy := range map[string]func(*Config) bool{
+		"agent.yaml":      func(c *Config) bool { return c.Controller != "" && c.TokenFile != "" },
+		"standalone.yaml": func(c *Config) bool { return c.Standalone != "" && c.Confirm == d.Confirm },
+	} {
+		data, err := os.ReadFile("../../packaging/" + file)
+		if err != nil {
+			t.Fatal(err)
 		}
-		value, _, _ = strings.Cut(strings.TrimSpace(value), "  ")
-		want := map[string]any{
-			"data": d.Data, "bpffs": d.BPFFS, "socket": d.Socket, "flowWindow": d.FlowWindow, "units": `["` + d.Units[0] + `"]`,
-		}[key]
-		if want != nil && fmt.Sprint(want) != value {
-			t.Errorf("the example says that %s is %s by default; it is %v", key, value, want)
+		cfg, err := ParseConfig(file, data)
+		if err != nil || !policy(&cfg) || len(cfg.Units) != 1 {
+			t.Errorf("%s gives %+v, %v", file, cfg, err)
+		}
+		for line := range strings.Lines(string(data)) {
+			option, ok := strings.CutPrefix(line, "# ")
+			key, value, isKey := strings.Cut(strings.TrimSpace(option), ":")
+			if !ok || !isKey || keys[key] == nil {
+				continue
+			}
+			value, _, _ = strings.Cut(strings.TrimSpace(value), "  ")
+			want := map[string]any{
+				"data": d.Data, "bpffs": d.BPFFS, "socket": d.Socket, "flowWindow": d.FlowWindow, "units": `["` + d.Units[0] + `"]`, "confirm": "2m",
+			}[key]
+			if want != nil && fmt.Sprint(want) != value {
+				t.Errorf("%s says that %s is %s by default; it is %v", file, key, value, want)
+			}
 		}
 	}
-	if cfg.Controller == "" || cfg.TokenFile == "" || len(cfg.Units) != 1 {
-		t.Errorf("the example gives %+v", cfg)
+	if d.Confirm != 2*time.Minute {
+		t.Errorf("confirm is %v by default; the example says 2m", d.Confirm)
 	}
 }
 
-// describe lists what the file sets, a line each.
 func describe(c Config) string {
 	var b strings.Builder
 	for _, line := range []struct {

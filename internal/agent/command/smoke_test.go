@@ -386,14 +386,14 @@ func (b *bench) startController() {
 }
 
 // startAgent starts the agent on a host with the capabilities that its systemd unit leaves it.
-func (b *bench) startAgent(ns netns.NsHandle) {
+func (b *bench) startAgent(ns netns.NsHandle, env ...string) {
 	b.t.Helper()
 	b.agent = b.startWith(func() error {
 		if err := netns.Set(ns); err != nil {
 			return err
 		}
 		return b.bound()
-	}, ".", nil, filepath.Join(b.bin, "bulkhead-agent"), "--config", b.agentFile)
+	}, ".", env, filepath.Join(b.bin, "bulkhead-agent"), "--config", b.agentFile)
 }
 
 var capabilities = map[string]uintptr{

@@ -170,7 +170,31 @@ func (k *Keeper) Plan(_ context.Context, files []policy.File) (*plan.Plan, error
 			return nil, err
 		}
 	}
-	return plan.Make(before, after, seen, base)
+	return plan.Make(before, after, renamed(seen, before, after), base)
+}
+
+// renamed returns recorded flows with the names that their workloads have after a change: a unit is called after its host until a
+// document gives it a name.
+func renamed(seen []model.RecordedFlow, before, after *compile.World) []model.RecordedFlow {
+	type part struct{ host, unit string }
+	now := map[part]string{}
+	for i := range after.Inventory().Instances {
+		in := &after.Inventory().Instances[i]
+		now[part{in.Host, in.Unit}] = in.Name
+	}
+	rename := func(e *model.End) {
+		if was := before.Workload(e.Workload); was != nil && was.Host != "" && after.Workload(e.Workload) == nil {
+			if name, ok := now[part{was.Host, was.Unit}]; ok {
+				e.Workload = name
+			}
+		}
+	}
+	out := slices.Clone(seen)
+	for i := range out {
+		rename(&out[i].From)
+		rename(&out[i].To)
+	}
+	return out
 }
 
 // maxNotes bounds what is said about documents that are right by the rules.
