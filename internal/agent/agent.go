@@ -129,8 +129,16 @@ func (a *Agent) Run(ctx context.Context) (err error) {
 	a.tellManager(notify.Ready, notify.Status("enforcing revision "+strconv.FormatUint(a.revision(), 10)))
 	err = group.Wait()
 	a.tellManager(notify.Stopping)
+	if a.alone != nil {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopWithin)
+		defer cancel()
+		a.alone.Stop(ctx)
+	}
 	return err
 }
+
+// stopWithin is how long the end of a trial may take when the agent stops.
+const stopWithin = 5 * time.Second
 
 // beatEvery is how often the kernel is told that the agent is there.
 const beatEvery = time.Second

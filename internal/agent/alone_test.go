@@ -252,7 +252,9 @@ func TestAloneTrial(t *testing.T) {
 		t.Errorf("closes: %+v", r.Alone)
 	}
 	n.stop()
-	n.dp = agenttest.NewDataplane()
+	if got := n.judge("10.0.0.9", 22); got != "allow by ssh/https" {
+		t.Errorf("after its end, when nobody can roll back any more: %s", got)
+	}
 	n.start()
 	n.refused("was not confirmed")
 	if got := n.judge("10.0.0.9", 22); got != "allow by ssh/https" {
@@ -277,6 +279,36 @@ func TestAloneTrial(t *testing.T) {
 	n.good()
 	if r := n.version(3); r.Alone.Trial != nil || n.judge("10.0.0.9", 22) != "allow by ssh/https" {
 		t.Errorf("as it was: %+v", r.Alone)
+	}
+}
+
+// TestAloneDiesOnTrial is about an agent that had no time to roll back: the next one does.
+func TestAloneDiesOnTrial(t *testing.T) {
+	n := newLoner(t)
+	n.cfg.Confirm = time.Minute
+	n.write("web.yaml", enforced("enforce", ""))
+	n.start()
+	n.version(1)
+	saved := map[string][]byte{}
+	for _, name := range []string{"standalone.json", "policy.state"} {
+		n.status(name, func(*status.Report) bool {
+			data, err := os.ReadFile(filepath.Join(n.cfg.Data, name))
+			saved[name] = data
+			return err == nil
+		})
+	}
+	n.stop()
+	// As a power cut would have left it.
+	for name, data := range saved {
+		if err := os.WriteFile(filepath.Join(n.cfg.Data, name), data, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	n.dp = agenttest.NewDataplane()
+	n.start()
+	n.refused("was not confirmed")
+	if got := n.judge("10.0.0.9", 22); got != "allow by open" {
+		t.Errorf("after a restart: %s", got)
 	}
 }
 

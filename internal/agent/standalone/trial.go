@@ -68,6 +68,15 @@ func (k *Keeper) Reload(ctx context.Context) error {
 	return k.reload(ctx)
 }
 
+// Stop rolls back what is on trial: there will be nobody who could when its time is over. It is called after Run.
+func (k *Keeper) Stop(ctx context.Context) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.trial != nil {
+		k.rollBack(ctx)
+	}
+}
+
 // rollBack ends a trial that nobody has confirmed. The caller holds mu.
 func (k *Keeper) rollBack(ctx context.Context) {
 	failed := k.trial
