@@ -145,6 +145,20 @@ func TestAlone(t *testing.T) {
 	n.write("web.yaml", enforced("enforce", "# more\n"))
 	n.refused("no room")
 	n.dp.Refuse(nil)
+	// One that fails in the middle may be in force: what was good last is put there again.
+	failed, before := false, n.dp.Applies()
+	n.dp.RefuseIf(func(p *hostpolicy.Policy) error {
+		if p.Revision == 3 && !failed {
+			failed = true
+			return errors.New("interrupted")
+		}
+		return nil
+	})
+	n.write("web.yaml", enforced("enforce", "# more and more\n"))
+	n.refused("interrupted")
+	n.status("version 2 again", func(r *status.Report) bool {
+		return n.dp.Applies() >= before+2 && r.Alone.Version == 2 && n.dp.Hash() == hash
+	})
 
 	// Not even an empty or a missing directory opens the host.
 	if err := os.Remove(filepath.Join(n.cfg.Standalone, "web.yaml")); err != nil {

@@ -28,6 +28,7 @@ import (
 	"bulkhead/internal/core/hostpolicy"
 	"bulkhead/internal/core/model"
 	"bulkhead/internal/core/policy"
+	"bulkhead/internal/dataplane"
 	"bulkhead/internal/docdir"
 )
 
@@ -73,6 +74,7 @@ type Keeper struct {
 	refused  *status.Refused
 	unsaved  bool // the state on disk is not the one in here
 	behind   bool // what is in force was not made for what there is on the host
+	unsure   bool // what the dataplane holds is perhaps not what was put in force last
 	noted    noted
 }
 
@@ -332,12 +334,16 @@ func (k *Keeper) refuse(why []string) error {
 
 // set puts what was compiled in force. The caller holds mu.
 func (k *Keeper) set(ctx context.Context, world *compile.World, p *hostpolicy.Policy) error {
-	if now := k.deps.Current(); now == nil || now.Revision != p.Revision || now.Hash() != p.Hash() {
+	if now := k.deps.Current(); k.unsure || now == nil || now.Revision != p.Revision || now.Hash() != p.Hash() {
 		if err := k.deps.Set(ctx, p); err != nil {
+			if !errors.Is(err, dataplane.ErrRefused) { // it may be in force: what is to be in force is put there again
+				k.unsure, k.behind = true, k.now() != nil
+				k.rouse()
+			}
 			return err
 		}
 	}
-	k.world, k.behind = world, false
+	k.world, k.behind, k.unsure = world, false, false
 	k.deps.Report(problemHost, "")
 	return nil
 }
