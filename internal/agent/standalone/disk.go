@@ -49,7 +49,7 @@ func (k *Keeper) save() {
 	text := ""
 	if err != nil {
 		k.deps.Log.Error("documents are not kept on disk", "error", err)
-		k.rouse()
+		k.later()
 		text = fmt.Sprintf("the documents in force could not be kept on disk: %v", err)
 	}
 	k.deps.Report(problemStore, text)

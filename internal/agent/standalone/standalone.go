@@ -72,9 +72,10 @@ type Keeper struct {
 	read     string         // sum of what was in the directory last
 	given    string         // sum of what was not confirmed in time, and is not tried again by itself
 	refused  *status.Refused
-	unsaved  bool // the state on disk is not the one in here
-	behind   bool // what is in force was not made for what there is on the host
-	unsure   bool // what the dataplane holds is perhaps not what was put in force last
+	unsaved  bool      // the state on disk is not the one in here
+	behind   bool      // what is in force was not made for what there is on the host
+	retry    time.Time // when what failed is tried again
+	unsure   bool      // what the dataplane holds is perhaps not what was put in force last
 	noted    noted
 }
 
@@ -176,6 +177,12 @@ func (k *Keeper) rouse() {
 	case k.wake <- struct{}{}:
 	default:
 	}
+}
+
+// later has what failed tried again after a while. The caller holds mu.
+func (k *Keeper) later() {
+	k.retry = time.Now().Add(k.cfg.Retry)
+	k.rouse()
 }
 
 // InventoryChanged has the policy made again for what there is now on the host.
@@ -338,7 +345,7 @@ func (k *Keeper) set(ctx context.Context, world *compile.World, p *hostpolicy.Po
 		if err := k.deps.Set(ctx, p); err != nil {
 			if !errors.Is(err, dataplane.ErrRefused) { // it may be in force: what is to be in force is put there again
 				k.unsure, k.behind = true, k.now() != nil
-				k.rouse()
+				k.later()
 			}
 			return err
 		}
@@ -359,6 +366,7 @@ func (k *Keeper) fit(ctx context.Context) {
 func (k *Keeper) again(ctx context.Context) {
 	if err := k.fitNow(ctx); err != nil && ctx.Err() == nil {
 		k.behind = true
+		k.later()
 		k.deps.Log.Error("policy was not made again for what is on the host now", "error", err)
 		k.deps.Report(problemHost, fmt.Sprintf("policy is not that of what is on the host now: %v", err))
 	}
@@ -382,7 +390,7 @@ func (k *Keeper) next(now time.Time) time.Duration {
 	defer k.mu.Unlock()
 	wait := time.Hour
 	if k.unsaved || k.behind {
-		wait = k.cfg.Retry
+		wait = k.retry.Sub(now)
 	}
 	if k.trial != nil {
 		wait = min(wait, k.trial.until.Sub(now))
@@ -402,7 +410,8 @@ func (k *Keeper) tick(ctx context.Context, now time.Time) {
 	if k.trial != nil && !now.Before(k.trial.until) {
 		k.rollBack(ctx)
 	}
-	if k.unsaved {
+	due := !now.Before(k.retry)
+	if k.unsaved && due {
 		k.save()
 	}
 	expired := false
@@ -410,7 +419,7 @@ func (k *Keeper) tick(ctx context.Context, now time.Time) {
 		at, ok := k.world.NextExpiry()
 		expired = ok && !now.Before(at)
 	}
-	if k.behind || expired {
+	if k.behind && due || expired && !k.behind {
 		k.again(ctx)
 	}
 }
