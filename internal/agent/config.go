@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"path"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -26,6 +27,7 @@ type Config struct {
 	TokenFile  string        // file that holds it; read when it is needed
 	Host       string        // name of this host's workload; default the host name
 	Data       string        // directory for identity, policy and unsent flows
+	Dataplane  string        // auto, ebpf or nftables
 	CgroupRoot string        // default the mount of cgroup2
 	BPFFS      string        // directory on a bpffs for what stays in the kernel
 	Units      []string      // patterns for names of cgroups that are units
@@ -43,10 +45,18 @@ type Config struct {
 	RetryMax    time.Duration
 }
 
+// What judges packets: eBPF where that can be used and nftables elsewhere, or one of the two.
+const (
+	DataplaneAuto     = "auto"
+	DataplaneEBPF     = "ebpf"
+	DataplaneNftables = "nftables"
+)
+
 // DefaultConfig returns the configuration of an empty file. Controller and a token, or a directory, are still missing.
 func DefaultConfig() Config {
 	return Config{
 		Data:        "/var/lib/bulkhead-agent",
+		Dataplane:   DataplaneAuto,
 		BPFFS:       "/sys/fs/bpf/bulkhead",
 		Units:       []string{"*.service"},
 		FlowWindow:  5 * time.Second,
@@ -75,6 +85,7 @@ var keys = config.Keys[Config]{
 	"tokenFile":  config.Text(func(c *Config) *string { return &c.TokenFile }),
 	"host":       config.Text(func(c *Config) *string { return &c.Host }),
 	"data":       config.Text(func(c *Config) *string { return &c.Data }),
+	"dataplane":  config.Text(func(c *Config) *string { return &c.Dataplane }),
 	"cgroupRoot": config.Text(func(c *Config) *string { return &c.CgroupRoot }),
 	"bpffs":      config.Text(func(c *Config) *string { return &c.BPFFS }),
 	"socket":     config.Text(func(c *Config) *string { return &c.Socket }),
@@ -125,6 +136,9 @@ func (c *Config) check(p *config.Problems) {
 		if !filepath.IsAbs(d.dir) {
 			p.Add(d.key, "%q is not an absolute path", d.dir)
 		}
+	}
+	if !slices.Contains([]string{DataplaneAuto, DataplaneEBPF, DataplaneNftables}, c.Dataplane) {
+		p.Add("dataplane", "%q is none; use auto, ebpf or nftables", c.Dataplane)
 	}
 	if c.CgroupRoot != "" && !filepath.IsAbs(c.CgroupRoot) {
 		p.Add("cgroupRoot", "%q is not an absolute path", c.CgroupRoot)

@@ -1,6 +1,7 @@
 // Package dataplane is the port between an agent and what judges packets in the kernel.
 //
-// Implementations are ebpf (programs at a cgroup of version 2) and fake (in memory, for tests of the agent).
+// Implementations are ebpf (programs at a cgroup of version 2), nft (one table of nftables) and fake (in memory, for tests of
+// the agent).
 // Package dataplanetest holds the conformance suite that every implementation runs.
 package dataplane
 
@@ -94,15 +95,20 @@ type ApplyStats struct {
 
 // Capabilities says what can be enforced. Every false or missing feature has a line in Limits.
 type Capabilities struct {
-	Kind        string        // "ebpf", "fake"
+	Kind        string        // "ebpf", "nftables", "fake"
 	Kernel      string        // release of the running kernel
 	ResetTCP    bool          // live TCP connections are reset when they are no longer allowed
 	ConnectErr  bool          // a denied connect fails at once instead of timing out
+	Errno       string        // name of the errno with which it does, and a denied datagram that stays on this host
 	ProcessInfo bool          // events name the local process
 	AgentLoss   time.Duration // without a Beat until OnAgentLoss holds; 0: the last policy always stays
 	LiveBytes   bool          // what a TCP connection carries is told while it lives, not only when it ends
 	Processes   bool          // rules may depend on the local process
 	Domains     bool          // rules may name hosts, whose addresses are learnt from answers of DNS
+	Namespaces  bool          // sockets are judged in whatever network namespace they are, not only in that of the agent
+	Backlog     bool          // what happens while no agent is there is told to the next one
+	SocketFlows bool          // a flow without a connection (UDP, raw) ends with its socket, not only by its silence
+	PeersAtOnce bool          // who is at the other end of an older loopback connection is known before its next packet
 	Limits      []string      // plain sentences about what this implementation does not enforce
 }
 

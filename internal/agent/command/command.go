@@ -21,6 +21,7 @@ import (
 	"bulkhead/internal/agent/status"
 	"bulkhead/internal/dataplane"
 	"bulkhead/internal/dataplane/ebpf"
+	"bulkhead/internal/dataplane/nft"
 	"bulkhead/internal/harmless"
 	"bulkhead/internal/version"
 )
@@ -307,12 +308,7 @@ func run(ctx context.Context, cfg agent.Config, stderr io.Writer) (err error) {
 	if err := complete(&cfg); err != nil {
 		return err
 	}
-	if err := mount(cfg.BPFFS); err != nil {
-		return err
-	}
-	plane := ebpf.DefaultConfig()
-	plane.CgroupRoot, plane.BPFFS, plane.Logger = cfg.CgroupRoot, cfg.BPFFS, log
-	dp, err := ebpf.Open(plane)
+	dp, err := open(&cfg, log)
 	if err != nil {
 		return err
 	}
@@ -325,7 +321,7 @@ func remove(ctx context.Context, in *invocation) (int, error) {
 	if _, err := in.client.Status(ctx); err == nil {
 		return exitCannot, errors.New("the agent is running; stop it first (systemctl stop bulkhead-agent)")
 	}
-	if err := ebpf.Uninstall(in.cfg.BPFFS); err != nil {
+	if err := errors.Join(ebpf.Uninstall(in.cfg.BPFFS), nft.Uninstall()); err != nil {
 		return exitCannot, err
 	}
 	fmt.Fprintln(in.stdout, "removed; nothing of Bulkhead is in the kernel any more, and no traffic is judged")
@@ -345,19 +341,4 @@ func complete(cfg *agent.Config) (err error) {
 		}
 	}
 	return nil
-}
-
-// mount sees to it that the directory for pins is on a bpffs: the usual place is mounted as a whole if it is not yet,
-// any other directory is mounted by itself.
-func mount(dir string) error {
-	const usual = "/sys/fs/bpf"
-	if dir == usual || strings.HasPrefix(dir, usual+"/") {
-		_, err := ebpf.MountBPFFS(usual)
-		return err
-	}
-	if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil {
-		return err
-	}
-	_, err := ebpf.MountBPFFS(dir)
-	return err
 }

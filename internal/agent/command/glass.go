@@ -10,6 +10,7 @@ import (
 	"bulkhead/internal/agent"
 	"bulkhead/internal/agent/status"
 	"bulkhead/internal/dataplane/ebpf"
+	"bulkhead/internal/dataplane/nft"
 )
 
 // longest is how long the glass may be broken at once.
@@ -56,14 +57,27 @@ func breakWithoutAgent(ctx context.Context, cfg agent.Config, g status.Glass) (e
 	if err := complete(&cfg); err != nil {
 		return err
 	}
-	plane := ebpf.DefaultConfig()
-	plane.CgroupRoot, plane.BPFFS = cfg.CgroupRoot, cfg.BPFFS
+	opened := false
+	if there, err := nft.Installed(); err == nil && there {
+		plane := nft.DefaultConfig()
+		dp, err := nft.Open(plane)
+		if err != nil {
+			return err
+		}
+		if err := errors.Join(dp.BreakGlass(ctx, g.Until), dp.Close()); err != nil {
+			return err
+		}
+		opened = true
+	}
+	plane := ebpfConfig(&cfg, nil)
 	this, other, err := ebpf.Installed(plane)
 	switch {
 	case err != nil:
 		return err
 	case other: // opening this version's would take it out of the kernel, for longer than was asked
 		return errors.New("what judges in the kernel is of another version: start the agent, or take it out with bulkhead-agent remove")
+	case !this && opened:
+		return nil
 	case !this:
 		return errors.New("nothing of Bulkhead is in the kernel: no traffic is judged")
 	}

@@ -65,7 +65,7 @@ func TestWhereItCannotRun(t *testing.T) {
 			if err := errors.Join(os.Mkdir(dir, 0o777), os.Chmod(dir, 0o777)); err != nil {
 				t.Fatal(err)
 			}
-			text := fmt.Sprintf("controller: 127.0.0.1:1\ndata: %s/data\nsocket: %s/agent.sock\nbpffs: %s/bpf\n", dir, dir, dir)
+			text := fmt.Sprintf("controller: 127.0.0.1:1\ndata: %s/data\nsocket: %s/agent.sock\nbpffs: %s/bpf\ndataplane: ebpf\n", dir, dir, dir)
 			if !tt.auto {
 				text += "cgroupRoot: " + cgroup + "\n"
 			}

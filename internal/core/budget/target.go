@@ -24,7 +24,7 @@ type Target struct {
 	Domains bool
 }
 
-// KindEBPF is the kind of the target that the agents of this version have, and of one that is not known.
+// KindEBPF is the kind of the target of package dataplane/ebpf, and of one that is not known.
 const KindEBPF = "ebpf"
 
 // EBPF returns the target of package dataplane/ebpf, which takes its limits from here and whose tests compare the maps.
@@ -44,13 +44,38 @@ func EBPF() Target {
 	}
 }
 
+// KindNftables is the kind of the target of package dataplane/nft.
+const KindNftables = "nftables"
+
+// Nftables returns the target of package dataplane/nft, which refuses what exceeds it: what a kernel takes in seconds. It has
+// policy sets as maps, in which a peer is one entry as it is here, and ranges of ports cost no more than single ones.
+func Nftables() Target {
+	return Target{
+		Kind: KindNftables,
+		Max: Cost{
+			Rows: 65536, Ranges: 32768, Sets: 1024, Rules: 65536, Subjects: 255, LocalSets: 4096,
+			Addresses: 131072, Prefixes: 8192, Ports: 16384, Controllers: 1024,
+		},
+		EntryBytes: Cost{
+			Rows: 16, Ranges: 28, Sets: 64, Rules: 0, Subjects: 4096, LocalSets: 128,
+			Addresses: 28, Prefixes: 56, Ports: 40, Controllers: 24,
+		},
+		MaxName: 200,
+	}
+}
+
 // Targets says what the dataplane of a host can hold; known is false if that is assumed, because no agent of the host has
 // said what it has.
 type Targets func(host string) (t Target, known bool)
 
 // OfKind returns the target of a kind of dataplane as agents report it, and whether it is one that is known here. Others,
-// and that of nobody (""), are taken for eBPF, which every agent has that is not under test.
-func OfKind(kind string) (t Target, known bool) { return EBPF(), kind == KindEBPF }
+// and that of nobody (""), are taken for eBPF, which every agent has where it can be used.
+func OfKind(kind string) (t Target, known bool) {
+	if kind == KindNftables {
+		return Nftables(), true
+	}
+	return EBPF(), kind == KindEBPF
+}
 
 // Bytes returns what the keys and values of the entries take in memory.
 func (t *Target) Bytes(c Cost) int {

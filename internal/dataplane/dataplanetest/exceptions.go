@@ -57,6 +57,9 @@ func (h *host) beating() (stop func()) {
 // eventually waits until the attempt ends so.
 func (h *host) eventually(p *Process, network, to, want string) {
 	h.t.Helper()
+	if want == "EPERM" {
+		want = h.forbids(network, to)
+	}
 	got := ""
 	for end := time.Now().Add(patience); time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
 		s, err := p.dial(request{Net: network, To: to, Wait: wait(want)})

@@ -108,7 +108,7 @@ func testExact(t *testing.T, open Open) {
 	t.Run("connections that this end denies", func(t *testing.T) {
 		h.apply(policy{})
 		res := h.one.Burst("tcp4", at(Far4, 1234), n, 16)
-		if res.Errors["EPERM"] != n {
+		if res.Errors[h.forbids("tcp4", Far4)] != n {
 			t.Fatalf("%v", res)
 		}
 		denied := all(kind(dataplane.EventDeny), workload("near/one"), port(1234))

@@ -61,7 +61,7 @@ func New() *Dataplane {
 // Reopen returns the dataplane as the next agent finds it. The one before should be closed.
 func (d *Dataplane) Reopen() *Dataplane { return &Dataplane{k: d.k} }
 
-var capabilities = dataplane.Capabilities{Kind: "fake", Kernel: "none", ResetTCP: true, ConnectErr: true, ProcessInfo: true, LiveBytes: true}
+var capabilities = dataplane.Capabilities{Kind: "fake", Kernel: "none", ResetTCP: true, ConnectErr: true, Errno: "EPERM", ProcessInfo: true, LiveBytes: true}
 
 // Capabilities says that everything is possible.
 func (d *Dataplane) Capabilities() dataplane.Capabilities {
