@@ -55,7 +55,7 @@ type Live struct {
 	bornIn        []uint64      // the batch that it is new in
 	meant         [][]int32     // the matches that mean it, sorted
 	addrs         [][]*liveAddr // that it, alone or among others, stands behind
-	places        [][]placeSums // the sums of the addresses that are taken for it
+	places        [][]place     // the addresses that are taken for it
 	judgeOf       [][]*judge    // that judge subjects of it
 	identityMark  []uint32      // mark of the last walk that met it
 	byKey         map[identityKey]int32

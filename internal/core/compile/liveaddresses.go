@@ -50,11 +50,12 @@ func (b *batch) addressDelta(old, now *groupState, doubt []int32, moot []*liveAd
 	}
 	d := &addressDelta{delta: &hostpolicy.AddressDelta{}}
 	l.mark++
+	seen := l.mark
 	look := func(e *liveAddr) {
-		if e.seen == l.mark {
+		if e.seen == seen {
 			return
 		}
-		e.seen = l.mark
+		e.seen = seen
 		was, is := e.rec, e.rec
 		if e.dirty {
 			was = b.was[e]
@@ -67,20 +68,29 @@ func (b *batch) addressDelta(old, now *groupState, doubt []int32, moot []*liveAd
 		}
 		d.entry(was, is)
 	}
+	l.mark++
+	visited := l.mark
 	for _, p := range doubt {
-		if old.tells(p) != now.tells(p) {
-			for _, e := range l.addrs[p] {
-				look(e)
-			}
+		if old.tells(p) == now.tells(p) {
+			continue
+		}
+		b.places(d, old, now, p, look, visited)
+		for _, shared := range l.ids.sharedIn[p] {
+			b.places(d, old, now, shared, look, visited)
 		}
 	}
 	if old.cover != now.cover {
 		d.prefixes(old.cover.prefixes, now.cover.prefixes)
 		for _, pair := range [2][2]*cover{{old.cover, now.cover}, {now.cover, old.cover}} {
 			for _, cell := range pair[0].cells {
-				if !pair[1].holds(cell) {
-					l.ownedIn(cell, look)
+				if pair[1].holds(cell) {
+					continue
 				}
+				l.ownedIn(cell, func(e *liveAddr) {
+					if e.dirty || e.rec.cell == cell {
+						look(e)
+					}
+				})
 			}
 		}
 	}
@@ -92,6 +102,52 @@ func (b *batch) addressDelta(old, now *groupState, doubt []int32, moot []*liveAd
 		b.addressDeltas[string(b.key)] = d
 	}
 	return d
+}
+
+// places adds what changes because an identity, or one of those that it stands for, is told apart in one state only, all
+// addresses of a place at once. Addresses that the batch changed are left to look, and so are those that hosts are told of
+// because of their cell in one state only.
+func (b *batch) places(d *addressDelta, old, now *groupState, p int32, look func(*liveAddr), visited uint32) {
+	l := b.Live
+	if l.identityMark[p] == visited {
+		return
+	}
+	l.identityMark[p] = visited
+	was, is := old.tellsAny(p, l.ids.all[p].members), now.tellsAny(p, l.ids.all[p].members)
+	if was == is {
+		return
+	}
+	for i := range l.places[p] {
+		at := &l.places[p][i]
+		switch {
+		case old.cover.holds(at.cell) || now.cover.holds(at.cell):
+			// In both, nothing changes; in one of them, the cell is looked at.
+		case at.changes == b.number:
+			for _, e := range l.addrs[p] {
+				if e.rec.seen == p && e.rec.cell == at.cell {
+					look(e)
+				}
+			}
+		case is:
+			d.new.add(&at.addressSums)
+			d.delta.Upsert = append(d.delta.Upsert, at.listed...)
+			d.delta.UpsertPorts = at.appendPorts(d.delta.UpsertPorts)
+		default:
+			d.gone.add(&at.addressSums)
+			d.delta.Remove = append(d.delta.Remove, at.listed...)
+			d.delta.RemovePorts = at.appendPorts(d.delta.RemovePorts)
+		}
+	}
+}
+
+func (p *place) appendPorts(dst []hostpolicy.PortOwner) []hostpolicy.PortOwner {
+	if p.ports.N == 0 {
+		return dst
+	}
+	for _, r := range p.records {
+		dst = append(dst, r.portOwners...)
+	}
+	return dst
 }
 
 func flagByte(b bool) byte {
@@ -166,14 +222,19 @@ func (d *addressDelta) prefixes(old, now []hostpolicy.Address) {
 // finish puts the lists into order. An entry that takes the place of one of the same prefix is no removal.
 func (d *addressDelta) finish() {
 	x := d.delta
-	byPrefix := func(a, b hostpolicy.Address) int { return hostpolicy.CompareAddresses(&a, &b) }
 	byPort := func(a, b hostpolicy.PortOwner) int { return hostpolicy.ComparePorts(&a, &b) }
-	slices.SortFunc(x.Upsert, byPrefix)
-	slices.SortFunc(x.Remove, byPrefix)
+	x.Upsert, x.Remove = sortAddresses(x.Upsert), sortAddresses(x.Remove)
 	slices.SortFunc(x.UpsertPorts, byPort)
 	slices.SortFunc(x.RemovePorts, byPort)
-	x.Remove = slices.DeleteFunc(x.Remove, func(a hostpolicy.Address) bool {
-		_, found := slices.BinarySearchFunc(x.Upsert, a, byPrefix)
-		return found
-	})
+	n, k := 0, 0
+	for i := range x.Remove {
+		for k < len(x.Upsert) && hostpolicy.CompareAddresses(&x.Upsert[k], &x.Remove[i]) < 0 {
+			k++
+		}
+		if k == len(x.Upsert) || x.Upsert[k].Prefix != x.Remove[i].Prefix {
+			x.Remove[n] = x.Remove[i]
+			n++
+		}
+	}
+	x.Remove = x.Remove[:n]
 }

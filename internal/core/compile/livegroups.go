@@ -53,15 +53,12 @@ func (s *groupState) lists(r *addrRecord) bool {
 	if r == nil {
 		return false
 	}
-	if s.cover.holds(r.cell) || s.tells(r.seen) {
-		return true
-	}
-	for _, m := range r.members {
-		if s.tells(m) {
-			return true
-		}
-	}
-	return false
+	return s.cover.holds(r.cell) || s.tellsAny(r.seen, r.members)
+}
+
+// tellsAny reports whether the state tells the peer from others, or one of those that it stands for.
+func (s *groupState) tellsAny(peer int32, members []int32) bool {
+	return s.tells(peer) || slices.ContainsFunc(members, s.tells)
 }
 
 func (b *batch) group(key string, subjects []groupSubject) *group {

@@ -51,6 +51,7 @@ type addrRecord struct {
 	address    hostpolicy.Address
 	portOwners []hostpolicy.PortOwner
 	addressSums
+	at int // index in its place: the only part that changes
 }
 
 func (r *addrRecord) equal(o *addrRecord) bool {
@@ -342,7 +343,7 @@ func (b *batch) settle() {
 	for _, e := range b.touched {
 		old := e.rec
 		if old != nil {
-			l.unbook(old)
+			b.unbook(old)
 		}
 		e.rec = b.record(e)
 		if e.rec.equal(b.was[e]) {
@@ -369,7 +370,7 @@ func (b *batch) settle() {
 			}
 		}
 		if e.rec != nil {
-			l.book(e.rec)
+			b.book(e.rec)
 			for _, i := range append([]int32{e.rec.seen}, e.rec.members...) {
 				l.addrs[i] = append(l.addrs[i], e)
 			}

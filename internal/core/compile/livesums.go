@@ -27,32 +27,53 @@ func (s *addressSums) remove(x *addressSums) {
 	}
 }
 
-// placeSums are the sums of the addresses that others take for one identity, in one cell.
-type placeSums struct {
-	cell int32
+// place is all addresses that others take for one identity in one cell, with their sums.
+type place struct {
+	cell    int32
+	changes uint64 // the latest batch that changed a record in it
+	records []*addrRecord
+	listed  []hostpolicy.Address // of the records, one by one
 	addressSums
 }
 
-// book adds the record of an address to the sums of its place.
-func (l *Live) book(r *addrRecord) {
+// book puts the record of an address in its place.
+func (b *batch) book(r *addrRecord) {
+	l := b.Live
 	l.cells[r.cell].sums.add(&r.addressSums)
 	for i := range l.places[r.seen] {
 		if p := &l.places[r.seen][i]; p.cell == r.cell {
-			p.add(&r.addressSums)
+			p.put(r, b.number)
 			return
 		}
 	}
-	l.places[r.seen] = append(l.places[r.seen], placeSums{r.cell, r.addressSums})
+	p := place{cell: r.cell}
+	p.put(r, b.number)
+	l.places[r.seen] = append(l.places[r.seen], p)
+}
+
+func (p *place) put(r *addrRecord, batch uint64) {
+	p.add(&r.addressSums)
+	r.at, p.changes = len(p.records), batch
+	p.records, p.listed = append(p.records, r), append(p.listed, r.address)
+}
+
+func (p *place) take(r *addrRecord, batch uint64) {
+	p.remove(&r.addressSums)
+	last := len(p.records) - 1
+	p.records[r.at], p.listed[r.at], p.records[last].at = p.records[last], p.listed[last], r.at
+	p.records[last] = nil
+	p.records, p.listed, p.changes = p.records[:last], p.listed[:last], batch
 }
 
 // unbook is the inverse of book.
-func (l *Live) unbook(r *addrRecord) {
+func (b *batch) unbook(r *addrRecord) {
+	l := b.Live
 	l.cells[r.cell].sums.remove(&r.addressSums)
 	list := l.places[r.seen]
 	for i := range list {
 		if p := &list[i]; p.cell == r.cell {
-			if p.remove(&r.addressSums); p.addresses.N == 0 {
-				list[i] = list[len(list)-1]
+			if p.take(r, b.number); p.addresses.N == 0 {
+				list[i], list[len(list)-1] = list[len(list)-1], place{}
 				l.places[r.seen] = list[:len(list)-1]
 			}
 			return
