@@ -108,6 +108,7 @@ type Capabilities struct {
 	Namespaces  bool          // sockets are judged in whatever network namespace they are, not only in that of the agent
 	Backlog     bool          // what happens while no agent is there is told to the next one
 	SocketFlows bool          // a flow without a connection (UDP, raw) ends with its socket, not only by its silence
+	ExactBytes  bool          // what a connection has carried is told to the byte; else one received may be missing
 	PeersAtOnce bool          // who is at the other end of an older loopback connection is known before its next packet
 	Limits      []string      // plain sentences about what this implementation does not enforce
 }

@@ -78,6 +78,10 @@ func RunLoad(t *testing.T, open Open) {
 	t.Run("switching", func(t *testing.T) { testSwitching(t, open) })
 }
 
+// RunSwitching is the part of RunLoad in which policy changes under load: for implementations whose flows of UDP do not end
+// with their sockets, so that they cannot be counted.
+func RunSwitching(t *testing.T, open Open) { testSwitching(t, open) }
+
 // Run tests an implementation that judges real packets. Each group of situations has a lab of its own, and goes through
 // them one after the other; the groups run side by side.
 func Run(t *testing.T, open Open) {
@@ -236,7 +240,7 @@ func (h *host) flow(f family, socket string, d model.Direction, v model.Verdict)
 	if p == model.ProtoTCP {
 		packets = 0
 	}
-	if want := (traffic{5, 5, packets, packets}); carried != want {
+	if want := (traffic{5, 5, packets, packets}); !h.carriedIs(carried, want) {
 		h.t.Errorf("carried %+v instead of %+v", carried, want)
 	}
 }

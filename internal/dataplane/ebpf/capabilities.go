@@ -46,6 +46,7 @@ func (d *Dataplane) Capabilities() dataplane.Capabilities {
 		Namespaces:  true,
 		Backlog:     true,
 		SocketFlows: true,
+		ExactBytes:  true,
 		ProcessInfo: true,
 		AgentLoss:   d.cfg.AgentLoss,
 		LiveBytes:   d.programs[programsProgBulkheadUpdate] != nil,

@@ -50,6 +50,8 @@ func TestPort(t *testing.T) {
 	})
 }
 
+func TestSwitching(t *testing.T) { dataplanetest.RunSwitching(t, open) }
+
 func TestConformance(t *testing.T) {
 	t.Parallel()
 	dataplanetest.Run(t, open)
