@@ -127,7 +127,7 @@ func TestStandalone(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	b.agentFile = b.write("agent.yaml", fmt.Sprintf("standalone: %s\nhost: node-1\ndata: %s\ncgroupRoot: %s\nbpffs: %s\nsocket: %s\n",
+	b.agentFile = b.write("agent.yaml", fmt.Sprintf("standalone: %s\nhost: node-1\ndata: %s\ncgroupRoot: %s\nbpffs: %s\ndataplane: ebpf\nsocket: %s\n",
 		policy, filepath.Join(b.dir, "agent"), b.cgroup, filepath.Join(b.dir, "bpf", "bulkhead"), filepath.Join(b.dir, "agent.sock")))
 
 	// See: an empty directory judges nothing and records everything.
@@ -238,7 +238,7 @@ func TestRebootOrder(t *testing.T) {
 	}
 	b.startController()
 	token := b.cli("token", "create", "--host", "node-1")
-	b.agentFile = b.write("agent.yaml", fmt.Sprintf("controller: %s:7443\ntokenFile: %s\nhost: node-1\ndata: %s\ncgroupRoot: %s\nbpffs: %s\nsocket: %s\n",
+	b.agentFile = b.write("agent.yaml", fmt.Sprintf("controller: %s:7443\ntokenFile: %s\nhost: node-1\ndata: %s\ncgroupRoot: %s\nbpffs: %s\ndataplane: ebpf\nsocket: %s\n",
 		ctlAddr, b.write("token", token), filepath.Join(b.dir, "agent"), b.cgroup, filepath.Join(b.dir, "bpf", "bulkhead"), filepath.Join(b.dir, "agent.sock")))
 	b.startAgent(b.node)
 	b.status("the connection", func(r *status.Report) bool { return r.Connected })

@@ -39,7 +39,7 @@ func TestBudget(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer home.Close()
-	b.agentFile = b.write("agent.yaml", fmt.Sprintf("controller: %s\ntoken: %s\nhost: node-1\ndata: %s\ncgroupRoot: %s\nbpffs: %s\nsocket: %s\n",
+	b.agentFile = b.write("agent.yaml", fmt.Sprintf("controller: %s\ntoken: %s\nhost: node-1\ndata: %s\ncgroupRoot: %s\nbpffs: %s\ndataplane: ebpf\nsocket: %s\n",
 		c.Addr, c.Token("one", "node-1", 1, time.Hour), filepath.Join(b.dir, "agent"), b.cgroup,
 		filepath.Join(b.dir, "bpf", "bulkhead"), filepath.Join(b.dir, "agent.sock")))
 	b.startAgent(home)

@@ -513,7 +513,7 @@ func TestSmoke(t *testing.T) {
 	}
 	b.startController()
 	token := b.cli("token", "create", "--host", "node-1")
-	b.agentFile = b.write("agent.yaml", fmt.Sprintf("controller: %s:7443\ntokenFile: %s\nhost: node-1\ndata: %s\ncgroupRoot: %s\nbpffs: %s\nflowWindow: 200ms\nsocket: %s\n",
+	b.agentFile = b.write("agent.yaml", fmt.Sprintf("controller: %s:7443\ntokenFile: %s\nhost: node-1\ndata: %s\ncgroupRoot: %s\nbpffs: %s\ndataplane: ebpf\nflowWindow: 200ms\nsocket: %s\n",
 		ctlAddr, b.write("token", token), filepath.Join(b.dir, "agent"), b.cgroup, filepath.Join(b.dir, "bpf", "bulkhead"), filepath.Join(b.dir, "agent.sock")))
 	b.startAgent(b.node)
 	b.status("the connection", func(r *status.Report) bool { return r.Connected })
