@@ -85,6 +85,12 @@ type Dataplane struct {
 	sequence *uint32 // of the last message of the log
 }
 
+// How often, and how far apart, it is tried to be the only one.
+const (
+	lockTries = 20
+	lockWait  = 50 * time.Millisecond
+)
+
 // Open makes the table in the network namespace of the calling thread, or takes over the one that is there.
 func Open(cfg Config) (_ *Dataplane, err error) {
 	if err := cfg.check(); err != nil {
@@ -106,7 +112,13 @@ func Open(cfg Config) (_ *Dataplane, err error) {
 		}
 	}()
 	// An abstract address belongs to the network namespace and goes with the process.
-	d.lock, err = net.ListenUnix("unix", &net.UnixAddr{Name: "@bulkhead-nft"})
+	for try := 0; try < lockTries; try++ { // a process that somebody is just starting may hold what has been closed
+		d.lock, err = net.ListenUnix("unix", &net.UnixAddr{Name: "@bulkhead-nft"})
+		if !errors.Is(err, unix.EADDRINUSE) {
+			break
+		}
+		time.Sleep(lockWait)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("another agent has the nftables dataplane of this network namespace: %w", err)
 	}
