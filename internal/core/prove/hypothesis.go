@@ -29,31 +29,14 @@ type hypothesis struct {
 	guardrail *model.Guardrail
 	ports     []uint64 // of the guardrail, without what is always essential
 
-	kinds   [2]kind   // at either end
+	kinds   [2]kind // at either end
+	state   startState
 	touched [2][]int8 // by match: what the start of the search says of it
-	always  []*clause // essentials
-	denials [2][]denial
-	ways    [2][]way
-}
-
-// denial is a rule that denies.
-type denial struct {
-	at      int // its place among the rules
-	clauses []*clause
-	native  bool // it only records where no segment of the subject drops
-	twin    int32
-}
-
-// way is one way in which an end may let a flow pass.
-type way struct {
-	rule    int32     // index of the rule that lets it; unset for others
-	twin    int32     // of the rule
-	last    bool      // the default
-	boxes   []*clause // one of them must be met
-	before  int       // no denial before this place applies,
-	skips   [][2]int  // but for those from one of these places to the other, which a rule that passes leaves out
-	lax     bool      // and but for native ones, which do not drop
-	forbids []*clause // nor may one of these be met
+	// meetsPorts is likewise by set of ports.
+	meetsPorts []int8
+	always     []*clause // essentials
+	denials    [2][]denial
+	ways       [2][]way
 }
 
 // could looks for something that could exist and breaks the guardrail.
@@ -116,7 +99,9 @@ func (h *hypothesis) between(ends [2]kind, f addressFamily) (answer, *scene) {
 		start := h.mark()
 		for _, a := range from {
 			for _, b := range to {
-				if h.within(a, b) {
+				if h.within(a.conjunction, b.conjunction) {
+					h.state = startState{ends: ends, family: f, isolated: isolated}
+					h.touched = [2][]int8{h.touchedBy(0, a.key), h.touchedBy(1, b.key)}
 					if out := h.search(isolated); out != nothing {
 						if out == found {
 							return out, h.scene()
@@ -197,12 +182,12 @@ func (h *hypothesis) start(end int, f addressFamily, isolated bool) bool {
 // peers returns what the peers of a guardrail mean at an end of the kind. Of workloads that could exist, a guardrail speaks
 // by their labels: one about a network means the addresses that no workload owns, and the workloads of today that are
 // there. Else no guardrail about a network could ever hold, for any workload could be given an address in it.
-func (s *space) peers(end int, k kind, peers []model.Peer) []conjunction {
-	var out []conjunction
+func (s *space) peers(end int, k kind, peers []model.Peer) []alternative {
+	var out []alternative
 	for i := range peers {
 		p := &peers[i]
 		if p.Kind == model.PeerAny {
-			out = append(out, nil)
+			out = append(out, alternative{})
 			continue
 		}
 		if k == managed && p.Kind != model.PeerWorkloads {
@@ -221,7 +206,7 @@ func (s *space) peers(end int, k kind, peers []model.Peer) []conjunction {
 			if p.Process != nil && k == managed {
 				c = append(slices.Clip(c), s.running(end, p.Process)...)
 			}
-			out = append(out, c)
+			out = append(out, alternative{c, keyOf(p)})
 		}
 	}
 	return out
@@ -242,9 +227,8 @@ func (s *space) running(end int, p *model.Process) conjunction {
 
 // search looks for a point in the box as it is.
 func (h *hypothesis) search(isolated [2]bool) answer {
-	for end := range h.touched {
-		h.touched[end] = append(h.touched[end][:0], make([]int8, len(h.matches))...)
-	}
+	h.meetsPorts = slices.Grow(h.meetsPorts[:0], len(h.portSets))[:len(h.portSets)]
+	clear(h.meetsPorts)
 	h.always = h.essentials()
 	for _, d := range model.Directions {
 		self, _ := endsOf(d)
@@ -358,12 +342,6 @@ func (h *hypothesis) forbidden(out, in *way) []*clause {
 	return list
 }
 
-// counts reports whether the denial would keep a flow from passing in this way.
-func (w *way) counts(x *denial) bool {
-	left := slices.ContainsFunc(w.skips, func(s [2]int) bool { return s[0] <= x.at && x.at < s[1] })
-	return x.at < w.before && !left && !(w.lax && x.native)
-}
-
 // essentials forbid what no guardrail is about: name service, time, and the way to a controller.
 func (h *hypothesis) essentials() []*clause {
 	var out []*clause
@@ -402,181 +380,4 @@ func (h *hypothesis) byAddress(purpose model.Purpose) (l literal, ok bool) {
 	}
 	l = inBits(l.variable, set)
 	return l, l.count > 0
-}
-
-// findWays lists the denials of a direction and the ways past them.
-func (h *hypothesis) findWays(d model.Direction) {
-	self, peer := endsOf(d)
-	denials, ways, passes := h.denials[d][:0], h.ways[d][:0], []way(nil)
-	recorded := h.aim == passing && h.mayOnlyRecord(self)
-	var observed []*clause
-	if recorded {
-		observed = h.dropping(self)
-	}
-	for i := range h.rules[d] {
-		r := &h.rules[d][i]
-		if !h.touches(self, r.subject) || !h.touches(peer, r.peer) {
-			continue
-		}
-		boxes := h.boxes(r, self, peer)
-		if len(boxes) == 0 {
-			continue
-		}
-		native := !r.Drops
-		switch r.Action {
-		case compile.Deny:
-			denials = append(denials, denial{at: i, clauses: boxes, native: native, twin: r.twin})
-			if recorded && native { // where it is the first that applies, it only records
-				ways = append(ways, way{rule: int32(i), twin: r.twin, boxes: boxes, before: i, lax: true, forbids: observed})
-			}
-		case compile.Pass:
-			end := i + 1
-			for end < len(h.rules[d]) && h.rules[d][end].Stage == r.Stage {
-				end++
-			}
-			passes = append(passes, way{boxes: boxes, before: i, skips: [][2]int{{i + 1, end}}})
-		case compile.Allow:
-			ways = append(ways, way{rule: int32(i), twin: r.twin, boxes: boxes, before: i})
-		}
-	}
-	ways = append(ways, way{rule: unset, twin: unset, last: true, before: len(h.rules[d]), forbids: h.closing(self, d)})
-	h.denials[d], h.ways[d] = denials, h.past(ways, passes)
-}
-
-// past adds to each way those that lead past a rule which leaves the rest of its stage out, stage after stage.
-func (h *hypothesis) past(ways, passes []way) []way {
-	for len(passes) > 0 {
-		n := 1
-		for n < len(passes) && passes[n].skips[0][1] == passes[0].skips[0][1] {
-			n++
-		}
-		ways, passes = pastStage(ways, passes[:n]), passes[n:]
-	}
-	return ways
-}
-
-// pastStage adds the ways past the rules of one stage.
-func pastStage(ways, passes []way) []way {
-	out := make([]way, 0, len(ways)*(1+len(passes)))
-	for _, w := range ways {
-		plain := w
-		for i := range passes {
-			p := &passes[i]
-			switch {
-			case p.before > w.before: // asked later
-			case w.before < p.skips[0][1]: // of the same stage: left out where the rule passes
-				plain.forbids = slices.Concat(plain.forbids, p.boxes)
-			default:
-				over := w
-				over.skips = slices.Concat(w.skips, p.skips)
-				over.boxes = product(w.boxes, p.boxes)
-				out = append(out, over)
-			}
-		}
-		out = append(out, plain)
-	}
-	return out
-}
-
-// product returns the boxes that are in one of each list.
-func product(a, b []*clause) []*clause {
-	if len(a) == 0 {
-		return b
-	}
-	var out []*clause
-	for _, x := range a {
-		for _, y := range b {
-			c := &clause{}
-			for i := range c.parts {
-				c.parts[i] = slices.Concat(x.parts[i], y.parts[i])
-			}
-			out = append(out, c)
-		}
-	}
-	return out
-}
-
-// touches reports whether the match may mean something at the end.
-func (h *hypothesis) touches(end int, match int32) bool {
-	at := &h.touched[end][match]
-	if *at == 0 {
-		*at = -1
-		for _, c := range h.of(end, h.kinds[end], match) {
-			if h.meets(c) {
-				*at = 1
-				break
-			}
-		}
-	}
-	return *at > 0
-}
-
-// boxes returns where the rule applies, as far as that is in the box.
-func (h *hypothesis) boxes(r *rule, self, peer int) []*clause {
-	ports := conjunction{inBits(h.port(), h.cuts.sets[r.ports])}
-	if !h.meets(ports) {
-		return nil
-	}
-	var process conjunction
-	if r.SubjectProcess != nil {
-		process = h.running(self, r.SubjectProcess)
-	}
-	var out []*clause
-	for _, a := range h.of(self, h.kinds[self], r.subject) {
-		if !h.meets(a) {
-			continue
-		}
-		for _, b := range h.of(peer, h.kinds[peer], r.peer) {
-			if !h.meets(b) {
-				continue
-			}
-			out = append(out, &clause{parts: [4]conjunction{a, b, process, ports}})
-		}
-	}
-	return out
-}
-
-// closing lists where the default does not let a flow pass.
-func (h *hypothesis) closing(self int, d model.Direction) []*clause {
-	var out []*clause
-	for i := range h.docs.Segments {
-		seg := &h.docs.Segments[i]
-		if !seg.Closes(d) || !h.touches(self, h.segments[i]) {
-			continue
-		}
-		var ports conjunction
-		if h.aim == passing {
-			switch seg.Mode {
-			case model.ModeObserve:
-				continue
-			case model.ModeSelective:
-				ports = conjunction{inBits(h.port(), h.cuts.sets[h.onPorts[i]])}
-			}
-		}
-		for _, c := range h.of(self, managed, h.segments[i]) {
-			out = append(out, &clause{parts: [4]conjunction{c, ports}})
-		}
-	}
-	return out
-}
-
-// dropping lists where a native denial drops: in every segment that does not merely observe.
-func (h *hypothesis) dropping(self int) []*clause {
-	var out []*clause
-	for i := range h.docs.Segments {
-		if h.docs.Segments[i].Mode == model.ModeObserve || !h.touches(self, h.segments[i]) {
-			continue
-		}
-		for _, c := range h.of(self, managed, h.segments[i]) {
-			out = append(out, &clause{parts: [4]conjunction{c}})
-		}
-	}
-	return out
-}
-
-// mayOnlyRecord reports whether the end may be in no segment in which a native denial drops.
-func (h *hypothesis) mayOnlyRecord(self int) bool {
-	mark := h.mark()
-	defer h.undo(mark)
-	return h.solve(h.dropping(self)) != nothing
 }

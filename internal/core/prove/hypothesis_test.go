@@ -465,3 +465,36 @@ func checkScene(t *testing.T, docs *model.Documents, g *model.Guardrail, sc *sce
 		t.Fatalf("%s: %+v\nis judged %+v", g.Name, sc, v)
 	}
 }
+
+// TestMeantIsMatches holds the index of matches by label to asking each match.
+func TestMeantIsMatches(t *testing.T) {
+	looked, yes := 0, 0
+	for seed := uint64(0); seed < 60; seed++ {
+		docs, inv, _ := policytest.Generate(seed, policytest.Small)
+		w, err := compile.Compile(docs, inv, compile.Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		s := newSpace(w)
+		ids := []model.Identity{{}, {Networks: []string{"nobody"}}, {Owned: true}, {Owned: true, Labels: model.Labels{"app": "nobody"}}}
+		for i := range inv.Instances {
+			ids = append(ids, w.Identity(w.Workload(inv.Instances[i].Name).Points[0].Identity)...)
+		}
+		for _, c := range s.cells {
+			ids = append(ids, model.Identity{Networks: c.Networks})
+		}
+		for i := range ids {
+			for n, meant := range s.meant(&ids[i]) {
+				if want := s.matches[n].Matches(&ids[i]); meant != want {
+					t.Fatalf("seed %d: %q means %+v: %v, want %v", seed, s.matches[n], ids[i], meant, want)
+				} else if want {
+					yes++
+				}
+				looked++
+			}
+		}
+	}
+	if yes < looked/50 {
+		t.Errorf("of %d only %d are meant", looked, yes)
+	}
+}

@@ -152,9 +152,10 @@ func (k *keyDomain) value(n int32) string {
 // applying returns the rules that mean the two ends, on any port, in the order in which they are asked.
 func (s *space) applying(d model.Direction, self, peer *figure) []*rule {
 	var out []*rule
+	subjects, peers := s.meant(&self.identity), s.meant(&peer.identity)
 	for i := range s.rules[d] {
 		r := &s.rules[d][i]
-		if r.Subject.Matches(&self.identity) && r.Peer.Matches(&peer.identity) && runs(r.Rule, &self.process) {
+		if subjects[r.subject] && peers[r.peer] && runs(r.Rule, &self.process) {
 			out = append(out, r)
 		}
 	}

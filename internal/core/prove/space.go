@@ -41,11 +41,14 @@ type space struct {
 	devices  []*model.Identity
 	family   []addressFamily // of devices
 	cuts     portCuts
+	portSets []conjunction // by set of cuts: that the port is in it
 	sizes    []int32
 	spare    [][]int32
 
 	matches      []*compile.Match
 	matchIndex   map[string]int32
+	byLabels     matchIndex
+	starts       map[startState][]int8
 	conjunctions [2][kinds][]knownMatch // by end, kind and match, as far as asked for
 	networkBits  map[string][]uint64    // network to its cells
 	deviceBits   map[string][]uint64    // condition to the devices that meet it
@@ -57,7 +60,7 @@ func newSpace(w *compile.World) *space {
 	s := &space{
 		world: w, docs: w.Documents(), keyIndex: map[string]int32{}, matchIndex: map[string]int32{},
 		networkBits: map[string][]uint64{}, deviceBits: map[string][]uint64{},
-		cells: reach.Cells(w),
+		cells: reach.Cells(w), starts: map[startState][]int8{},
 	}
 	s.findDevices()
 	s.readRules([2][]compile.Rule{w.Rules(model.Ingress), w.Rules(model.Egress)})
@@ -79,8 +82,12 @@ func newSpace(w *compile.World) *space {
 		s.segments = append(s.segments, s.number(&compile.Match{Terms: []compile.Term{{Selector: &seg.Selector}}}))
 		s.onPorts = append(s.onPorts, s.cuts.number(portsOf(s.docs, seg.Services)))
 	}
+	s.indexMatches()
 	s.findTwins()
 	s.size()
+	for _, set := range s.cuts.sets {
+		s.portSets = append(s.portSets, conjunction{inBits(s.port(), set)})
+	}
 	return s
 }
 

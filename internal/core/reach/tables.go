@@ -76,7 +76,7 @@ type rowReader struct {
 	funcs   [2][]FuncID // by direction and the world's number; unread if it was not asked for yet
 	byHash  [2]map[uint64][]rowID
 	byTable [2]map[int32]rowID
-	entries []rowEntry
+	entries []rowEntry // of the rows read last; their room is used up from one row to the next
 }
 
 const unread FuncID = -1
@@ -103,18 +103,22 @@ func (r *rowReader) row(at *compile.Point, d model.Direction) rowID {
 }
 
 func (r *rowReader) intern(table int32, d model.Direction) rowID {
-	r.entries = r.entries[:0]
+	if cap(r.entries)-len(r.entries) < r.w.Identities() { // what a table may have at most
+		r.entries = make([]rowEntry, 0, max(r.w.Identities(), entriesTogether))
+	}
+	begin := len(r.entries)
 	rest := r.function(r.w.WalkTable(table, func(peer, fn int32) {
 		r.entries = append(r.entries, rowEntry{peer: peer, fn: r.function(fn, d)})
 	}), d)
 	h := mix(0, uint64(rest))
-	kept := r.entries[:0]
-	for _, e := range r.entries {
+	kept := r.entries[begin:begin]
+	for _, e := range r.entries[begin:] {
 		if e.fn != rest {
 			kept = append(kept, e)
 			h = mix(h, uint64(e.peer)<<32|uint64(uint32(e.fn)))
 		}
 	}
+	r.entries = r.entries[:begin]
 	rows := &r.u.rows[d][r.world]
 	for _, id := range r.byHash[d][h] {
 		if known := &(*rows)[id]; known.rest == rest && slices.Equal(known.entries, kept) {
@@ -123,9 +127,13 @@ func (r *rowReader) intern(table int32, d model.Direction) rowID {
 	}
 	id := rowID(len(*rows))
 	r.byHash[d][h] = append(r.byHash[d][h], id)
-	*rows = append(*rows, row{rest: rest, entries: slices.Clone(kept)})
+	r.entries = r.entries[:begin+len(kept)]
+	*rows = append(*rows, row{rest: rest, entries: slices.Clip(kept)})
 	return id
 }
+
+// entriesTogether is how many entries of rows are made at a time.
+const entriesTogether = 1 << 18
 
 // mix adds a number to a hash.
 func mix(h, x uint64) uint64 {
@@ -173,7 +181,7 @@ func (u *Universe) columnsOf(world int, w *compile.World, d model.Direction) map
 		} else {
 			of[p] = colID(len(columns))
 			byHash[h] = append(byHash[h], of[p])
-			columns = append(columns, slices.Clone(said))
+			columns = append(columns, slices.Clip(said))
 		}
 		out[w.IdentityID(int32(p))] = of[p]
 	}
