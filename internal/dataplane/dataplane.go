@@ -179,4 +179,9 @@ type Counters struct {
 	DroppedPkts uint64
 	EventsLost  uint64
 	Errors      uint64 // packets that could not be parsed or looked up; they were judged by the default
+	NamesLost   uint64 // host names of addresses that did not fit: rules for them do not hold there
+
+	// Not totals, but how many there are, counted every few seconds: pairs of a host name and an address that answers of
+	// resolvers have told and that are not over, and addresses of which rules know a name.
+	Names, NamedAddresses uint64
 }

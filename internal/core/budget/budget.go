@@ -7,6 +7,7 @@ package budget
 import (
 	"fmt"
 	"iter"
+	"slices"
 
 	"bulkhead/internal/core/hostpolicy"
 	"bulkhead/internal/core/model"
@@ -29,6 +30,8 @@ const (
 	Prefixes                     // longer stretches of addresses
 	Ports                        // owners of ports behind shared addresses
 	Controllers                  // addresses of controllers
+	Patterns                     // of host names
+	Named                        // what patterns make of addresses, one for each set of networks that those are in
 	Resources    int      = iota // how many there are
 )
 
@@ -44,6 +47,8 @@ var resourceNames = [Resources]struct{ one, many string }{
 	Prefixes:     {"prefix", "prefixes"},
 	Ports:        {"port behind a shared address", "ports behind shared addresses"},
 	Controllers:  {"controller address", "controller addresses"},
+	Patterns:     {"pattern of host names", "patterns of host names"},
+	Named:        {"identity by a host name", "identities by host names"},
 }
 
 // String returns the resource as text names many of it.
@@ -159,6 +164,18 @@ func Between(before, after *hostpolicy.Policy) Cost {
 			controllers[a] = true
 		}
 	}
+	was, is := patternsOf(before), patternsOf(after)
+	c[Patterns], c[Named] = len(is), len(after.Domains)
+	if slices.Equal(was, is) {
+		for _, d := range before.Domains {
+			if !slices.ContainsFunc(after.Domains, func(x hostpolicy.Domain) bool { return x.Pattern == d.Pattern && x.Base == d.Base }) {
+				c[Named]++
+			}
+		}
+	} else { // names are matched with both lists for a moment, each by itself
+		c[Patterns] += len(was)
+		c[Named] += len(before.Domains)
+	}
 	delete(rules, model.RuleOpen) // which needs no name
 	addresses[everyIPv4] = false  // which is always there
 	for _, single := range addresses {
@@ -170,6 +187,17 @@ func Between(before, after *hostpolicy.Policy) Cost {
 	}
 	c[Rules], c[Subjects], c[LocalSets], c[Ports], c[Controllers] = len(rules), len(subjects), len(local), len(ports), len(controllers)
 	return c
+}
+
+// patternsOf returns the patterns of host names that the policy knows, sorted.
+func patternsOf(p *hostpolicy.Policy) []string {
+	var out []string
+	for i := range p.Domains { // which are sorted by pattern
+		if n := len(out); n == 0 || out[n-1] != p.Domains[i].Pattern {
+			out = append(out, p.Domains[i].Pattern)
+		}
+	}
+	return out
 }
 
 type localKey struct{ workload, addr string }

@@ -158,6 +158,7 @@ func (v *view) toldOf(l *load) compile.Told {
 
 func (l *load) address(t compile.Told) {
 	l.cost[Addresses], l.cost[Prefixes], l.cost[Ports], l.domains = t.Addresses, t.Prefixes+1, t.Ports, t.Domains > 0
+	l.cost[Patterns], l.cost[Named] = t.Domains, t.Domains // of patterns there are no more than that
 }
 
 type checker struct {

@@ -159,6 +159,8 @@ var next = [Resources]string{
 	Prefixes:     "name fewer, wider networks",
 	Ports:        "give units addresses of their own",
 	Controllers:  "name fewer controllers",
+	Patterns:     "use fewer, wider patterns of host names",
+	Named:        "use fewer, wider patterns of host names, or put domains and cidrs into fewer networks",
 }
 
 const nextChange = "make the change in two steps"

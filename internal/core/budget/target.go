@@ -34,13 +34,15 @@ func EBPF() Target {
 		Max: Cost{
 			Rows: 524288, Ranges: 131072, Alternatives: 65536, Sets: 16384, Rules: 65536, Subjects: 4096, LocalSets: 16384,
 			Addresses: 262144, Prefixes: 65536, Ports: 65536, Controllers: 1024,
+			Patterns: 8192, Named: 65536,
 		},
 		EntryBytes: Cost{
 			Rows: 32, Ranges: 32, Alternatives: 40, Sets: 12, Rules: 264, Subjects: 320, LocalSets: 88,
-			Addresses: 40, Prefixes: 44, Ports: 44, Controllers: 44,
+			Addresses: 40, Prefixes: 44, Ports: 44, Controllers: 44, Patterns: 260, Named: 40,
 		},
 		MaxName:         255,
 		MaxAlternatives: 64,
+		Domains:         true,
 	}
 }
 

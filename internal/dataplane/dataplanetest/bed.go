@@ -122,7 +122,7 @@ func (b *Bed) wire() {
 		addrs []string
 	}{
 		{b.near, []string{Near4 + "/16", Near4b + "/16", Near6 + "/16"}},
-		{b.far, []string{Far4 + "/16", Other4 + "/16", Shared4 + "/16", Far6 + "/16", Other6 + "/16"}},
+		{b.far, append([]string{Far4 + "/16", Other4 + "/16", Shared4 + "/16", Far6 + "/16", Other6 + "/16"}, named()...)},
 	} {
 		in(b.t, h.ns, func() {
 			for name, v := range map[string]string{
@@ -142,13 +142,21 @@ func (b *Bed) wire() {
 				addr, err := netlink.ParseAddr(a)
 				check(a, err)
 				addr.Flags = unix.IFA_F_NODAD
-				if strings.HasPrefix(a, Other6) { // for incoming flows: no flow begins there by itself
+				if strings.HasPrefix(a, Other6) || strings.HasPrefix(a, "fd77:2::") { // for incoming flows: no flow begins there by itself
 					addr.ValidLft, addr.PreferedLft = math.MaxUint32, 0
 				}
 				check(a, netlink.AddrAdd(l, addr))
 			}
 		})
 	}
+}
+
+// named returns the addresses of far that may have names.
+func named() (out []string) {
+	for i := 1; i <= addressesWithNames; i++ {
+		out = append(out, named4(i)+"/16", named6(i)+"/16")
+	}
+	return out
 }
 
 func (b *Bed) namespace() *os.File {

@@ -97,6 +97,7 @@ type policy struct {
 	inner                string // a unit of processes, in a cgroup below that of unit two
 	users                map[string]uint32
 	loss                 model.OnAgentLoss // of unit one
+	domains              []hostpolicy.Domain
 }
 
 // standard are the addresses that the lab's policies know.
@@ -111,7 +112,7 @@ func standard() map[string]hostpolicy.Address {
 }
 
 func (p policy) build() *hostpolicy.Policy {
-	out := &hostpolicy.Policy{Host: "near", Revision: p.revision, Controllers: p.controllers, Ports: p.ports}
+	out := &hostpolicy.Policy{Host: "near", Revision: p.revision, Controllers: p.controllers, Ports: p.ports, Domains: p.domains}
 	isolation := isolation()
 	sets := map[hostpolicy.PolicySetID]hostpolicy.PolicySet{isolation.ID: isolation}
 	subjects := []subject{

@@ -102,6 +102,7 @@ func Run(t *testing.T, open Open) {
 	group("rules", testRules)
 	group("sockets", testSockets)
 	group("processes", testProcesses)
+	group("domains", testDomains)
 	group("existing", testExisting)
 	group("reopen", testReopen)
 	group("agent loss", testAgentLoss)

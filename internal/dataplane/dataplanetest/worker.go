@@ -158,6 +158,10 @@ func (w *sockets) do(r request) (answer, error) {
 		return answer{}, syscall.Setresuid(-1, r.N, -1)
 	case "raw":
 		return answer{}, raw(r)
+	case "resolver":
+		return w.resolver(r)
+	case "lookup":
+		return lookup(r)
 	}
 	o, err := w.get(r.ID)
 	if err != nil {
@@ -166,6 +170,8 @@ func (w *sockets) do(r request) (answer, error) {
 	switch r.Do {
 	case "exchange":
 		return answer{}, exchange(o, r)
+	case "question", "answer":
+		return answer{}, send(o, r)
 	case "stream":
 		return stream(o, r)
 	case "read":

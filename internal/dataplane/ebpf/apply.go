@@ -108,7 +108,7 @@ func (d *Dataplane) write(t *transition) (int, error) {
 	for _, err := range []error{
 		h.addresses.write(t.addresses, t.gen), h.prefixes.write(t.prefixes, t.gen), h.ports.write(t.ports, t.gen),
 		h.controllers.write(t.controllers, t.gen), h.localSets.write(t.localSets, t.gen), h.localIDs.write(t.localIDs, t.gen), h.cgroups.write(t.cgroups, t.gen),
-		h.units.write(t.units, t.gen), d.writeInfo(t), d.writeLevels(t), d.writeProcesses(t),
+		h.units.write(t.units, t.gen), h.domains.write(t.domains, t.gen), h.resolvers.write(t.resolvers, t.gen), d.writeInfo(t), d.writeLevels(t), d.writeProcesses(t), d.writeNames(t),
 	} {
 		if err != nil {
 			return 0, err
@@ -179,7 +179,7 @@ func (d *Dataplane) undo(t *transition) error {
 	errs := []error{
 		h.addresses.undo(t.addresses, gen), h.prefixes.undo(t.prefixes, gen), h.ports.undo(t.ports, gen),
 		h.controllers.undo(t.controllers, gen), h.localSets.undo(t.localSets, gen), h.localIDs.undo(t.localIDs, gen), h.cgroups.undo(t.cgroups, gen),
-		h.units.undo(t.units, gen),
+		h.units.undo(t.units, gen), h.domains.undo(t.domains, gen), h.resolvers.undo(t.resolvers, gen), d.undoNames(t),
 		deleteAll(d.maps.Rules, t.newRules),
 	}
 	for i := range t.subjects {
@@ -221,6 +221,7 @@ func (d *Dataplane) switchTo(t *transition) {
 		}
 		d.held.words[i] = word
 	}
+	d.settings.put64(&d.settings.own.Epochs[next], uint64(t.epoch))
 	d.gen = t.gen
 	d.active.Store(uint64(t.gen))
 }
@@ -231,7 +232,7 @@ func (d *Dataplane) finish(t *transition) error {
 	errs := []error{
 		h.addresses.finish(t.addresses), h.prefixes.finish(t.prefixes), h.ports.finish(t.ports),
 		h.controllers.finish(t.controllers), h.localSets.finish(t.localSets), h.localIDs.finish(t.localIDs), h.cgroups.finish(t.cgroups),
-		h.units.finish(t.units),
+		h.units.finish(t.units), h.domains.finish(t.domains), h.resolvers.finish(t.resolvers), d.finishNames(t),
 		d.dropSets(t), d.dropRules(t),
 	}
 	d.settings.put64(&d.settings.own.Levels, packLevels(t.levels))
@@ -365,7 +366,7 @@ func (d *Dataplane) Isolate(ctx context.Context, workload string, on bool) error
 		if err != nil {
 			return fmt.Errorf("isolate %q: %w", workload, err)
 		}
-		t := &transition{gen: gen, subjects: slices.Clone(d.held.subjects), changed: map[int]bool{i: true}}
+		t := &transition{gen: gen, subjects: slices.Clone(d.held.subjects), changed: map[int]bool{i: true}, epoch: d.held.epoch}
 		t.subjects[i].isolated = on
 		d.unfinished = true
 		d.switchTo(t)

@@ -1,6 +1,7 @@
 package ebpf
 
 import (
+	"fmt"
 	"testing"
 
 	"bulkhead/internal/core/budget"
@@ -23,6 +24,8 @@ var mapsOf = [budget.Resources][]string{
 	budget.Prefixes:     {programsMapPrefixes},
 	budget.Ports:        {programsMapPorts},
 	budget.Controllers:  {programsMapControllers},
+	budget.Patterns:     {programsMapPatterns},
+	budget.Named:        {programsMapDomains},
 }
 
 // TestTargetIsTheMaps compares what package budget promises with the maps that are loaded.
@@ -105,6 +108,8 @@ func entriesOf(t *testing.T, policies ...*hostpolicy.Policy) budget.Cost {
 		prefixes    = map[netKey]bool{}
 		ports       = map[portKey]bool{}
 		controllers = map[portKey]bool{}
+		lists       = map[string]bool{} // of patterns
+		domains     = map[any]bool{}
 	)
 	for _, p := range policies {
 		for i := range p.Sets {
@@ -128,6 +133,20 @@ func entriesOf(t *testing.T, policies ...*hostpolicy.Policy) budget.Cost {
 			t.Fatal(err)
 		}
 		next.planAddresses(empty)
+		if err := next.planDomains(empty, 0); err != nil {
+			t.Fatal(err)
+		}
+		list := fmt.Sprint(next.patterns)
+		if !lists[list] {
+			lists[list] = true
+			c[budget.Patterns] += len(patternKeys(next.patterns, next.epoch))
+		}
+		for _, x := range next.domains {
+			domains[struct {
+				list string
+				key  domainKey
+			}{list, x.key}] = true
+		}
 		for n := range next.rules {
 			rules[n] = true
 		}
@@ -155,6 +174,7 @@ func entriesOf(t *testing.T, policies ...*hostpolicy.Policy) budget.Cost {
 			controllers[x.key] = true
 		}
 	}
+	c[budget.Named] = len(domains)
 	c[budget.Sets], c[budget.Rules], c[budget.Subjects], c[budget.LocalSets] = len(sets), len(rules), len(subjects), len(local)
 	c[budget.Addresses], c[budget.Prefixes], c[budget.Ports], c[budget.Controllers] = len(addresses), len(prefixes), len(ports), len(controllers)
 	return c

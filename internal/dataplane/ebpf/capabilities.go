@@ -26,7 +26,8 @@ var limits = []string{
 		"socket that is handed to another process (socket activation) stays with the former.",
 	"Executables in mount namespaces that unprivileged users made, and those in memory only, have no path: a rule for a path " +
 		"does not apply to them.",
-	"Rules that name hosts (domains) are refused, and the whole policy with them.",
+	"Names of hosts are learnt from answers over UDP that the resolvers named in policy give to sockets of this host: not " +
+		"from DNS over TCP, TLS or HTTPS, from multicast DNS, or from files.",
 	"Programs that somebody detaches, or maps that somebody changes, are put right only when an agent starts.",
 }
 
@@ -51,7 +52,7 @@ func (d *Dataplane) Capabilities() dataplane.Capabilities {
 		AgentLoss:   d.cfg.AgentLoss,
 		LiveBytes:   d.programs[programsProgBulkheadUpdate] != nil,
 		Processes:   target.MaxAlternatives > 0,
-		Domains:     target.Domains,
+		Domains:     target.Domains && d.follows,
 		Limits:      append(slices.Clone(limits), d.missing...),
 	}
 }
@@ -60,7 +61,7 @@ func (d *Dataplane) Capabilities() dataplane.Capabilities {
 func (d *Dataplane) Counters() (dataplane.Counters, error) {
 	d.open.RLock()
 	defer d.open.RUnlock()
-	var totals [7]uint64
+	var totals [8]uint64
 	for i := range totals {
 		var perCPU []uint64
 		if err := d.maps.Counters.Lookup(uint32(i), &perCPU); err != nil {
@@ -72,6 +73,7 @@ func (d *Dataplane) Counters() (dataplane.Counters, error) {
 	}
 	return dataplane.Counters{
 		Judged: totals[0], Allowed: totals[1], WouldDenied: totals[2], Denied: totals[3],
-		DroppedPkts: totals[4], EventsLost: totals[5], Errors: totals[6],
+		DroppedPkts: totals[4], EventsLost: totals[5], Errors: totals[6], NamesLost: totals[7],
+		Names: uint64(d.settings.KnownNames.Load()), NamedAddresses: uint64(d.settings.KnownAddresses.Load()),
 	}, nil
 }

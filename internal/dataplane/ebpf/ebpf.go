@@ -42,18 +42,22 @@ type Config struct {
 	MaxRanges      int // policy rows for ranges of ports
 	MaxAddresses   int // single addresses
 	MaxPrefixes    int
+	MaxNamed       int // addresses of which host names are known
 	MaxConnections int // flows of UDP and ICMP that are remembered; the longest unused make room
 	EventBuffer    int // bytes, a power of two
 
 	// UDPTimeout ends a flow of UDP or ICMP that was never answered, UDPStreamTimeout one that was, after silence.
 	UDPTimeout, UDPStreamTimeout time.Duration
 
+	// NameFloor and NameCeiling bound for how long an address has a host name, whatever the answer says: whole seconds.
+	NameFloor, NameCeiling time.Duration
+
 	// AgentLoss is the time without a Beat after which the agent is lost.
 	AgentLoss time.Duration
 
 	Logger *slog.Logger // nil discards
 
-	withoutSockDestroy bool // tests do as if the kernel were older
+	withoutSockDestroy, withoutLoop bool // tests do as if the kernel were older
 }
 
 // DefaultConfig returns a Config for a host of some hundred units and some ten thousand peers, without directories. It
@@ -67,10 +71,13 @@ func DefaultConfig() Config {
 		MaxRanges:        holds[budget.Ranges],
 		MaxAddresses:     holds[budget.Addresses],
 		MaxPrefixes:      holds[budget.Prefixes],
+		MaxNamed:         65536,
 		MaxConnections:   65536,
 		EventBuffer:      4 << 20,
 		UDPTimeout:       30 * time.Second,
 		UDPStreamTimeout: 120 * time.Second,
+		NameFloor:        time.Minute,
+		NameCeiling:      24 * time.Hour,
 		AgentLoss:        30 * time.Second,
 	}
 }
@@ -85,10 +92,13 @@ func (c *Config) check() error {
 	if c.UpdateInterval <= 0 || c.UDPTimeout <= 0 || c.UDPStreamTimeout <= 0 || c.AgentLoss <= 0 {
 		return errors.New("intervals and timeouts must be greater than zero")
 	}
-	for _, n := range []int{c.MaxRows, c.MaxRanges, c.MaxAddresses, c.MaxPrefixes, c.MaxConnections} {
+	for _, n := range []int{c.MaxRows, c.MaxRanges, c.MaxAddresses, c.MaxPrefixes, c.MaxNamed, c.MaxConnections} {
 		if n < 1 {
 			return errors.New("limits must be greater than zero")
 		}
+	}
+	if c.NameFloor < time.Second || c.NameCeiling < c.NameFloor || c.NameCeiling > 1<<30*time.Second {
+		return fmt.Errorf("NameFloor is %s and NameCeiling %s: use at least a second and no more than %s", c.NameFloor, c.NameCeiling, 1<<30*time.Second)
 	}
 	if page := os.Getpagesize(); c.EventBuffer < page || c.EventBuffer&(c.EventBuffer-1) != 0 {
 		return fmt.Errorf("EventBuffer is %d: use a power of two, at least %d", c.EventBuffer, page)
@@ -113,6 +123,7 @@ type Dataplane struct {
 	links    map[string]link.Link
 	sweepers *iterators
 	resets   bool     // the sweeper resets by itself
+	follows  bool     // rules may name hosts
 	confined bool     // to the network namespace of the host
 	missing  []string // sentences about what this kernel does not let us do
 
@@ -201,6 +212,9 @@ func (d *Dataplane) begin() error {
 	if d.held, err = d.readHeld(); err != nil {
 		return fmt.Errorf("read what the kernel holds: %w", err)
 	}
+	if err := d.resumeNames(); err != nil {
+		return err
+	}
 	d.publishNames(nil)
 	return d.rememberPins()
 }
@@ -218,7 +232,7 @@ func (d *Dataplane) install() error {
 		d.active.Store(1)
 	}
 	if fresh {
-		d.newPathKey()
+		d.newKeys()
 	}
 	level := uint32(noLevel)
 	if d.depth != anyLevel {
@@ -231,6 +245,8 @@ func (d *Dataplane) install() error {
 	s.put64(&s.own.Unreplied, uint64(d.cfg.UDPTimeout))
 	s.put64(&s.own.Replied, uint64(d.cfg.UDPStreamTimeout))
 	s.put64(&s.own.Patience, uint64(d.cfg.AgentLoss))
+	s.put32(&s.own.TTLFloor, uint32(d.cfg.NameFloor/time.Second))
+	s.put32(&s.own.TTLCeiling, uint32(d.cfg.NameCeiling/time.Second))
 	if err := d.refreshOwn(); err != nil {
 		return err
 	}

@@ -21,6 +21,7 @@ func open(t testing.TB, at dataplanetest.Place) dataplane.Dataplane {
 	cfg.UpdateInterval = time.Second
 	cfg.MaxConnections = 16384
 	cfg.AgentLoss = 2 * time.Second
+	cfg.NameFloor = time.Second
 	cfg.UDPTimeout, cfg.UDPStreamTimeout = time.Second, time.Second
 	cfg.Logger = slog.New(slog.NewTextHandler(t.Output(), nil))
 	d, err := ebpf.Open(cfg)

@@ -109,7 +109,7 @@ func (d *Dataplane) judgeAnew(change func(*heldSubject)) error {
 	if err != nil {
 		return err
 	}
-	t := &transition{gen: gen, subjects: slices.Clone(d.held.subjects), changed: map[int]bool{}}
+	t := &transition{gen: gen, subjects: slices.Clone(d.held.subjects), changed: map[int]bool{}, epoch: d.held.epoch}
 	for i := range t.subjects {
 		if s := &t.subjects[i]; s.used {
 			change(s)

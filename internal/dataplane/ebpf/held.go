@@ -23,6 +23,8 @@ type held struct {
 	localIDs    table[localKey]
 	cgroups     table[uint64]
 	units       table[uint64] // of processes
+	domains     table[domainKey]
+	resolvers   table[uint64]
 
 	sets     map[uint64]*heldSet // by content
 	size     budget.Cost         // of all sets
@@ -34,6 +36,8 @@ type held struct {
 	rules    map[uint64]model.RuleID
 	retired  []map[uint64]model.RuleID // names that the last policies have left behind, the oldest first
 	levels   []uint8
+	patterns []string           // of host names, by number
+	epoch    uint32             // in which they are numbered; 0: there are none
 	glass    bool               // it may be broken
 	policy   *hostpolicy.Policy // last applied by this process; nil before
 }
@@ -108,7 +112,7 @@ const maxAge = 1 << 29
 func (h *held) renew(d *Dataplane, gen uint32) error {
 	errs := []error{
 		h.addresses.renew(gen), h.prefixes.renew(gen), h.ports.renew(gen), h.controllers.renew(gen), h.localSets.renew(gen),
-		h.localIDs.renew(gen), h.cgroups.renew(gen), h.units.renew(gen),
+		h.localIDs.renew(gen), h.cgroups.renew(gen), h.units.renew(gen), h.domains.renew(gen), h.resolvers.renew(gen),
 	}
 	for i := range h.subjects {
 		if s := &h.subjects[i]; s.used {
@@ -132,6 +136,8 @@ func (d *Dataplane) readHeld() (*held, error) {
 		localIDs:    table[localKey]{name: "local identities", m: d.maps.LocalIdentities},
 		cgroups:     table[uint64]{name: "cgroups", m: d.maps.Cgroups},
 		units:       table[uint64]{name: "units of processes", m: d.maps.Units},
+		domains:     table[domainKey]{name: "host names", m: d.maps.Domains},
+		resolvers:   table[uint64]{name: "resolvers", m: d.maps.Resolvers},
 		sets:        map[uint64]*heldSet{},
 		spoiled:     map[uint32]bool{},
 		rules:       map[uint64]model.RuleID{},
@@ -139,7 +145,7 @@ func (d *Dataplane) readHeld() (*held, error) {
 	}
 	for _, read := range []func(uint32) error{
 		h.addresses.read, h.prefixes.read, h.ports.read, h.controllers.read, h.localSets.read, h.localIDs.read, h.cgroups.read, h.units.read,
-		h.readSubjects(d), h.readSets(d), h.readRules(d),
+		h.domains.read, h.resolvers.read, h.readSubjects(d), h.readSets(d), h.readRules(d), h.readNames(d),
 	} {
 		if err := read(gen); err != nil {
 			return nil, err

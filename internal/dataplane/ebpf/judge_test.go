@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/cilium/ebpf"
@@ -72,7 +73,7 @@ func newProber(t testing.TB, d *Dataplane) *prober {
 		programsMapLocalSets: d.maps.LocalSets, programsMapLocalIdentities: d.maps.LocalIdentities,
 		programsMapRows: d.maps.Rows, programsMapRanges: d.maps.Ranges, programsMapCounters: d.maps.Counters,
 		programsMapProbes: d.maps.Probes, programsMapAlternatives: d.maps.Alternatives, programsMapUnits: d.maps.Units,
-		programsMapExecutables: d.maps.Executables,
+		programsMapExecutables: d.maps.Executables, programsMapLearnt: d.maps.Learnt, programsMapDomains: d.maps.Domains,
 	}
 	for name := range spec.Maps {
 		if all[name] == nil && name[0] != '.' { // constants stay
@@ -96,8 +97,44 @@ var packet = make([]byte, 64)
 // testUsers are the users that policytest names.
 var testUsers = users{"www-data": 33}
 
-// ask returns the verdict on a packet, and the identity it was judged for.
-func (p *prober) ask(pkt *hostpolicy.Packet) (model.EndVerdict, model.IdentityID) {
+// learn makes these the names of an address, as answers of resolvers would.
+func (p *prober) learn(addr netip.Addr, names []string) {
+	p.t.Helper()
+	key := learntKey{Addr: addressOf(addr), Epoch: p.d.held.epoch}
+	if err := p.d.maps.Learnt.Delete(&key); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+		p.t.Fatal(err)
+	}
+	var v addressNames
+	n := 0
+	for _, name := range names {
+		if i := mostSpecific(p.d.held.patterns, name); i >= 0 {
+			v.Slots[n] = uint64(i+1)<<32 | (sinceBoot()/1e9 + 3600)
+			n++
+		}
+	}
+	if n == 0 {
+		return
+	}
+	if err := p.d.maps.Learnt.Put(&key, &v); err != nil {
+		p.t.Fatal(err)
+	}
+}
+
+// mostSpecific returns the index of the longest pattern that covers the name, or -1.
+func mostSpecific(patterns []string, name string) int {
+	best := -1
+	for i, pattern := range patterns {
+		suffix, wild := strings.CutPrefix(pattern, "*")
+		if (pattern == name || wild && strings.HasSuffix(name, suffix)) &&
+			(best < 0 || pattern == name || patterns[best] != name && len(pattern) > len(patterns[best])) {
+			best = i
+		}
+	}
+	return best
+}
+
+// ask returns the verdict on a packet to an address that has these names, and the identity it was judged for.
+func (p *prober) ask(pkt *hostpolicy.Packet, names ...string) (model.EndVerdict, model.IdentityID) {
 	p.t.Helper()
 	number := func(w string) int {
 		return slices.IndexFunc(p.d.held.subjects, func(s heldSubject) bool { return s.used && s.name == w })
@@ -106,6 +143,7 @@ func (p *prober) ask(pkt *hostpolicy.Packet) (model.EndVerdict, model.IdentityID
 	q.Flow.Laddr, q.Flow.Raddr = addressOf(pkt.Local), addressOf(pkt.Remote)
 	q.Flow.Port, q.Flow.Proto, q.Flow.Dir = pkt.Port, uint8(pkt.Proto), uint8(pkt.Dir)
 	q.Subject = uint32(number(pkt.Workload))
+	p.learn(pkt.Remote, names)
 	if pkt.RemoteWorkload != "" {
 		q.Rsubject = uint16(number(pkt.RemoteWorkload) + 1)
 	}
@@ -139,9 +177,8 @@ func TestJudgesLikeTheReference(t *testing.T) {
 	asked := 0
 	verdicts := map[model.Verdict]int{}
 	rules := map[model.RuleID]int{}
-	forProcess := 0
+	forProcess, forName := 0, 0
 	size := policytest.Small
-	size.Plain = true // what is refused is tested by RunPort
 	for seed := range worlds {
 		docs, inv, _ := policytest.Generate(uint64(seed), size)
 		w, err := compile.Compile(docs, inv, compile.Options{Now: policytest.Now, Controllers: []netip.AddrPort{
@@ -170,14 +207,29 @@ func TestJudgesLikeTheReference(t *testing.T) {
 			judge := hostpolicy.NewJudge(pol.Isolated(isolated...))
 			for range perHost {
 				pkt := randomPacket(r, pol)
+				names := randomNames(r, d.held.patterns, &pkt)
+				pkt.Domain = names[0]
 				want, wantPeer := judge.Judge(&pkt)
-				got, gotPeer := p.ask(&pkt)
+				for _, name := range names[1:] { // the most permissive counts
+					other := pkt
+					other.Domain = name
+					v, peer := judge.Judge(&other)
+					if v.Verdict > want.Verdict || v.Verdict == want.Verdict && peer < wantPeer {
+						want, wantPeer = v, peer
+					}
+				}
+				got, gotPeer := p.ask(&pkt, names...)
+				nameless := pkt
+				nameless.Domain = ""
+				if other, _ := judge.Judge(&nameless); other != want {
+					forName++
+				}
 				asked++
 				verdicts[want.Verdict]++
 				rules[want.Rule]++
 				unknown := pkt
 				unknown.Process = nil
-				if other, _ := judge.Judge(&unknown); other != want {
+				if other, _ := judge.Judge(&unknown); other != want && len(names) == 1 {
 					forProcess++
 				}
 				if got != want || gotPeer != wantPeer {
@@ -192,7 +244,10 @@ func TestJudgesLikeTheReference(t *testing.T) {
 			}
 		}
 	}
-	t.Logf("%d packets, verdicts %v, %d rules, %d decided by the process", asked, verdicts, len(rules), forProcess)
+	t.Logf("%d packets, verdicts %v, %d rules, %d decided by the process, %d by a name", asked, verdicts, len(rules), forProcess, forName)
+	if forName < asked/500 {
+		t.Errorf("only %d of %d packets were decided by a name: the test shows little", forName, asked)
+	}
 	if forProcess < asked/500 {
 		t.Errorf("only %d of %d packets were decided by their process: the test shows little", forProcess, asked)
 	}
@@ -279,6 +334,33 @@ func randomPacket(r *rand.Rand, p *hostpolicy.Policy) hostpolicy.Packet {
 		}
 	}
 	return pkt
+}
+
+// randomNames returns names of the remote address: at least one, of which "" is none. Several are all of patterns that the
+// policy knows.
+func randomNames(r *rand.Rand, patterns []string, pkt *hostpolicy.Packet) []string {
+	if len(patterns) == 0 || pkt.Dir != model.Egress || r.IntN(2) == 0 {
+		return []string{""}
+	}
+	name := func() string {
+		p := patterns[r.IntN(len(patterns))]
+		if suffix, wild := strings.CutPrefix(p, "*"); wild {
+			return []string{"x", "a.b"}[r.IntN(2)] + suffix
+		}
+		return p
+	}
+	if r.IntN(3) != 0 {
+		return []string{[]string{"unknown.invalid", name(), name(), name()}[r.IntN(4)]}
+	}
+	var out []string
+	var of []int
+	for range 2 + r.IntN(2) {
+		n := name()
+		if i := mostSpecific(patterns, n); !slices.Contains(of, i) {
+			out, of = append(out, n), append(of, i)
+		}
+	}
+	return out
 }
 
 // inside returns an address of the prefix, often its first or last, or one just outside.

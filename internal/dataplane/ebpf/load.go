@@ -21,7 +21,7 @@ import (
 )
 
 // layoutVersion changes when the meaning of what is in the maps does. Their shapes are part of the layout anyway.
-const layoutVersion = 2
+const layoutVersion = 3
 
 const layoutPrefix = "layout_"
 
@@ -89,7 +89,10 @@ func (d *Dataplane) load() error {
 	if err := d.makeDir(d.dir); err != nil {
 		return err
 	}
-	for _, name := range testOnly { // the agent does not need it
+	if d.follows = canFollow() && !d.cfg.withoutLoop; !d.follows {
+		d.missing = append(d.missing, withoutNames)
+	}
+	for _, name := range slices.Concat(testOnly, onDemand) { // not needed, or not yet
 		delete(spec.Programs, name)
 	}
 	d.resets = canReset() && !d.cfg.withoutSockDestroy
@@ -143,6 +146,7 @@ func (d *Dataplane) resize(spec *ebpf.CollectionSpec) {
 		programsMapRanges:      d.cfg.MaxRanges,
 		programsMapAddresses:   d.cfg.MaxAddresses,
 		programsMapPrefixes:    d.cfg.MaxPrefixes,
+		programsMapLearnt:      d.cfg.MaxNamed,
 		programsMapConnections: d.cfg.MaxConnections,
 		programsMapEvents:      d.cfg.EventBuffer,
 	} {

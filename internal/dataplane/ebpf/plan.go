@@ -36,14 +36,19 @@ type transition struct {
 	localIDs    []change[localKey]
 	cgroups     []change[uint64]
 	units       []change[uint64]
+	domains     []change[domainKey]
+	resolvers   []change[uint64]
 	processes   hostpolicy.Processes
+	patterns    []string     // of host names
+	epoch       uint32       // in which they are numbered; 0: there are none
+	renames     bool         // they differ
 	identities  bool         // the identity of a subject changes
 	changed     map[int]bool // subjects whose own policy changes
 }
 
 // concernsAll reports whether a change may touch the verdicts of every subject.
 func (t *transition) concernsAll() bool {
-	return len(t.addresses)+len(t.prefixes)+len(t.ports)+len(t.controllers)+len(t.localSets)+len(t.localIDs)+len(t.cgroups)+len(t.units) > 0 || t.identities
+	return len(t.addresses)+len(t.prefixes)+len(t.ports)+len(t.controllers)+len(t.localSets)+len(t.localIDs)+len(t.cgroups)+len(t.units)+len(t.domains)+len(t.resolvers) > 0 || t.identities || t.renames
 }
 
 // plan works out the transition. Everything that can be refused is refused here.
@@ -77,6 +82,12 @@ func (d *Dataplane) plan(st *dataplane.State) (*transition, error) {
 		return nil, err
 	}
 	t.planAddresses(d.held)
+	if err := t.planDomains(d.held, uint32(d.settings.LastEpoch.Load())); err != nil {
+		return nil, err
+	}
+	if n, limit := len(d.held.patterns)+len(t.patterns), int(d.maps.Patterns.MaxEntries()); t.renames && n > limit {
+		return nil, fmt.Errorf("%d patterns of host names do not fit into %d", n, limit)
+	}
 	if err := t.planUnits(d, st.Units); err != nil {
 		return nil, err
 	}
@@ -90,7 +101,7 @@ func (d *Dataplane) plan(st *dataplane.State) (*transition, error) {
 	return t, errors.Join(
 		h.addresses.room(t.addresses), h.prefixes.room(t.prefixes), h.ports.room(t.ports),
 		h.controllers.room(t.controllers), h.localSets.room(t.localSets), h.localIDs.room(t.localIDs), h.cgroups.room(t.cgroups),
-		h.units.room(t.units),
+		h.units.room(t.units), h.domains.room(t.domains), h.resolvers.room(t.resolvers),
 	)
 }
 

@@ -185,12 +185,13 @@ func (s *sip) round() {
 	s[2] = bits.RotateLeft64(s[2], 32)
 }
 
-// newPathKey makes the key of the hash of paths, once for the life of the dataplane.
-func (d *Dataplane) newPathKey() {
-	var b [16]byte
+// newKeys makes the key of the hash of paths, once for the life of the dataplane.
+func (d *Dataplane) newKeys() {
+	var b [32]byte
 	_, _ = rand.Read(b[:]) // never fails (crypto/rand)
 	for i := range d.settings.PathKey {
 		d.settings.put64(&d.settings.own.PathKey[i], binary.NativeEndian.Uint64(b[8*i:]))
+		d.settings.put64(&d.settings.own.NameKey[i], binary.NativeEndian.Uint64(b[16+8*i:]))
 	}
 }
 

@@ -13,6 +13,13 @@ import (
 	"github.com/cilium/ebpf"
 )
 
+type programsAddressNames struct {
+	_     structs.HostLayout
+	Slots [8]uint64
+	Names [8]uint64
+	Used  uint64
+}
+
 type programsAlternative struct {
 	_       structs.HostLayout
 	Rule    uint64
@@ -29,6 +36,19 @@ type programsAlternativeKey struct {
 	Pset  uint32
 	List  uint16
 	Index uint16
+}
+
+type programsAnswer struct {
+	_     structs.HostLayout
+	Until uint32
+	Used  uint32
+	Text  [248]uint8
+}
+
+type programsAnswerKey struct {
+	_    structs.HostLayout
+	Name uint64
+	Addr [4]uint32
 }
 
 type programsAttemptKey struct {
@@ -94,7 +114,9 @@ type programsDenial struct {
 		Unit     uint64
 		Rsubject uint16
 		Verdict  uint8
-		Pad      [5]uint8
+		Named    uint8
+		WasNamed uint8
+		Pad      [3]uint8
 	}
 	Filled uint64
 }
@@ -109,6 +131,13 @@ type programsDenialKey struct {
 	Proto   uint8
 	Dir     uint8
 	Pad     [6]uint8
+}
+
+type programsDomainKey struct {
+	_       structs.HostLayout
+	Base    uint64
+	Epoch   uint32
+	Pattern uint32
 }
 
 type programsEvent struct {
@@ -162,8 +191,16 @@ type programsHandshake struct {
 		Unit     uint64
 		Rsubject uint16
 		Verdict  uint8
-		Pad      [5]uint8
+		Named    uint8
+		WasNamed uint8
+		Pad      [3]uint8
 	}
+}
+
+type programsLearntKey struct {
+	_     structs.HostLayout
+	Addr  [4]uint32
+	Epoch uint32
 }
 
 type programsLocalKey struct {
@@ -176,6 +213,13 @@ type programsNetKey struct {
 	_    structs.HostLayout
 	Bits uint32
 	Addr [4]uint32
+}
+
+type programsPatternKey struct {
+	_     structs.HostLayout
+	Bits  uint32
+	Epoch uint32
+	Text  [248]uint8
 }
 
 type programsPortKey struct {
@@ -211,7 +255,9 @@ type programsProbe struct {
 		Unit     uint64
 		Rsubject uint16
 		Verdict  uint8
-		Pad      [5]uint8
+		Named    uint8
+		WasNamed uint8
+		Pad      [3]uint8
 	}
 }
 
@@ -232,6 +278,21 @@ type programsProcessKey struct {
 	Start uint64
 	Tgid  uint32
 	Pad   uint32
+}
+
+type programsQuestion struct {
+	_     structs.HostLayout
+	Name  uint64
+	Asked uint32
+	Pad   uint32
+}
+
+type programsQuestionKey struct {
+	_      structs.HostLayout
+	Cookie uint64
+	Lport  uint16
+	Id     uint16
+	Pad    uint32
 }
 
 type programsRangeKey struct {
@@ -263,22 +324,31 @@ type programsRowKey struct {
 }
 
 type programsSettings struct {
-	_          structs.HostLayout
-	OwnNetns   uint64
-	OwnInode   uint64
-	RootCgroup uint64
-	Unreplied  uint64
-	Replied    uint64
-	Installed  uint64
-	Levels     uint64
-	PathKey    [2]uint64
-	Beat       uint64
-	Patience   uint64
-	GlassUntil uint64
-	UnitsSince uint32
-	RootLevel  uint32
-	Paths      uint32
-	Processes  uint32
+	_              structs.HostLayout
+	OwnNetns       uint64
+	OwnInode       uint64
+	RootCgroup     uint64
+	Unreplied      uint64
+	Replied        uint64
+	Installed      uint64
+	Levels         uint64
+	PathKey        [2]uint64
+	Beat           uint64
+	Patience       uint64
+	GlassUntil     uint64
+	Epochs         [2]uint64
+	NextEpoch      uint64
+	LastEpoch      uint64
+	NameKey        [2]uint64
+	Forgotten      uint64
+	UnitsSince     uint32
+	RootLevel      uint32
+	Paths          uint32
+	Processes      uint32
+	TtlFloor       uint32
+	TtlCeiling     uint32
+	KnownAddresses uint32
+	KnownNames     uint32
 }
 
 type programsSocketState struct {
@@ -302,6 +372,42 @@ type programsSocketState struct {
 	Pad      [6]uint8
 	Sent     uint64
 	Received uint64
+}
+
+type programsSpelling struct {
+	_        structs.HostLayout
+	Exchange struct {
+		_    structs.HostLayout
+		Flow struct {
+			_     structs.HostLayout
+			Laddr [4]uint32
+			Raddr [4]uint32
+			Lport uint16
+			Rport uint16
+			Port  uint16
+			Proto uint8
+			Dir   uint8
+		}
+		Key       programsQuestionKey
+		Message   uint32
+		Questions uint16
+		Answers   uint16
+		Flags     [2]uint8
+		_         [6]byte
+	}
+	Key      programsPatternKey
+	Answer   programsAnswer
+	Name     uint64
+	Current  uint64
+	At       uint32
+	Now      uint32
+	Floor    uint32
+	Ceiling  uint32
+	Ttl      uint32
+	Epochs   [2]uint32
+	Patterns [2]uint32
+	Addr     [4]uint32
+	_        [4]byte
 }
 
 type programsSubject struct {
@@ -333,6 +439,7 @@ const (
 	programsMapActive               = "active"
 	programsMapAddresses            = "addresses"
 	programsMapAlternatives         = "alternatives"
+	programsMapAnswers              = "answers"
 	programsMapAttempts             = "attempts"
 	programsMapCgroups              = "cgroups"
 	programsMapConfig               = "config"
@@ -340,25 +447,32 @@ const (
 	programsMapControllers          = "controllers"
 	programsMapCounters             = "counters"
 	programsMapDenials              = "denials"
+	programsMapDomains              = "domains"
 	programsMapEvents               = "events"
 	programsMapExecutables          = "executables"
 	programsMapHandshakes           = "handshakes"
+	programsMapLearnt               = "learnt"
 	programsMapListening            = "listening"
 	programsMapLocalIdentities      = "local_identities"
 	programsMapLocalSets            = "local_sets"
 	programsMapOwn                  = "own"
+	programsMapPatterns             = "patterns"
 	programsMapPolicySets           = "policy_sets"
 	programsMapPorts                = "ports"
 	programsMapPrefixes             = "prefixes"
 	programsMapProbes               = "probes"
+	programsMapQuestions            = "questions"
 	programsMapRanges               = "ranges"
+	programsMapResolvers            = "resolvers"
 	programsMapRows                 = "rows"
 	programsMapRules                = "rules"
 	programsMapSockets              = "sockets"
+	programsMapSpellings            = "spellings"
 	programsMapSubjectInfo          = "subject_info"
 	programsMapSubjects             = "subjects"
 	programsMapUnits                = "units"
 	programsMapWakeups              = "wakeups"
+	programsProgBulkheadAnswers     = "bulkhead_answers"
 	programsProgBulkheadConnect4    = "bulkhead_connect4"
 	programsProgBulkheadConnect6    = "bulkhead_connect6"
 	programsProgBulkheadEgress      = "bulkhead_egress"
@@ -368,6 +482,8 @@ const (
 	programsProgBulkheadLearn       = "bulkhead_learn"
 	programsProgBulkheadListening   = "bulkhead_listening"
 	programsProgBulkheadProbe       = "bulkhead_probe"
+	programsProgBulkheadQuestions   = "bulkhead_questions"
+	programsProgBulkheadRematch     = "bulkhead_rematch"
 	programsProgBulkheadSeed        = "bulkhead_seed"
 	programsProgBulkheadSendmsg4    = "bulkhead_sendmsg4"
 	programsProgBulkheadSendmsg6    = "bulkhead_sendmsg6"
@@ -376,6 +492,7 @@ const (
 	programsProgBulkheadSockRelease = "bulkhead_sock_release"
 	programsProgBulkheadSweep       = "bulkhead_sweep"
 	programsProgBulkheadUpdate      = "bulkhead_update"
+	programsVarOneSocket            = "one_socket"
 	programsVarResets               = "resets"
 )
 
@@ -421,6 +538,7 @@ type programsSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type programsProgramSpecs struct {
+	BulkheadAnswers     *ebpf.ProgramSpec `ebpf:"bulkhead_answers"`
 	BulkheadConnect4    *ebpf.ProgramSpec `ebpf:"bulkhead_connect4"`
 	BulkheadConnect6    *ebpf.ProgramSpec `ebpf:"bulkhead_connect6"`
 	BulkheadEgress      *ebpf.ProgramSpec `ebpf:"bulkhead_egress"`
@@ -430,6 +548,8 @@ type programsProgramSpecs struct {
 	BulkheadLearn       *ebpf.ProgramSpec `ebpf:"bulkhead_learn"`
 	BulkheadListening   *ebpf.ProgramSpec `ebpf:"bulkhead_listening"`
 	BulkheadProbe       *ebpf.ProgramSpec `ebpf:"bulkhead_probe"`
+	BulkheadQuestions   *ebpf.ProgramSpec `ebpf:"bulkhead_questions"`
+	BulkheadRematch     *ebpf.ProgramSpec `ebpf:"bulkhead_rematch"`
 	BulkheadSeed        *ebpf.ProgramSpec `ebpf:"bulkhead_seed"`
 	BulkheadSendmsg4    *ebpf.ProgramSpec `ebpf:"bulkhead_sendmsg4"`
 	BulkheadSendmsg6    *ebpf.ProgramSpec `ebpf:"bulkhead_sendmsg6"`
@@ -447,6 +567,7 @@ type programsMapSpecs struct {
 	Active          *ebpf.MapSpec `ebpf:"active"`
 	Addresses       *ebpf.MapSpec `ebpf:"addresses"`
 	Alternatives    *ebpf.MapSpec `ebpf:"alternatives"`
+	Answers         *ebpf.MapSpec `ebpf:"answers"`
 	Attempts        *ebpf.MapSpec `ebpf:"attempts"`
 	Cgroups         *ebpf.MapSpec `ebpf:"cgroups"`
 	Config          *ebpf.MapSpec `ebpf:"config"`
@@ -454,21 +575,27 @@ type programsMapSpecs struct {
 	Controllers     *ebpf.MapSpec `ebpf:"controllers"`
 	Counters        *ebpf.MapSpec `ebpf:"counters"`
 	Denials         *ebpf.MapSpec `ebpf:"denials"`
+	Domains         *ebpf.MapSpec `ebpf:"domains"`
 	Events          *ebpf.MapSpec `ebpf:"events"`
 	Executables     *ebpf.MapSpec `ebpf:"executables"`
 	Handshakes      *ebpf.MapSpec `ebpf:"handshakes"`
+	Learnt          *ebpf.MapSpec `ebpf:"learnt"`
 	Listening       *ebpf.MapSpec `ebpf:"listening"`
 	LocalIdentities *ebpf.MapSpec `ebpf:"local_identities"`
 	LocalSets       *ebpf.MapSpec `ebpf:"local_sets"`
 	Own             *ebpf.MapSpec `ebpf:"own"`
+	Patterns        *ebpf.MapSpec `ebpf:"patterns"`
 	PolicySets      *ebpf.MapSpec `ebpf:"policy_sets"`
 	Ports           *ebpf.MapSpec `ebpf:"ports"`
 	Prefixes        *ebpf.MapSpec `ebpf:"prefixes"`
 	Probes          *ebpf.MapSpec `ebpf:"probes"`
+	Questions       *ebpf.MapSpec `ebpf:"questions"`
 	Ranges          *ebpf.MapSpec `ebpf:"ranges"`
+	Resolvers       *ebpf.MapSpec `ebpf:"resolvers"`
 	Rows            *ebpf.MapSpec `ebpf:"rows"`
 	Rules           *ebpf.MapSpec `ebpf:"rules"`
 	Sockets         *ebpf.MapSpec `ebpf:"sockets"`
+	Spellings       *ebpf.MapSpec `ebpf:"spellings"`
 	SubjectInfo     *ebpf.MapSpec `ebpf:"subject_info"`
 	Subjects        *ebpf.MapSpec `ebpf:"subjects"`
 	Units           *ebpf.MapSpec `ebpf:"units"`
@@ -479,7 +606,8 @@ type programsMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type programsVariableSpecs struct {
-	Resets *ebpf.VariableSpec `ebpf:"resets"`
+	OneSocket *ebpf.VariableSpec `ebpf:"one_socket"`
+	Resets    *ebpf.VariableSpec `ebpf:"resets"`
 }
 
 // programsObjects contains all objects after they have been loaded into the kernel.
@@ -505,6 +633,7 @@ type programsMaps struct {
 	Active          *ebpf.Map `ebpf:"active"`
 	Addresses       *ebpf.Map `ebpf:"addresses"`
 	Alternatives    *ebpf.Map `ebpf:"alternatives"`
+	Answers         *ebpf.Map `ebpf:"answers"`
 	Attempts        *ebpf.Map `ebpf:"attempts"`
 	Cgroups         *ebpf.Map `ebpf:"cgroups"`
 	Config          *ebpf.Map `ebpf:"config"`
@@ -512,21 +641,27 @@ type programsMaps struct {
 	Controllers     *ebpf.Map `ebpf:"controllers"`
 	Counters        *ebpf.Map `ebpf:"counters"`
 	Denials         *ebpf.Map `ebpf:"denials"`
+	Domains         *ebpf.Map `ebpf:"domains"`
 	Events          *ebpf.Map `ebpf:"events"`
 	Executables     *ebpf.Map `ebpf:"executables"`
 	Handshakes      *ebpf.Map `ebpf:"handshakes"`
+	Learnt          *ebpf.Map `ebpf:"learnt"`
 	Listening       *ebpf.Map `ebpf:"listening"`
 	LocalIdentities *ebpf.Map `ebpf:"local_identities"`
 	LocalSets       *ebpf.Map `ebpf:"local_sets"`
 	Own             *ebpf.Map `ebpf:"own"`
+	Patterns        *ebpf.Map `ebpf:"patterns"`
 	PolicySets      *ebpf.Map `ebpf:"policy_sets"`
 	Ports           *ebpf.Map `ebpf:"ports"`
 	Prefixes        *ebpf.Map `ebpf:"prefixes"`
 	Probes          *ebpf.Map `ebpf:"probes"`
+	Questions       *ebpf.Map `ebpf:"questions"`
 	Ranges          *ebpf.Map `ebpf:"ranges"`
+	Resolvers       *ebpf.Map `ebpf:"resolvers"`
 	Rows            *ebpf.Map `ebpf:"rows"`
 	Rules           *ebpf.Map `ebpf:"rules"`
 	Sockets         *ebpf.Map `ebpf:"sockets"`
+	Spellings       *ebpf.Map `ebpf:"spellings"`
 	SubjectInfo     *ebpf.Map `ebpf:"subject_info"`
 	Subjects        *ebpf.Map `ebpf:"subjects"`
 	Units           *ebpf.Map `ebpf:"units"`
@@ -538,6 +673,7 @@ func (m *programsMaps) Close() error {
 		m.Active,
 		m.Addresses,
 		m.Alternatives,
+		m.Answers,
 		m.Attempts,
 		m.Cgroups,
 		m.Config,
@@ -545,21 +681,27 @@ func (m *programsMaps) Close() error {
 		m.Controllers,
 		m.Counters,
 		m.Denials,
+		m.Domains,
 		m.Events,
 		m.Executables,
 		m.Handshakes,
+		m.Learnt,
 		m.Listening,
 		m.LocalIdentities,
 		m.LocalSets,
 		m.Own,
+		m.Patterns,
 		m.PolicySets,
 		m.Ports,
 		m.Prefixes,
 		m.Probes,
+		m.Questions,
 		m.Ranges,
+		m.Resolvers,
 		m.Rows,
 		m.Rules,
 		m.Sockets,
+		m.Spellings,
 		m.SubjectInfo,
 		m.Subjects,
 		m.Units,
@@ -571,13 +713,15 @@ func (m *programsMaps) Close() error {
 //
 // It can be passed to loadProgramsObjects or ebpf.CollectionSpec.LoadAndAssign.
 type programsVariables struct {
-	Resets *ebpf.Variable `ebpf:"resets"`
+	OneSocket *ebpf.Variable `ebpf:"one_socket"`
+	Resets    *ebpf.Variable `ebpf:"resets"`
 }
 
 // programsPrograms contains all programs after they have been loaded into the kernel.
 //
 // It can be passed to loadProgramsObjects or ebpf.CollectionSpec.LoadAndAssign.
 type programsPrograms struct {
+	BulkheadAnswers     *ebpf.Program `ebpf:"bulkhead_answers"`
 	BulkheadConnect4    *ebpf.Program `ebpf:"bulkhead_connect4"`
 	BulkheadConnect6    *ebpf.Program `ebpf:"bulkhead_connect6"`
 	BulkheadEgress      *ebpf.Program `ebpf:"bulkhead_egress"`
@@ -587,6 +731,8 @@ type programsPrograms struct {
 	BulkheadLearn       *ebpf.Program `ebpf:"bulkhead_learn"`
 	BulkheadListening   *ebpf.Program `ebpf:"bulkhead_listening"`
 	BulkheadProbe       *ebpf.Program `ebpf:"bulkhead_probe"`
+	BulkheadQuestions   *ebpf.Program `ebpf:"bulkhead_questions"`
+	BulkheadRematch     *ebpf.Program `ebpf:"bulkhead_rematch"`
 	BulkheadSeed        *ebpf.Program `ebpf:"bulkhead_seed"`
 	BulkheadSendmsg4    *ebpf.Program `ebpf:"bulkhead_sendmsg4"`
 	BulkheadSendmsg6    *ebpf.Program `ebpf:"bulkhead_sendmsg6"`
@@ -599,6 +745,7 @@ type programsPrograms struct {
 
 func (p *programsPrograms) Close() error {
 	return _ProgramsClose(
+		p.BulkheadAnswers,
 		p.BulkheadConnect4,
 		p.BulkheadConnect6,
 		p.BulkheadEgress,
@@ -608,6 +755,8 @@ func (p *programsPrograms) Close() error {
 		p.BulkheadLearn,
 		p.BulkheadListening,
 		p.BulkheadProbe,
+		p.BulkheadQuestions,
+		p.BulkheadRematch,
 		p.BulkheadSeed,
 		p.BulkheadSendmsg4,
 		p.BulkheadSendmsg6,

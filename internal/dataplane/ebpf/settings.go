@@ -11,7 +11,11 @@ type settings struct {
 
 	PathKey                                 [2]atomic.Uint64
 	Beat, Patience, GlassUntil              atomic.Uint64
+	Epochs                                  [2]atomic.Uint64
+	NextEpoch, LastEpoch                    atomic.Uint64
+	NameKey                                 [2]atomic.Uint64
 	UnitsSince, RootLevel, Paths, Processes atomic.Uint32
+	TTLFloor, TTLCeiling                    atomic.Uint32
 }
 
 type settingsWords [unsafe.Sizeof(settings{}) / 8]atomic.Uint64

@@ -21,6 +21,11 @@ type (
 
 	alternativeKey = programsAlternativeKey
 	alternative    = programsAlternative
+
+	patternKey   = programsPatternKey
+	domainKey    = programsDomainKey
+	learntKey    = programsLearntKey
+	addressNames = programsAddressNames
 )
 
 // address is an address as the programs hold it: 16 bytes, IPv4 mapped.

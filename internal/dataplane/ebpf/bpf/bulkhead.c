@@ -4,6 +4,7 @@
  * receives; the others learn whose sockets they are, when connections end, and let the agent act on them.
  */
 #include "iterators.h"
+#include "names.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
@@ -189,7 +190,7 @@ static __noinline int on_connect(struct bpf_sock_addr *ctx, struct flow *f)
 	s->peer = d.peer;
 	s->rsubject = d.rsubject;
 	s->flow = *f;
-	WRITE_ONCE(s->word, make_word(state_gen(state), subject, FLOW_DIR | FLOW_OUT | FLOW_CONNECT | d.verdict));
+	WRITE_ONCE(s->word, make_word(state_gen(state), subject, FLOW_DIR | FLOW_OUT | FLOW_CONNECT | (d.named ? FLOW_NAMED : 0) | d.verdict));
 	return 1;
 }
 
@@ -250,6 +251,8 @@ int bulkhead_flush(struct flush *ctx)
 	bpf_for_each_map_elem(&denials, flush_denial, NULL, 0);
 	if (v.settings)
 		bpf_for_each_map_elem(&connections, visit_connection, &v, 0);
+	if (v.settings && v.updates)
+		forget_names(NAME_KEPT);
 	return 0;
 }
 

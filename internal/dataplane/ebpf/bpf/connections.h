@@ -7,6 +7,7 @@
 #ifndef BULKHEAD_CONNECTIONS_H
 #define BULKHEAD_CONNECTIONS_H
 
+#include "learnt.h"
 #include "socket.h"
 
 static const struct connection no_connection;
@@ -103,6 +104,8 @@ static long visit_connection(struct bpf_map *map, struct connection_key *key, st
 			end_connection(key, c);
 		return 0;
 	}
+	if (v->updates && (word & FLOW_NAMED))
+		touch_names(key->raddr);
 	if (!v->updates || !(word & FLOW_OPENED) ||
 	    (READ_ONCE(c->packets_sent) == READ_ONCE(c->told_packets_sent) &&
 	     READ_ONCE(c->packets_received) == READ_ONCE(c->told_packets_received)))
@@ -160,6 +163,8 @@ static __noinline __u64 settle_connection(struct connection *c, __u64 old, __u64
 	new = (new & ~(__u64)(FLOW_VERDICT | FLOW_LOOP)) | d->verdict | FLOW_JUDGED | FLOW_DIR;
 	if (d->rsubject)
 		new |= FLOW_LOOP;
+	if (d->named)
+		new |= FLOW_NAMED;
 	if (before_policy(d))
 		new |= FLOW_EXISTING;
 	else
@@ -226,6 +231,7 @@ static __noinline bool judge_datagram(struct __sk_buff *skb, struct bpf_sock *sk
 		d.rsubject = peer_on_host(skb, &p->flow);
 	if (c && !d.rsubject && resolved(old)) /* the peer has closed its socket meanwhile */
 		d.rsubject = c->rsubject;
+	d.was_named = !!(old & FLOW_NAMED);
 	d.unit = unit_of_socket(sk);
 	state = as_of(judge(&p->flow, subject, s ? &s->process : NULL, &d), gen);
 	if (s && !resolved(socket_word))

@@ -202,6 +202,8 @@ int bulkhead_update(struct bpf_iter__bpf_sk_storage_map *ctx)
 	word = READ_ONCE(s->word);
 	if (!(word & FLOW_OPENED))
 		return 0;
+	if (word & FLOW_NAMED)
+		touch_names(s->flow.raddr);
 	tp = bpf_skc_to_tcp_sock(sk);
 	if (!tp)
 		return 0;
@@ -309,6 +311,7 @@ static __always_inline enum review review(struct sock *sk, struct socket_state *
 			return FINE;
 		d.rsubject = s->rsubject;
 	}
+	d.was_named = !!(word & FLOW_NAMED);
 	d.unit = unit_by_cgroup(sk);
 	state = as_of(judge(&f, subject, &s->process, &d), gen);
 	word = settle(s, word, make_word(state_gen(state), subject, flags), &f, &d);

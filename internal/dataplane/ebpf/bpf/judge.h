@@ -53,13 +53,15 @@ static __always_inline bool same_addr(const __u32 *a, const __u32 *b)
 }
 
 /* identity_of returns the identity of the remote address, or, if several workloads share it, of its port. */
-static __always_inline __u64 identity_of(const struct flow *f, __u32 gen)
+GLOBAL __u64 identity_of(const struct flow *f, __u32 gen)
 {
 	struct net_key prefix = {.bits = 128};
 	struct versioned *v, *owner;
 	__u64 id;
 	bool shared;
 
+	if (!f)
+		return 0;
 	v = bpf_map_lookup_elem(&addresses, f->raddr);
 	if (!v) {
 		copy_addr(prefix.addr, f->raddr);
@@ -88,11 +90,15 @@ static __always_inline __u64 identity_of(const struct flow *f, __u32 gen)
  * is_controller reports whether the flow is one between an agent and its controller: the host's own on its way there,
  * or anybody's to the port of a controller that answers here.
  */
-static __always_inline bool is_controller(const struct flow *f, __u32 subject, __u32 gen)
+GLOBAL int is_controller(const struct flow *f, __u32 subject, __u32 gen)
 {
-	struct port_key key = {.port = f->port, .proto = f->proto};
+	struct port_key key = {};
 	struct versioned *v;
 
+	if (!f)
+		return false;
+	key.port = f->port;
+	key.proto = f->proto;
 	if (f->proto != IPPROTO_TCP || (f->dir == OUT && subject != 0))
 		return false;
 	copy_addr(key.addr, f->dir == OUT ? f->raddr : f->laddr);
@@ -100,16 +106,16 @@ static __always_inline bool is_controller(const struct flow *f, __u32 subject, _
 	return v && value_at(v, gen);
 }
 
-/* identity_at returns the identity that a subject of this host has at an address of its. */
-static __always_inline __u64 identity_at(__u32 subject, const __u32 *addr, __u32 gen)
+/* identity_at returns the identity that a subject of this host has at its address, the remote one of the flow. */
+GLOBAL __u64 identity_at(const struct flow *f, __u32 subject, __u32 gen)
 {
 	struct subject_info *info = bpf_map_lookup_elem(&subject_info, &subject);
 	struct local_key key = {.subject = subject};
 	struct versioned *v;
 	__u64 id = 0;
 
-	if ((__u32)state_at(subject, gen) & SUBJECT_LOCAL_IDENTITIES) {
-		copy_addr(key.addr, addr);
+	if (f && ((__u32)state_at(subject, gen) & SUBJECT_LOCAL_IDENTITIES)) {
+		copy_addr(key.addr, f->raddr);
 		v = bpf_map_lookup_elem(&local_identities, &key);
 		id = v ? value_at(v, gen) : 0;
 	}
@@ -165,6 +171,42 @@ static __always_inline struct row *find_row(__u32 pset, __u64 peer, const struct
 	return any;
 }
 
+#define NO_NAME 0ull   /* the slot is free, or its time is over */
+#define NO_NAMES ~0ull /* the address has no names */
+
+static __always_inline __u32 now_seconds(void)
+{
+	return bpf_ktime_get_boot_ns() / 1000000000ull;
+}
+
+/*
+ * named_as returns what the remote address is by its name in a slot, where it is base by itself. No identity is NO_NAME or
+ * NO_NAMES but that of base 0, which names leave as it is: they make it BY_ITSELF.
+ */
+#define BY_ITSELF 1ull
+GLOBAL __u64 named_as(const struct flow *f, __u64 base, __u32 gen, __u32 slot, __u32 stale)
+{
+	struct learnt_key key = {.epoch = epoch_at(gen)};
+	struct domain_key domain = {.base = base, .epoch = key.epoch};
+	struct versioned *v;
+	struct address_names *l;
+	__u64 word, id;
+
+	if (!f || slot >= NAMES)
+		return NO_NAMES;
+	copy_addr(key.addr, f->raddr);
+	l = bpf_map_lookup_elem(&learnt, &key);
+	if (!l || READ_ONCE(l->slots[0]) == LEARNT_GONE)
+		return NO_NAMES;
+	word = READ_ONCE(l->slots[slot]);
+	if (!word || (!stale && (__u32)word <= now_seconds()))
+		return NO_NAME;
+	domain.pattern = (__u32)(word >> 32) - 1;
+	v = bpf_map_lookup_elem(&domains, &domain);
+	id = v ? value_at(v, gen) : 0;
+	return id ? id : base ? base : BY_ITSELF;
+}
+
 /*
  * exception_now returns the rule that decides instead of policy, or 0: the glass is broken, or the agent is lost and the
  * subject is one that then is open or closed. What an exception decides is never kept: it ends by itself.
@@ -197,21 +239,89 @@ static __always_inline __u64 exception(__u64 state)
 	return (__u32)state & SUBJECT_EXCEPTIONS ? exception_of(state) : 0;
 }
 
-/* judge_once reports whether an exception has decided. It leaves in list where the alternatives to its decision are; list->list is 0 if there are none. */
-static __always_inline bool judge_once(const struct flow *f, __u32 subject, __u64 state, __u32 gen, struct decision *d,
-				       struct alternative_key *list)
+/* set_at returns the policy set of the subject at its address, the local one of the flow; pset, if it has none there. */
+GLOBAL __u32 set_at(const struct flow *f, __u32 subject, __u32 gen, __u32 pset)
 {
-	__u32 pset = state_pset(state);
+	struct local_key key = {.subject = subject};
+	struct versioned *v;
+
+	if (!f)
+		return pset;
+	copy_addr(key.addr, f->laddr);
+	v = bpf_map_lookup_elem(&local_sets, &key);
+	return v && value_at(v, gen) ? value_at(v, gen) : pset;
+}
+
+/* judge_peer decides by the policy set as if the other end were the peer. */
+GLOBAL int judge_peer(const struct flow *f, const struct process *p, struct decision *d, __u32 pset, __u64 peer)
+{
+	struct alternative_key list = {.pset = pset};
 	struct row *r;
 
-	list->list = 0;
+	if (!f || !d)
+		return 0;
+	d->peer = peer;
+	r = find_row(pset, peer, f);
+	if (!r) {
+		d->rule = RULE_MISSING;
+		d->verdict = DENY;
+		return 0;
+	}
+	d->rule = r->rule;
+	d->verdict = r->verdict;
+	list.list = r->list;
+	if (list.list)
+		pick(d, p, &list);
+	return 0;
+}
+
+/*
+ * judge_names decides by each name that the other end has, and leaves the most permissive decision; among equal ones that
+ * for the least identity, so that it does not matter which name was learnt first. Where there is no name the address counts.
+ */
+static __always_inline void judge_names(const struct flow *f, const struct process *p, __u32 pset, __u32 gen, struct decision *d)
+{
+	__u64 base = d->peer, best = NO_NAMES, last = NO_NAMES, id;
+	__u8 verdict = DENY;
+	__u32 i;
+
+	if (f->dir == OUT && !d->rsubject && epoch_at(gen)) {
+		for (i = 0; i < NAMES; i++) {
+			id = named_as(f, base, gen, i, d->was_named);
+			if (id == NO_NAMES)
+				break;
+			if (id == NO_NAME)
+				continue;
+			last = id == BY_ITSELF ? 0 : id;
+			judge_peer(f, p, d, pset, last);
+			if (best == NO_NAMES || d->verdict > verdict || (d->verdict == verdict && last < best)) {
+				best = last;
+				verdict = d->verdict;
+			}
+		}
+		d->named = best != NO_NAMES;
+	}
+	if (best == NO_NAMES)
+		judge_peer(f, p, d, pset, base);
+	else if (last != best)
+		judge_peer(f, p, d, pset, best);
+}
+
+/* judge_once reports whether an exception has decided. It leaves in pset the policy set that is to decide; 0: it is decided. */
+static __always_inline bool judge_once(const struct flow *f, __u32 subject, __u64 state, __u32 gen, struct decision *d,
+				       __u32 *decides)
+{
+	__u32 pset = state_pset(state);
+
+	*decides = 0;
 	d->peer = 0;
+	d->named = false;
 	d->verdict = ALLOW;
 	d->rule = fixed_essential(f->proto, f->port);
 	if (d->rsubject) {
 		__u32 rsubject = d->rsubject - 1;
 
-		d->peer = identity_at(rsubject, f->raddr, gen);
+		d->peer = identity_at(f, rsubject, gen);
 		if (!d->rule && rsubject == subject)
 			d->rule = RULE_SAME_WORKLOAD;
 	} else {
@@ -229,25 +339,9 @@ static __always_inline bool judge_once(const struct flow *f, __u32 subject, __u6
 			d->verdict = DENY;
 		return true;
 	}
-	if ((__u32)state & SUBJECT_LOCAL_SETS) {
-		struct local_key key = {.subject = subject};
-		struct versioned *v;
-
-		copy_addr(key.addr, f->laddr);
-		v = bpf_map_lookup_elem(&local_sets, &key);
-		if (v && value_at(v, gen))
-			pset = value_at(v, gen);
-	}
-	r = find_row(pset, d->peer, f);
-	if (!r) {
-		d->rule = RULE_MISSING;
-		d->verdict = DENY;
-		return false;
-	}
-	d->rule = r->rule;
-	d->verdict = r->verdict;
-	list->pset = pset;
-	list->list = r->list;
+	if ((__u32)state & SUBJECT_LOCAL_SETS)
+		pset = set_at(f, subject, gen, pset);
+	*decides = pset;
 	return false;
 }
 
@@ -278,9 +372,9 @@ static __always_inline bool before_policy(const struct decision *d)
  */
 GLOBAL __u64 judge(const struct flow *f, __u32 subject, const struct process *p, struct decision *d)
 {
-	struct alternative_key list = {};
 	bool exceptional = false;
 	__u64 state = 0;
+	__u32 pset;
 	int i;
 
 	if (!f || !d)
@@ -290,11 +384,11 @@ GLOBAL __u64 judge(const struct flow *f, __u32 subject, const struct process *p,
 
 		state = state_at(subject, gen);
 		if (state)
-			exceptional = judge_once(f, subject, state, gen, d, &list);
+			exceptional = judge_once(f, subject, state, gen, d, &pset);
 		else
-			judge_once(f, HOST, state_at(HOST, gen), gen, d, &list);
-		if (list.list)
-			pick(d, p, &list);
+			judge_once(f, HOST, state_at(HOST, gen), gen, d, &pset);
+		if (pset)
+			judge_names(f, p, pset, gen, d);
 		read_barrier();
 		if (generation() == gen)
 			break;

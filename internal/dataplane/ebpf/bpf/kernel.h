@@ -34,6 +34,7 @@
 #define ETH_P_IP 0x0800
 #define ETH_P_IPV6 0x86DD
 #define EEXIST 17
+#define E2BIG 7
 #define NULL ((void *)0)
 
 enum tcp_state {

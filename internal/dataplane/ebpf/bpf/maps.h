@@ -263,6 +263,96 @@ struct {
 	__type(value, __u64);
 } wakeups SEC(".maps");
 
+/* Patterns of host names that rules name -> number. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(max_entries, 8192);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct pattern_key);
+	__type(value, __u32);
+	PINNED;
+} patterns SEC(".maps");
+
+/* Identities that host names give to addresses that no workload owns. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 65536);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct domain_key);
+	__type(value, struct versioned);
+	PINNED;
+} domains SEC(".maps");
+
+/* Identities of the resolvers whose answers count. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 1024);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, __u64);
+	__type(value, struct versioned);
+	PINNED;
+} resolvers SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 65536);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct learnt_key);
+	__type(value, struct address_names);
+	PINNED;
+} learnt SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 8192);
+	__type(key, struct answer_key);
+	__type(value, struct answer);
+	PINNED;
+} answers SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 4096);
+	__type(key, struct question_key);
+	__type(value, struct question);
+	PINNED;
+} questions SEC(".maps");
+
+/* A message between a socket of this host and a resolver. */
+struct exchange {
+	struct flow flow;
+	struct question_key key;
+	__u32 message; /* offset in the packet */
+	__u16 questions;
+	__u16 answers;
+	__u8 flags[2];
+};
+
+/*
+ * What is known while an answer is read: in the one hook that packets come in by, a processor handles one at a time. It is
+ * too much for the stack.
+ */
+struct spelling {
+	struct exchange exchange;
+	struct pattern_key key; /* the name that was asked for */
+	struct answer answer;
+	__u64 name;             /* its hash, */
+	__u64 current;          /* and that of what CNAMEs have led to */
+	__u32 at;               /* offset of the next record */
+	__u32 now;
+	__u32 floor, ceiling;
+	__u32 ttl; /* the least so far */
+	__u32 epochs[2], patterns[2];
+	__u32 addr[4];
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct spelling);
+} spellings SEC(".maps");
+
 /* Who listened on TCP ports when the dataplane was installed: netns inode << 32 | port. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
@@ -305,6 +395,14 @@ static __always_inline __u64 state_at(__u32 subject, __u32 gen)
 static __always_inline __u64 state_of(__u32 subject)
 {
 	return state_at(subject, generation());
+}
+
+/* epoch_at returns the epoch of host names in a generation; 0: no rule names hosts. */
+static __always_inline __u32 epoch_at(__u32 gen)
+{
+	struct settings *c = get_config();
+
+	return c ? READ_ONCE(c->epochs[gen & 1]) : 0;
 }
 
 static __always_inline void count(__u32 which)

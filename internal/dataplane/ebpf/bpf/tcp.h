@@ -27,10 +27,12 @@ static __noinline __u64 settle(struct socket_state *s, __u64 old, __u64 new, con
 	__u32 flags = 0;
 	__u64 seen;
 
-	new = (new & ~(__u64)(FLOW_VERDICT | FLOW_CONNECT)) | d->verdict;
+	new = (new & ~(__u64)(FLOW_VERDICT | FLOW_CONNECT | FLOW_NAMED)) | d->verdict;
 	new |= FLOW_DIR | FLOW_JUDGED | FLOW_TUPLE;
 	if (d->rsubject)
 		new |= FLOW_LOOP;
+	if (d->named)
+		new |= FLOW_NAMED;
 	if (before_policy(d))
 		new |= FLOW_EXISTING;
 	else
@@ -121,7 +123,9 @@ static __noinline bool judge_connection(struct __sk_buff *skb, struct bpf_sock *
 		d.peer = s->peer;
 		d.rsubject = s->rsubject;
 		d.verdict = old & FLOW_VERDICT;
+		d.named = !!(old & FLOW_NAMED);
 	} else {
+		d.was_named = !!(old & FLOW_NAMED);
 		if (skb->ifindex == LOOPBACK_IFINDEX)
 			d.rsubject = peer_on_host(skb, &f);
 		d.unit = unit_of_socket(sk);

@@ -76,6 +76,7 @@ static __inline __attribute__((always_inline)) __u32 state_pset(__u64 state) { r
 #define FLOW_CONNECT 0x0100u  /* judged when connect() was called, under the generation */
 #define FLOW_TUPLE 0x0200u    /* addresses and ports are recorded */
 #define FLOW_SEEN 0x0400u     /* judged at least once: rule and verdict are those of the last time */
+#define FLOW_NAMED 0x0800u    /* judged by a host name, the last time */
 
 static __inline __attribute__((always_inline)) __u32 word_gen(__u64 word) { return word >> 32; }
 static __inline __attribute__((always_inline)) __u32 word_subject(__u64 word) { return ((__u32)word) >> 16; }
@@ -120,7 +121,9 @@ struct decision {
 	__u64 unit; /* that rules may name, in which the process at this end is; what is known before the judgement */
 	__u16 rsubject; /* subject + 1 if the other end is on this host, else 0 */
 	__u8 verdict;
-	__u8 pad[5];
+	__u8 named;     /* judged by a name of the other end */
+	__u8 was_named; /* and it was so before: names whose time is over count too. Known before the judgement */
+	__u8 pad[3];
 };
 
 /* A number that changes with policy: cur holds from generation since on, prev before. Zero is none. */
@@ -216,6 +219,67 @@ struct range_key {
 	__u8 proto;
 	__u16 port; /* network order: bits count from the front */
 };
+
+/*
+ * Host names. The patterns that rules name have numbers, from 0 on, in an epoch: another list of patterns is another epoch,
+ * so that what is known under both may be there at once. Times are seconds since boot.
+ */
+struct pattern_key {
+	__u32 bits;
+	__u32 epoch;
+	__u8 text[248]; /* the name from its end to its begin, then a zero, or for names under it a dot and no zero */
+};
+
+/* What an address without owner is by a name that the pattern covers, if it is base without. */
+struct domain_key {
+	__u64 base;
+	__u32 epoch;
+	__u32 pattern;
+};
+
+struct learnt_key {
+	__u32 addr[4];
+	__u32 epoch;
+};
+
+#define NAMES 8 /* patterns that one address may have names of at a time */
+
+struct address_names {
+	__u64 slots[NAMES]; /* pattern + 1 << 32 | until when; 0 is free. The first one is LEARNT_GONE before the entry goes */
+	__u64 names[NAMES]; /* hash of the last name of each */
+	__u64 used;         /* when a live connection that was judged by it was last seen */
+};
+
+#define LEARNT_GONE ~0ull
+#define NAME_KEPT 600 /* seconds after its time, or after the last connection judged by it, that a name may be forgotten */
+
+/* Every name that an answer told, so that patterns which come later find it. */
+struct answer_key {
+	__u64 name; /* hash */
+	__u32 addr[4];
+};
+
+struct answer {
+	__u32 until;
+	__u32 used;
+	__u8 text[248]; /* as in struct pattern_key */
+};
+
+/* A question on its way. */
+struct question_key {
+	__u64 cookie; /* of the socket */
+	__u16 lport;
+	__u16 id;
+	__u32 pad;
+};
+
+struct question {
+	__u64 name; /* hash */
+	__u32 asked;
+	__u32 pad;
+};
+
+#define QUESTION_OPEN 30 /* seconds that an answer may take */
 
 /* What is remembered about a socket. Of a socket without a fixed peer, flow is the last one it began. */
 struct socket_state {
@@ -330,6 +394,7 @@ enum counter {
 	COUNT_DROPPED,
 	COUNT_LOST,
 	COUNT_ERRORS,
+	COUNT_UNLEARNT,
 	COUNTERS,
 };
 
@@ -349,10 +414,19 @@ struct settings {
 	__u64 beat;        /* when the agent last said that it is there, as bpf_ktime_get_ns; 0: never */
 	__u64 patience;    /* nanoseconds without a beat after which the agent is lost */
 	__u64 glass_until; /* as bpf_ktime_get_boot_ns */
+	__u64 epochs[2];   /* of host names, by bank like states; 0: no rule names hosts */
+	__u64 next_epoch;  /* one that is being prepared, or 0 */
+	__u64 last_epoch;  /* the agent's own: the highest that was ever given */
+	__u64 name_key[2]; /* of the hash of names */
+	__u64 forgotten;   /* second in which a full map of learnt addresses was last cleaned */
 	__u32 units_since; /* generation at which the map cgroups last changed */
 	__u32 root_level;  /* of root_cgroup, or NO_LEVEL */
 	__u32 paths;       /* nonzero: rules are for some executables; another number each time that begins */
 	__u32 processes;   /* whether rules are for some processes */
+	__u32 ttl_floor;   /* seconds for which a name holds at least, */
+	__u32 ttl_ceiling; /* and at most */
+	__u32 known_addresses; /* how many addresses had a name that rules know, */
+	__u32 known_names;     /* and how many pairs of any name and address there were, when they were last counted */
 };
 
 /* What bulkhead_flush is told. */
