@@ -45,18 +45,19 @@ type Deps struct {
 
 // Agent looks after one host.
 type Agent struct {
-	cfg      Config
-	dp       dataplane.Dataplane
-	log      *slog.Logger
-	started  time.Time
-	problems status.Problems
-	watcher  *inventory.Watcher
-	applier  *apply.Applier
-	alone    *standalone.Keeper // nil: there is a controller, and
-	keeper   *enroll.Keeper     // these are not nil
-	link     *uplink.Link       // made by Run, like what follows
-	spool    *flows.Spool
-	guard    guard
+	cfg       Config
+	dp        dataplane.Dataplane
+	log       *slog.Logger
+	started   time.Time
+	problems  status.Problems
+	watcher   *inventory.Watcher
+	applier   *apply.Applier
+	alone     *standalone.Keeper // nil: there is a controller, and
+	keeper    *enroll.Keeper     // these are not nil
+	link      *uplink.Link       // made by Run, like what follows
+	spool     *flows.Spool
+	guard     guard
+	namesLost growth
 	// Made by Run.
 	collector *flows.Collector
 	watching  bool // the watcher runs, or is about to

@@ -2,9 +2,12 @@ package agent
 
 import (
 	"context"
+	"fmt"
 	"maps"
 	"path/filepath"
 	"slices"
+	"sync"
+	"time"
 
 	pb "bulkhead/api/bulkhead/v1"
 	"bulkhead/internal/agent/apply"
@@ -25,7 +28,34 @@ func (a *Agent) counters() dataplane.Counters {
 		return c
 	}
 	a.problems.Report("counters", "")
+	text := ""
+	if a.namesLost.growing(c.NamesLost, time.Now()) {
+		text = fmt.Sprintf("%d host names of addresses did not fit: connections that rules allow by name may be denied; name fewer hosts, or those with very many addresses by cidr", c.NamesLost)
+	}
+	a.problems.Report("names", text)
 	return c
+}
+
+// growth watches a total that should not grow. Its method may be called from several goroutines.
+type growth struct {
+	mu    sync.Mutex
+	known bool
+	total uint64
+	grew  time.Time
+}
+
+// growthShown is for how long it is a problem that a total grew.
+const growthShown = 10 * time.Minute
+
+// growing reports whether the total has grown lately. What there was at the first call happened before.
+func (g *growth) growing(total uint64, now time.Time) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.known && total > g.total {
+		g.grew = now
+	}
+	g.known, g.total = true, total
+	return !g.grew.IsZero() && now.Sub(g.grew) < growthShown
 }
 
 // agentStatus is what the controller is told every few seconds.

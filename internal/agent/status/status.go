@@ -78,6 +78,10 @@ type Counters struct {
 	DroppedPkts uint64 `json:"dropped_packets"`
 	EventsLost  uint64 `json:"events_lost"`
 	Errors      uint64 `json:"errors"`
+	NamesLost   uint64 `json:"names_lost"`
+
+	Names          uint64 `json:"names"` // how many there are now
+	NamedAddresses uint64 `json:"named_addresses"`
 }
 
 // Agent is what the socket speaks for.

@@ -25,6 +25,9 @@ const (
 	lookIdle  = time.Second
 	// flushEvery is how often folded denials are told and silent flows ended.
 	flushEvery = time.Second
+	// touchEvery is how often live connections that are judged by a name keep it from being forgotten, where update does not:
+	// more often than NAME_KEPT in bpf/types.h.
+	touchEvery = 4 * time.Minute
 )
 
 // reading is a call of Events that Close can end.
@@ -172,6 +175,8 @@ func (d *Dataplane) keep(ctx context.Context, cut, own <-chan struct{}) error {
 	defer flush.Stop()
 	update := time.NewTicker(d.cfg.UpdateInterval)
 	defer update.Stop()
+	names := time.NewTicker(touchEvery)
+	defer names.Stop()
 	for {
 		var err error
 		select {
@@ -181,6 +186,8 @@ func (d *Dataplane) keep(ctx context.Context, cut, own <-chan struct{}) error {
 			err = d.flush(false)
 		case <-update.C:
 			err = errors.Join(d.flush(true), d.update())
+		case <-names.C:
+			err = d.touchNames()
 		case <-own:
 			err = d.refreshOwn()
 		case <-cut:

@@ -92,6 +92,16 @@ func (d *Dataplane) unfollow() error {
 	return errors.Join(errs...)
 }
 
+// touchNames keeps the names that live TCP connections were judged by, where the kernel refuses the program that does it with
+// each update.
+func (d *Dataplane) touchNames() error {
+	if d.programs[programsProgBulkheadUpdate] != nil || d.settings.Epochs[0].Load()|d.settings.Epochs[1].Load() == 0 {
+		return nil
+	}
+	_, err := d.sweepAll()
+	return err
+}
+
 // mapsByName returns the maps as the objects name them.
 func (d *Dataplane) mapsByName() map[string]*ebpf.Map {
 	all := map[string]*ebpf.Map{}

@@ -359,6 +359,8 @@ int bulkhead_sweep(struct bpf_iter__tcp *ctx)
 	s = bpf_sk_storage_get(&sockets, skc, 0, 0);
 	if (!s && skc->skc_state == TCP_LISTEN)
 		s = seed_listener(skc);
+	if (s && (READ_ONCE(s->word) & FLOW_NAMED) && (READ_ONCE(s->word) & FLOW_OPENED))
+		touch_names(s->flow.raddr);
 	tp = bpf_skc_to_tcp_sock(skc);
 	if (!s || !tp || review((struct sock *)tp, s, true) != DENIED)
 		return 0;
