@@ -2,6 +2,7 @@ package ebpf
 
 import (
 	"fmt"
+	"slices"
 	"testing"
 
 	"github.com/cilium/ebpf/asm"
@@ -73,7 +74,11 @@ func TestHelpersOfOlderKernels(t *testing.T) {
 			if !i.IsBuiltinCall() {
 				continue
 			}
-			if fn := asm.BuiltinFunc(i.Constant); fn > last {
+			fn := asm.BuiltinFunc(i.Constant)
+			if slices.Contains(onDemand, name) && fn == asm.FnLoop {
+				continue // without it rules that name hosts are refused
+			}
+			if fn > last {
 				t.Errorf("%s calls %s, which is newer than Linux 5.15", name, fn)
 			}
 		}
