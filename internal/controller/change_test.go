@@ -3,6 +3,7 @@ package controller_test
 import (
 	"encoding/json"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -15,6 +16,7 @@ import (
 	pb "bulkhead/api/bulkhead/v1"
 	"bulkhead/internal/controller"
 	. "bulkhead/internal/controller/controllertest"
+	"bulkhead/internal/core/budget"
 	"bulkhead/internal/core/model"
 	"bulkhead/internal/core/plan"
 	"bulkhead/internal/store"
@@ -230,7 +232,7 @@ func TestGuardrailsAndExpectations(t *testing.T) {
 }
 
 // TestWhatHostsCannotHold: a change that an agent would refuse is refused when it is planned and applied, but not what was
-// so before, and not what nobody knows of.
+// so before.
 func TestWhatHostsCannotHold(t *testing.T) {
 	c := Start(t)
 	join := func(host, dataplane string, labels map[string]string, addr string) *Agent {
@@ -246,17 +248,16 @@ func TestWhatHostsCannotHold(t *testing.T) {
 	join("db-1", "ebpf", map[string]string{"app": "shop", "role": "db"}, "10.0.0.2")
 	join("other-1", "", map[string]string{"app": "shop", "role": "web"}, "10.0.0.3")
 	Eventually(t, "both are workloads with addresses", func() bool { return strings.Count(world(t, c), `addresses:"`) == 2 })
-	domain := shop + "    - {name: by-name, allow: {from: \"app=shop,role=web\", to: {domain: \"*.example.org\"}, on: [tcp/443]}}\n"
-
-	// The host that needs to know names has an agent of a kind that nothing is known of.
-	c.Apply(domain)
-	// This one has eBPF.
+	much := shop // more rules for processes than may apply to one peer
+	for i := range budget.EBPF().MaxAlternatives + 1 {
+		much += fmt.Sprintf("    - {name: as-%d, allow: {from: {workloads: \"app=shop,role=web\", process: {user: u%d}}, to: \"app=shop,role=web\", on: [tcp/443]}}\n", i, i)
+	}
 	join("web-1", "ebpf", map[string]string{"app": "shop", "role": "web"}, "10.0.0.1")
 	c.Apply(shop)
 	Eventually(t, "the third is there", func() bool { return strings.Count(world(t, c), `addresses:"`) == 3 })
-	_, err := c.API.Apply(t.Context(), &pb.ApplyRequest{Files: files(domain)})
-	wantError(t, err, connect.CodeFailedPrecondition, "web-1 (ebpf) cannot hold it", "shop/by-name", "by cidr or network", "--force")
-	resp, err := c.API.Plan(t.Context(), &pb.PlanRequest{Files: files(domain)})
+	_, err := c.API.Apply(t.Context(), &pb.ApplyRequest{Files: files(much)})
+	wantError(t, err, connect.CodeFailedPrecondition, "web-1 (ebpf) cannot hold it", "shop/as-0", "use fewer rules", "--force")
+	resp, err := c.API.Plan(t.Context(), &pb.PlanRequest{Files: files(much)})
 	if err != nil || resp.Ok {
 		t.Fatalf("plan: %v, %v", resp, err)
 	}
@@ -264,14 +265,14 @@ func TestWhatHostsCannotHold(t *testing.T) {
 	if err := json.Unmarshal([]byte(resp.PlanJson), &p); err != nil {
 		t.Fatal(err)
 	}
-	if len(p.Budget) != 2 || !p.Budget[0].Assumed && !p.Budget[1].Assumed || !strings.Contains(p.Text(), "1 host cannot hold it") {
+	if len(p.Budget) != 2 || !p.Budget[0].Assumed && !p.Budget[1].Assumed || !strings.Contains(p.Text(), "2 hosts cannot hold it") {
 		t.Errorf("plan\n%s", p.Text())
 	}
-	forced, err := c.API.Apply(t.Context(), &pb.ApplyRequest{Files: files(domain), Force: true})
+	forced, err := c.API.Apply(t.Context(), &pb.ApplyRequest{Files: files(much), Force: true})
 	if err != nil || !strings.Contains(strings.Join(forced.Warnings, "\n"), "web-1 (ebpf) cannot hold it") {
 		t.Fatalf("forced: %v, %v", forced, err)
 	}
-	c.Apply(domain + "    - {name: more, allow: {from: app=shop, to: app=shop, on: [tcp/1]}}\n")
+	c.Apply(much + "    - {name: more, allow: {from: app=shop, to: app=shop, on: [tcp/1]}}\n")
 }
 
 // TestStoreThatFails is about a disk that is full, a store that is locked or damaged: a clear error, nothing changed,

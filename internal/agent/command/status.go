@@ -46,6 +46,10 @@ func statusText(r *status.Report) string {
 	if lost := r.Counters.EventsLost + r.RecordsLost; lost > 0 || r.SpoolBytes > 0 {
 		fmt.Fprintf(t, "records\t%d lost, %d bytes not acknowledged yet\n", lost, r.SpoolBytes)
 	}
+	if r.Counters.Names > 0 || r.Counters.NamesLost > 0 {
+		fmt.Fprintf(t, "host names\t%d known, rules know one of %d addresses; %d did not fit\n",
+			r.Counters.Names, r.Counters.NamedAddresses, r.Counters.NamesLost)
+	}
 	for _, s := range r.Subjects {
 		fmt.Fprintf(t, "workload\t%s\n", describe(s, r.Alone != nil))
 	}

@@ -205,7 +205,9 @@ spec:
       allow: {from: "app=portal,env=prod", to: {domain: "*.example.org"}, on: [tcp/9000-9100]}
 `
 	said := ""
-	small, _ := budget.OfKind(budget.KindEBPF)
+	nameless := budget.EBPF()
+	nameless.Domains = false
+	small := nameless
 	small.Max[budget.Addresses] = 3
 	for _, c := range []struct {
 		name, before, after string
@@ -213,9 +215,9 @@ spec:
 		known, ok           bool
 	}{
 		{"budget", before, domain, small, true, false},
-		{"budget-known", before, domain, budget.EBPF(), true, false},
-		{"budget-assumed", before, domain, budget.EBPF(), false, true},
-		{"budget-before", domain, strings.Replace(domain, "9100", "9200", 1), budget.EBPF(), true, true},
+		{"budget-known", before, domain, nameless, true, false},
+		{"budget-assumed", before, domain, nameless, false, true},
+		{"budget-before", domain, strings.Replace(domain, "9100", "9200", 1), nameless, true, true},
 	} {
 		p, err := plan.Make(world(t, c.before), world(t, c.after), nil, plan.Options{
 			Targets: func(string) (budget.Target, bool) { return c.target, c.known },

@@ -71,9 +71,13 @@ func (d *Dataplane) Counters() (dataplane.Counters, error) {
 			totals[i] += n
 		}
 	}
+	var named programsNameTotals
+	if err := d.maps.Named.Lookup(uint32(0), &named); err != nil {
+		return dataplane.Counters{}, fmt.Errorf("read counters: %w", err)
+	}
 	return dataplane.Counters{
 		Judged: totals[0], Allowed: totals[1], WouldDenied: totals[2], Denied: totals[3],
 		DroppedPkts: totals[4], EventsLost: totals[5], Errors: totals[6], NamesLost: totals[7],
-		Names: uint64(d.settings.KnownNames.Load()), NamedAddresses: uint64(d.settings.KnownAddresses.Load()),
+		Names: named.Names, NamedAddresses: named.Addresses,
 	}, nil
 }

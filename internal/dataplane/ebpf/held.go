@@ -36,8 +36,9 @@ type held struct {
 	rules    map[uint64]model.RuleID
 	retired  []map[uint64]model.RuleID // names that the last policies have left behind, the oldest first
 	levels   []uint8
-	patterns []string           // of host names, by number
-	epoch    uint32             // in which they are numbered; 0: there are none
+	patterns []string // of host names, by number
+	epoch    uint32   // in which they are numbered; 0: there are none
+	numbers  map[patternKey]uint32
 	glass    bool               // it may be broken
 	policy   *hostpolicy.Policy // last applied by this process; nil before
 }

@@ -28,6 +28,16 @@ func (d *Dataplane) inspectedMaps() []inspected {
 		&subjectsMirror{d},
 		mirrorOf(d, &h.addresses), mirrorOf(d, &h.prefixes), mirrorOf(d, &h.ports), mirrorOf(d, &h.controllers),
 		mirrorOf(d, &h.localSets), mirrorOf(d, &h.localIDs), mirrorOf(d, &h.cgroups), mirrorOf(d, &h.units),
+		mirrorOf(d, &h.domains), mirrorOf(d, &h.resolvers),
+		&mirror[patternKey, uint32]{
+			d: d, name: "patterns of host names", m: d.maps.Patterns, size: func() int { return len(h.numbers) },
+			want: func(k patternKey) (uint32, bool) {
+				n, ok := h.numbers[k]
+				return n, ok
+			},
+			keys: func() iter.Seq[patternKey] { return maps.Keys(h.numbers) },
+			same: func(have, want uint32) bool { return have == want },
+		},
 		&rowMirror[rowKey, row]{
 			d: d, name: "policy rows", m: d.maps.Rows, of: budget.Rows, number: func(k rowKey) uint32 { return k.Pset },
 			entries: func(l *lowered, _ uint32) ([]rowKey, []row) { return keysOf(l.rows), valuesOf(l.rows) },

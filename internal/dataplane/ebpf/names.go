@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"maps"
 	"os"
-	"path/filepath"
 	"reflect"
 	"slices"
 	"strings"
@@ -58,7 +57,11 @@ func (d *Dataplane) follow() error {
 		if d.links[a.program] != nil {
 			continue
 		}
-		if err := d.attach(a); err != nil {
+		err := d.attach(a)
+		if err == nil && d.inodes != nil {
+			err = d.rememberPin(linkPin(a.program))
+		}
+		if err != nil {
 			return fmt.Errorf("rules that name hosts: %w", err)
 		}
 	}
@@ -72,7 +75,7 @@ func (d *Dataplane) unfollow() error {
 		l := d.links[a.program]
 		if l == nil {
 			var err error
-			l, err = link.LoadPinnedLink(filepath.Join(d.dir, "link_"+a.program), nil)
+			l, err = link.LoadPinnedLink(d.linkPath(a.program), nil)
 			if err != nil {
 				if !errors.Is(err, os.ErrNotExist) {
 					errs = append(errs, fmt.Errorf("take out %s: %w", a.program, err))
@@ -81,6 +84,7 @@ func (d *Dataplane) unfollow() error {
 			}
 		}
 		delete(d.links, a.program)
+		delete(d.inodes, linkPin(a.program))
 		errs = append(errs, l.Unpin(), detach(l), l.Close())
 	}
 	for _, name := range onDemand {
@@ -202,7 +206,7 @@ func (d *Dataplane) writeNames(t *transition) error {
 	if !t.renames {
 		return nil
 	}
-	d.settings.LastEpoch.Store(uint64(t.epoch)) // before anything is said of it
+	d.settings.put64(&d.settings.own.LastEpoch, uint64(t.epoch)) // before anything is said of it
 	numbers := make([]uint32, len(t.patterns))
 	for i := range numbers {
 		numbers[i] = uint32(i)
@@ -210,7 +214,7 @@ func (d *Dataplane) writeNames(t *transition) error {
 	if err := putAll(d.maps.Patterns, patternKeys(t.patterns, t.epoch), numbers); err != nil {
 		return fmt.Errorf("write patterns of host names: %w", err)
 	}
-	d.settings.NextEpoch.Store(uint64(t.epoch))
+	d.settings.put64(&d.settings.own.NextEpoch, uint64(t.epoch))
 	if _, err := d.programs[programsProgBulkheadRematch].Run(&ebpf.RunOptions{Data: make([]byte, 64)}); err != nil {
 		return fmt.Errorf("look for host names that were told before: %w", err)
 	}
@@ -219,7 +223,7 @@ func (d *Dataplane) writeNames(t *transition) error {
 
 // undoNames takes back what writeNames has done.
 func (d *Dataplane) undoNames(t *transition) error {
-	d.settings.NextEpoch.Store(0)
+	d.settings.put64(&d.settings.own.NextEpoch, 0)
 	var errs []error
 	if t.renames {
 		errs = append(errs, deleteAll(d.maps.Patterns, patternKeys(t.patterns, t.epoch)))
@@ -233,16 +237,24 @@ func (d *Dataplane) undoNames(t *transition) error {
 // finishNames removes what names were matched with before. What was learnt under it goes by itself.
 func (d *Dataplane) finishNames(t *transition) error {
 	h := d.held
-	d.settings.NextEpoch.Store(0)
+	d.settings.put64(&d.settings.own.NextEpoch, 0)
 	var errs []error
 	if t.renames {
 		errs = append(errs, deleteAll(d.maps.Patterns, patternKeys(h.patterns, h.epoch)))
 	}
-	h.epoch, h.patterns = t.epoch, t.patterns
+	h.setPatterns(t.patterns, t.epoch)
 	if h.epoch == 0 {
 		errs = append(errs, d.unfollow())
 	}
 	return errors.Join(errs...)
+}
+
+// setPatterns notes which patterns the programs know.
+func (h *held) setPatterns(patterns []string, epoch uint32) {
+	h.patterns, h.epoch, h.numbers = patterns, epoch, make(map[patternKey]uint32, len(patterns))
+	for i, k := range patternKeys(patterns, epoch) {
+		h.numbers[k] = uint32(i)
+	}
 }
 
 func patternKeys(patterns []string, epoch uint32) []patternKey {
@@ -256,11 +268,12 @@ func patternKeys(patterns []string, epoch uint32) []patternKey {
 // readNames reads which patterns are in force, and removes those that an agent which died has prepared.
 func (h *held) readNames(d *Dataplane) func(uint32) error {
 	return func(gen uint32) error {
-		s := d.settings
+		s := &d.settings
 		epoch := s.Epochs[gen&1].Load()
-		s.Epochs[(gen+1)&1].Store(epoch)
-		s.NextEpoch.Store(0)
+		s.put64(&s.own.Epochs[(gen+1)&1], epoch)
+		s.put64(&s.own.NextEpoch, 0)
 		h.epoch = uint32(epoch)
+		var patterns []string
 		var stale []patternKey
 		var key patternKey
 		var number uint32
@@ -270,14 +283,15 @@ func (h *held) readNames(d *Dataplane) func(uint32) error {
 				stale = append(stale, key)
 				continue
 			}
-			for int(number) >= len(h.patterns) {
-				h.patterns = append(h.patterns, "")
+			for int(number) >= len(patterns) {
+				patterns = append(patterns, "")
 			}
-			h.patterns[number] = patternOf(&key)
+			patterns[number] = patternOf(&key)
 		}
 		if err := it.Err(); err != nil {
 			return fmt.Errorf("read patterns of host names: %w", err)
 		}
+		h.setPatterns(patterns, h.epoch)
 		if err := deleteAll(d.maps.Patterns, stale); err != nil {
 			return fmt.Errorf("remove patterns of host names: %w", err)
 		}

@@ -209,6 +209,13 @@ type programsLocalKey struct {
 	Subject uint32
 }
 
+type programsNameTotals struct {
+	_         structs.HostLayout
+	Forgotten uint64
+	Addresses uint64
+	Names     uint64
+}
+
 type programsNetKey struct {
 	_    structs.HostLayout
 	Bits uint32
@@ -324,31 +331,28 @@ type programsRowKey struct {
 }
 
 type programsSettings struct {
-	_              structs.HostLayout
-	OwnNetns       uint64
-	OwnInode       uint64
-	RootCgroup     uint64
-	Unreplied      uint64
-	Replied        uint64
-	Installed      uint64
-	Levels         uint64
-	PathKey        [2]uint64
-	Beat           uint64
-	Patience       uint64
-	GlassUntil     uint64
-	Epochs         [2]uint64
-	NextEpoch      uint64
-	LastEpoch      uint64
-	NameKey        [2]uint64
-	Forgotten      uint64
-	UnitsSince     uint32
-	RootLevel      uint32
-	Paths          uint32
-	Processes      uint32
-	TtlFloor       uint32
-	TtlCeiling     uint32
-	KnownAddresses uint32
-	KnownNames     uint32
+	_          structs.HostLayout
+	OwnNetns   uint64
+	OwnInode   uint64
+	RootCgroup uint64
+	Unreplied  uint64
+	Replied    uint64
+	Installed  uint64
+	Levels     uint64
+	PathKey    [2]uint64
+	Beat       uint64
+	Patience   uint64
+	GlassUntil uint64
+	Epochs     [2]uint64
+	NextEpoch  uint64
+	LastEpoch  uint64
+	NameKey    [2]uint64
+	UnitsSince uint32
+	RootLevel  uint32
+	Paths      uint32
+	Processes  uint32
+	TtlFloor   uint32
+	TtlCeiling uint32
 }
 
 type programsSocketState struct {
@@ -455,6 +459,7 @@ const (
 	programsMapListening            = "listening"
 	programsMapLocalIdentities      = "local_identities"
 	programsMapLocalSets            = "local_sets"
+	programsMapNamed                = "named"
 	programsMapOwn                  = "own"
 	programsMapPatterns             = "patterns"
 	programsMapPolicySets           = "policy_sets"
@@ -583,6 +588,7 @@ type programsMapSpecs struct {
 	Listening       *ebpf.MapSpec `ebpf:"listening"`
 	LocalIdentities *ebpf.MapSpec `ebpf:"local_identities"`
 	LocalSets       *ebpf.MapSpec `ebpf:"local_sets"`
+	Named           *ebpf.MapSpec `ebpf:"named"`
 	Own             *ebpf.MapSpec `ebpf:"own"`
 	Patterns        *ebpf.MapSpec `ebpf:"patterns"`
 	PolicySets      *ebpf.MapSpec `ebpf:"policy_sets"`
@@ -649,6 +655,7 @@ type programsMaps struct {
 	Listening       *ebpf.Map `ebpf:"listening"`
 	LocalIdentities *ebpf.Map `ebpf:"local_identities"`
 	LocalSets       *ebpf.Map `ebpf:"local_sets"`
+	Named           *ebpf.Map `ebpf:"named"`
 	Own             *ebpf.Map `ebpf:"own"`
 	Patterns        *ebpf.Map `ebpf:"patterns"`
 	PolicySets      *ebpf.Map `ebpf:"policy_sets"`
@@ -689,6 +696,7 @@ func (m *programsMaps) Close() error {
 		m.Listening,
 		m.LocalIdentities,
 		m.LocalSets,
+		m.Named,
 		m.Own,
 		m.Patterns,
 		m.PolicySets,

@@ -86,7 +86,7 @@ func (d *Dataplane) repairWords() (found []string) {
 // repairLinks attaches again what was detached or replaced.
 func (d *Dataplane) repairLinks() (found []string, err error) {
 	var errs []error
-	for _, a := range attachments {
+	for _, a := range slices.Concat(attachments, following) {
 		l := d.links[a.program]
 		if l == nil || a.typ == ebpf.AttachTraceRawTp { // the kernel does not let go of the latter as long as we hold it
 			continue

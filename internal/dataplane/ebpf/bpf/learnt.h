@@ -90,15 +90,18 @@ static __noinline int forget_names(__u32 kept)
 {
 	struct settings *c = get_config();
 	struct forgetting f = {.now = now_seconds(), .kept = kept};
+	struct name_totals *t;
+	__u32 zero = 0;
 
-	if (!c)
+	t = bpf_map_lookup_elem(&named, &zero);
+	if (!c || !t)
 		return 0;
 	f.epoch = epoch_at(generation());
 	f.next = READ_ONCE(c->next_epoch);
 	bpf_for_each_map_elem(&learnt, forget_address, &f, 0);
 	bpf_for_each_map_elem(&answers, count_name, &f, 0);
-	c->known_addresses = f.addresses;
-	c->known_names = f.names;
+	t->addresses = f.addresses;
+	t->names = f.names;
 	return 0;
 }
 

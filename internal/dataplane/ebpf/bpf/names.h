@@ -220,14 +220,15 @@ static const struct address_names nothing_learnt;
 /* room makes an entry for an address; if there is no room for it, what is over goes, once a second at most. */
 static __noinline int make_room(const struct learnt_key *key)
 {
-	struct settings *c = get_config();
-	__u32 now = now_seconds();
+	struct name_totals *t;
+	__u32 now = now_seconds(), zero = 0;
 	__u64 last;
 
-	if (bpf_map_update_elem(&learnt, key, &nothing_learnt, BPF_NOEXIST) != -E2BIG || !c)
+	t = bpf_map_lookup_elem(&named, &zero);
+	if (bpf_map_update_elem(&learnt, key, &nothing_learnt, BPF_NOEXIST) != -E2BIG || !t)
 		return 0;
-	last = READ_ONCE(c->forgotten);
-	if (last != now && __sync_val_compare_and_swap(&c->forgotten, last, now) == last)
+	last = READ_ONCE(t->forgotten);
+	if (last != now && __sync_val_compare_and_swap(&t->forgotten, last, now) == last)
 		forget_names(0);
 	return bpf_map_update_elem(&learnt, key, &nothing_learnt, BPF_NOEXIST);
 }

@@ -265,6 +265,13 @@ struct answer {
 	__u8 text[248]; /* as in struct pattern_key */
 };
 
+/* What the programs note about all names. */
+struct name_totals {
+	__u64 forgotten; /* second in which a full map of addresses was last cleaned */
+	__u64 addresses; /* how many had a name that rules know, */
+	__u64 names;     /* and how many pairs of any name and address there were, when they were last counted */
+};
+
 /* A question on its way. */
 struct question_key {
 	__u64 cookie; /* of the socket */
@@ -418,15 +425,12 @@ struct settings {
 	__u64 next_epoch;  /* one that is being prepared, or 0 */
 	__u64 last_epoch;  /* the agent's own: the highest that was ever given */
 	__u64 name_key[2]; /* of the hash of names */
-	__u64 forgotten;   /* second in which a full map of learnt addresses was last cleaned */
 	__u32 units_since; /* generation at which the map cgroups last changed */
 	__u32 root_level;  /* of root_cgroup, or NO_LEVEL */
 	__u32 paths;       /* nonzero: rules are for some executables; another number each time that begins */
 	__u32 processes;   /* whether rules are for some processes */
 	__u32 ttl_floor;   /* seconds for which a name holds at least, */
 	__u32 ttl_ceiling; /* and at most */
-	__u32 known_addresses; /* how many addresses had a name that rules know, */
-	__u32 known_names;     /* and how many pairs of any name and address there were, when they were last counted */
 };
 
 /* What bulkhead_flush is told. */
