@@ -139,11 +139,13 @@ type Dataplane struct {
 	// sweeping keeps Apply and Events from sweeping at once.
 	sweeping sync.Mutex
 
-	mu      sync.Mutex // guards what follows
-	held    *held
-	gen     uint32 // in force
-	closed  bool
-	reading *reading // Events, while it runs
+	mu   sync.Mutex // guards what follows
+	held *held
+	// demanded are the programs that are loaded while rules name hosts.
+	demanded map[string]*ebpf.Program
+	gen      uint32 // in force
+	closed   bool
+	reading  *reading // Events, while it runs
 	// unfinished is set while connections that are no longer allowed may not have been reset, or another layout may
 	// still be in place: the next call tries again.
 	unfinished bool
@@ -171,7 +173,7 @@ func Open(cfg Config) (*Dataplane, error) {
 		return nil, fmt.Errorf("open dataplane: %w", err)
 	}
 	d := &Dataplane{
-		cfg: cfg, log: cfg.Logger, links: map[string]link.Link{}, sweepers: &iterators{links: map[string]*link.Iter{}},
+		cfg: cfg, log: cfg.Logger, links: map[string]link.Link{}, demanded: map[string]*ebpf.Program{}, sweepers: &iterators{links: map[string]*link.Iter{}},
 	}
 	if d.log == nil {
 		d.log = slog.New(slog.DiscardHandler)
@@ -337,6 +339,9 @@ func (d *Dataplane) release() error {
 		errs = append(errs, l.Close())
 	}
 	for _, p := range d.programs {
+		errs = append(errs, p.Close())
+	}
+	for _, p := range d.demanded {
 		errs = append(errs, p.Close())
 	}
 	errs = append(errs, d.maps.Close())

@@ -198,7 +198,7 @@ func unsupported(err, limited error) error {
 
 // attach puts a program in place: it replaces the program of a pinned link without a gap, or makes a link and pins it.
 func (d *Dataplane) attach(a attachment) error {
-	prog := d.programs[a.program]
+	prog := d.program(a.program)
 	if prog == nil {
 		return nil // optional, and reported
 	}

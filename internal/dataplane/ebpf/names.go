@@ -39,7 +39,7 @@ func canFollow() bool { return features.HaveProgramHelper(ebpf.CGroupSKB, asm.Fn
 
 // follow puts the programs that read answers into place, if they are not.
 func (d *Dataplane) follow() error {
-	if d.programs[programsProgBulkheadRematch] == nil {
+	if d.demanded[programsProgBulkheadRematch] == nil {
 		spec, err := loadPrograms()
 		if err != nil {
 			return err
@@ -50,7 +50,7 @@ func (d *Dataplane) follow() error {
 			if err != nil {
 				return fmt.Errorf("rules that name hosts: %w", unsupported(err, nil))
 			}
-			d.programs[name] = p
+			d.demanded[name] = p
 		}
 	}
 	for _, a := range following {
@@ -88,8 +88,8 @@ func (d *Dataplane) unfollow() error {
 		errs = append(errs, l.Unpin(), detach(l), l.Close())
 	}
 	for _, name := range onDemand {
-		if p := d.programs[name]; p != nil {
-			delete(d.programs, name)
+		if p := d.demanded[name]; p != nil {
+			delete(d.demanded, name)
 			errs = append(errs, p.Close())
 		}
 	}
@@ -104,6 +104,14 @@ func (d *Dataplane) touchNames() error {
 	}
 	_, err := d.sweepAll()
 	return err
+}
+
+// program returns a program that is loaded, or nil. The caller holds mu.
+func (d *Dataplane) program(name string) *ebpf.Program {
+	if p := d.demanded[name]; p != nil {
+		return p
+	}
+	return d.programs[name]
 }
 
 // mapsByName returns the maps as the objects name them.
@@ -215,7 +223,7 @@ func (d *Dataplane) writeNames(t *transition) error {
 		return fmt.Errorf("write patterns of host names: %w", err)
 	}
 	d.settings.put64(&d.settings.own.NextEpoch, uint64(t.epoch))
-	if _, err := d.programs[programsProgBulkheadRematch].Run(&ebpf.RunOptions{Data: make([]byte, 64)}); err != nil {
+	if _, err := d.demanded[programsProgBulkheadRematch].Run(&ebpf.RunOptions{Data: make([]byte, 64)}); err != nil {
 		return fmt.Errorf("look for host names that were told before: %w", err)
 	}
 	return nil

@@ -99,7 +99,7 @@ func (d *Dataplane) repairLinks() (found []string, err error) {
 			continue
 		case !d.attachedHere(l):
 			what = "had been detached"
-		case info.Program != programID(d.programs[a.program]):
+		case info.Program != programID(d.program(a.program)):
 			what = "had been replaced by another program"
 		default:
 			continue
@@ -119,9 +119,9 @@ func (d *Dataplane) repairLinks() (found []string, err error) {
 // attachAgain puts the program in place of what its link has become.
 func (d *Dataplane) attachAgain(a attachment, old link.Link) error {
 	if d.attachedHere(old) {
-		return old.Update(d.programs[a.program])
+		return old.Update(d.program(a.program))
 	}
-	l, err := link.AttachCgroup(link.CgroupOptions{Path: d.cfg.CgroupRoot, Attach: a.typ, Program: d.programs[a.program]})
+	l, err := link.AttachCgroup(link.CgroupOptions{Path: d.cfg.CgroupRoot, Attach: a.typ, Program: d.program(a.program)})
 	if err != nil {
 		return fmt.Errorf("attach it again: %w", err)
 	}
@@ -145,7 +145,7 @@ func (d *Dataplane) others(a attachment) string {
 	}
 	var names []string
 	for _, p := range there.Programs {
-		if p.ID == programID(d.programs[a.program]) {
+		if p.ID == programID(d.program(a.program)) {
 			continue
 		}
 		name := fmt.Sprintf("program %d", p.ID)
