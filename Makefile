@@ -13,8 +13,9 @@ VERSION     ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo 
 GO_LDFLAGS  := -s -w -X bulkhead/internal/version.version=$(VERSION)
 COMMANDS    := bulkhead bulkhead-agent bulkhead-controller
 
-# Debian packages, by the names of Debian 12. Only `demo` and `generate` need any.
+# Debian packages, by the names of Debian 12. Only `demo`, `bench` and `generate` need any.
 DEMO_PACKAGES     := postgresql-15 postgresql-client-15
+RIVAL_PACKAGES    := nftables iptables ipset
 GENERATE_PACKAGES := clang-19 llvm-19 libbpf-dev linux-libc-dev protobuf-compiler
 
 # Kernel tests are mandatory for root and skipped, with the reason, for anybody else.
@@ -76,6 +77,11 @@ generate-check: ## fail if the generated code is not what its sources give
 .PHONY: bench
 bench: build ## run the benchmarks that docs/benchmarks.md records
 	tools/bench
+
+.PHONY: bench-dataplane
+bench-dataplane: ## measure the dataplanes against nftables, iptables and ipset (as root; ROUNDS=20)
+	@tools/install-packages $(RIVAL_PACKAGES)
+	tools/bench dataplane
 
 $(TOOLS)/%: tools/go.mod tools/go.sum
 	@mkdir -p $(TOOLS)

@@ -203,6 +203,16 @@ func in(t testing.TB, ns *os.File, f func()) {
 	f()
 }
 
+// On runs f on a thread in the network namespace of near or far. f may end the test.
+func (b *Bed) On(far bool, f func()) {
+	b.t.Helper()
+	if far {
+		in(b.t, b.far, f)
+	} else {
+		in(b.t, b.near, f)
+	}
+}
+
 // Open opens a dataplane at near.
 func (b *Bed) Open(open Open) (d dataplane.Dataplane) {
 	b.t.Helper()

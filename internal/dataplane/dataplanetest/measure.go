@@ -1,6 +1,7 @@
 package dataplanetest
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"runtime"
@@ -19,16 +20,27 @@ const (
 	RoundTrip   Measure = "round trip"       // one byte there and back on an established TCP connection
 	Connection  Measure = "short connection" // connect, one byte there and back, wait for the end, close
 	UDPTrip     Measure = "UDP round trip"
-	Bulk        Measure = "bulk" // 64 KiB written to a TCP stream
+	Bulk        Measure = "bulk"            // 64 KiB written to a TCP stream
+	Flood       Measure = "datagram"        // one of a stream of UDP datagrams, from the call that sends it until the receiver has it
+	DeniedFlood Measure = "denied datagram" // the same, to a port that PeersPolicy denies
 	measureSize         = 64 << 10
 )
 
 // Measures lists them all.
-var Measures = []Measure{RoundTrip, Connection, UDPTrip, Bulk}
+var Measures = []Measure{RoundTrip, Connection, UDPTrip, Bulk, Flood, DeniedFlood}
+
+// What is served where, counted from the port that ServeMeasures is given.
+const (
+	drainPort  = 1 // TCP
+	shortPort  = 2 // TCP
+	sinkPort   = 2 // UDP
+	DeniedPort = 3 // UDP
+)
 
 // ServeMeasures answers measurements at an IPv4 address, TCP and UDP on the same port; TCP on the next one is drained,
 // and the one after it answers short connections, which it closes itself: then it is the server that remembers them for
-// a minute, and not the client that has ever fewer ports to choose from.
+// a minute, and not the client that has ever fewer ports to choose from. Nobody reads the datagrams of floods: what is
+// timed is the network's part.
 func (p *Process) ServeMeasures(addr string, port uint16) {
 	p.t.Helper()
 	p.must(request{Do: "serve measures", To: at(addr, port)})
@@ -40,9 +52,13 @@ func (p *Process) Measure(m Measure, to string, port uint16, d time.Duration) (e
 	p.t.Helper()
 	switch m {
 	case Bulk:
-		port++
+		port += drainPort
 	case Connection:
-		port += 2
+		port += shortPort
+	case Flood:
+		port += sinkPort
+	case DeniedFlood:
+		port += DeniedPort
 	}
 	a := p.must(request{Do: "measure", ID: string(m), To: at(to, port), Wait: d})
 	if a.Good == 0 {
@@ -91,13 +107,18 @@ func serveMeasures(addr string) error {
 	if err != nil {
 		return err
 	}
-	drain, err := bindTo(unix.SOCK_STREAM, &unix.SockaddrInet4{Addr: sa.Addr, Port: sa.Port + 1})
+	drain, err := bindTo(unix.SOCK_STREAM, &unix.SockaddrInet4{Addr: sa.Addr, Port: sa.Port + drainPort})
 	if err != nil {
 		return err
 	}
-	short, err := bindTo(unix.SOCK_STREAM, &unix.SockaddrInet4{Addr: sa.Addr, Port: sa.Port + 2})
+	short, err := bindTo(unix.SOCK_STREAM, &unix.SockaddrInet4{Addr: sa.Addr, Port: sa.Port + shortPort})
 	if err != nil {
 		return err
+	}
+	for _, port := range []int{sinkPort, DeniedPort} {
+		if _, err := bindTo(unix.SOCK_DGRAM, &unix.SockaddrInet4{Addr: sa.Addr, Port: sa.Port + port}); err != nil {
+			return err
+		}
 	}
 	go acceptEach(tcp, echo)
 	go acceptEach(drain, drop)
@@ -217,10 +238,10 @@ func repeat(m Measure, to string, d time.Duration) ([]time.Duration, error) {
 			}
 			return unix.Close(fd)
 		}
-	case RoundTrip, UDPTrip, Bulk:
-		typ := unix.SOCK_STREAM
-		if m == UDPTrip {
-			typ = unix.SOCK_DGRAM
+	case RoundTrip, UDPTrip, Bulk, Flood, DeniedFlood:
+		typ := unix.SOCK_DGRAM
+		if m == RoundTrip || m == Bulk {
+			typ = unix.SOCK_STREAM
 		}
 		fd, err := connectTo(typ, sa)
 		if err != nil {
@@ -228,9 +249,18 @@ func repeat(m Measure, to string, d time.Duration) ([]time.Duration, error) {
 		}
 		defer unix.Close(fd)
 		once = func() error { return trip(fd) }
+		size := 1
 		if m == Bulk {
-			b := make([]byte, measureSize)
-			once = func() error { _, err := unix.Write(fd, b); return err }
+			size = measureSize
+		}
+		if b := make([]byte, size); m != RoundTrip && m != UDPTrip {
+			once = func() error {
+				_, err := unix.Write(fd, b)
+				if m == DeniedFlood && errors.Is(err, unix.EPERM) {
+					return nil
+				}
+				return err
+			}
 		}
 	default:
 		return nil, fmt.Errorf("unknown measure %q", m)
@@ -238,7 +268,7 @@ func repeat(m Measure, to string, d time.Duration) ([]time.Duration, error) {
 	var times []time.Duration
 	for end := time.Now().Add(d); time.Now().Before(end); {
 		start := time.Now()
-		if m == Bulk { // the buffer takes some at once: time many
+		if m == Bulk || m == Flood || m == DeniedFlood { // the buffer takes some at once, or reading the clock would tell: time many
 			for range 16 {
 				if err := once(); err != nil {
 					return nil, err

@@ -23,8 +23,8 @@ import (
 )
 
 var (
-	benchRounds = flag.Int("dataplane.rounds", 0, "rounds of TestOverhead and TestProgramTimes; 0 skips them")
-	benchOnly   = flag.String("dataplane.measure", "", "the one measure that they make, instead of all")
+	benchRounds = flag.Int("dataplane.rounds", 0, "rounds of TestProgramTimes; 0 skips it")
+	benchOnly   = flag.String("dataplane.measure", "", "the one measure that it makes, instead of all")
 )
 
 func measures() []dataplanetest.Measure {
@@ -34,105 +34,14 @@ func measures() []dataplanetest.Measure {
 	return dataplanetest.Measures
 }
 
-// withPeers is a policy in which everybody may talk to everybody, by a row of its own for each of n addresses.
-func withPeers(n int) *hostpolicy.Policy {
-	p := &hostpolicy.Policy{Host: "h"}
-	f := cells(
-		cell("any", model.Deny, model.RuleDefaultDeny), cell("tcp/0-9999", model.Deny, model.RuleDefaultDeny),
-		cell("tcp/10000-65535", model.Allow, "p/high"), cell("udp", model.Allow, "p/udp"),
-	)
-	t := hostpolicy.Table{Funcs: []hostpolicy.Func{cells(cell("any", model.Deny, model.RuleDefaultDeny)), f}}
-	add := func(a netip.Addr, id model.IdentityID) {
-		p.Addresses = append(p.Addresses, hostpolicy.Address{Prefix: netip.PrefixFrom(a, 32), Identity: id})
-		t.Peers = append(t.Peers, hostpolicy.PeerFunc{Peer: id, Func: 1})
-	}
-	for i, a := range []string{dataplanetest.Near4, dataplanetest.Far4} {
-		add(netip.MustParseAddr(a), model.IdentityID(i+1))
-	}
-	for i := range n {
-		add(netip.AddrFrom4([4]byte{11, byte(i >> 16), byte(i >> 8), byte(i)}), model.IdentityID(i+100))
-	}
-	slices.SortFunc(p.Addresses, func(a, b hostpolicy.Address) int { return hostpolicy.CompareAddresses(&a, &b) })
-	set := hostpolicy.PolicySet{Ingress: t, Egress: t}
-	set.ID = set.ContentID()
-	p.Sets = []hostpolicy.PolicySet{set}
-	p.Subjects = []hostpolicy.Subject{
-		{Workload: "h", Identity: 10, Set: set.ID, Isolation: set.ID},
-		{Workload: "h/a", Unit: "a", Identity: 11, Set: set.ID, Isolation: set.ID},
-	}
-	return p
-}
-
-// TestOverhead times what policy costs, at the end that opens flows and at the other: in a lab without a dataplane, in
-// one with, and in the first again, round after round, because the machine is never quiet. A figure is the 20th
-// percentile over the rounds of each round's 20th percentile. The ratio of one round is with / mean of without; its
-// median and quartiles over the rounds follow, and those of without / without, which is what the machine adds to the
-// truth.
-func TestOverhead(t *testing.T) {
-	if *benchRounds == 0 {
-		t.Skip("run with -dataplane.rounds=15")
-	}
-	type config struct {
-		peers  int
-		client bool // the client is the end that is judged
-		m      dataplanetest.Measure
-	}
-	var configs []config
-	times := map[config][3][]float64{}
-	bare, judged := newOverheadLab(t, 0), map[int]*overheadLab{}
-	for _, peers := range []int{10, 100_000} {
-		judged[peers] = newOverheadLab(t, peers)
-		for _, client := range []bool{true, false} {
-			for _, m := range measures() {
-				configs = append(configs, config{peers, client, m})
-			}
-		}
-	}
-	for range *benchRounds {
-		for _, c := range configs {
-			sample := times[c]
-			for i, l := range []*overheadLab{bare, judged[c.peers], bare} {
-				each, _ := l.measure(c.m, c.client)
-				sample[i] = append(sample[i], float64(each))
-			}
-			times[c] = sample
-		}
-	}
-	at := func(all []float64, q float64) float64 {
-		all = slices.Clone(all)
-		slices.Sort(all)
-		return all[int(q*float64(len(all)-1))]
-	}
-	spread := func(all []float64) string {
-		return fmt.Sprintf("%.3f [%.3f %.3f]", at(all, 0.5), at(all, 0.25), at(all, 0.75))
-	}
-	fmt.Printf("%-17s %-6s %7s %9s %9s %6s  %-21s  %s\n", "", "end", "peers", "without", "with", "ratio", "by round", "noise by round")
-	for _, c := range configs {
-		without, with, again := times[c][0], times[c][1], times[c][2]
-		var ratios, noise []float64
-		for i := range with {
-			ratios = append(ratios, 2*with[i]/(without[i]+again[i]))
-			noise = append(noise, again[i]/without[i])
-		}
-		none, some := at(append(without, again...), 0.2), at(with, 0.2)
-		end := map[bool]string{true: "client", false: "server"}[c.client]
-		fmt.Printf("%-17s %-6s %7d %9v %9v %6.3f  %-21s  %s\n", c.m, end, c.peers, time.Duration(none), time.Duration(some),
-			some/none, spread(ratios), spread(noise))
-	}
-}
-
-// overheadLab is two hosts, one of which may have a dataplane.
+// overheadLab is two hosts, one of which has a dataplane.
 type overheadLab struct {
 	d         *Dataplane
 	near, far *dataplanetest.Process
 }
 
-// newOverheadLab makes a lab whose policy has so many peers; without any it has no dataplane.
+// newOverheadLab makes a lab whose policy has so many peers.
 func newOverheadLab(t *testing.T, peers int) *overheadLab {
-	if peers == 0 {
-		bed := dataplanetest.NewBed(t)
-		return serveMeasures(&overheadLab{near: bed.Start("one"), far: bed.StartFar()})
-	}
 	d, bed := openForTest(t, nil)
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error)
@@ -144,7 +53,7 @@ func newOverheadLab(t *testing.T, peers int) *overheadLab {
 		}
 	})
 	units := map[string][]string{"a": {bed.Unit("one")}}
-	if _, err := d.Apply(t.Context(), &dataplane.State{Policy: withPeers(peers), Units: units}); err != nil {
+	if _, err := d.Apply(t.Context(), &dataplane.State{Policy: dataplanetest.PeersPolicy(peers), Units: units}); err != nil {
 		t.Fatal(err)
 	}
 	return serveMeasures(&overheadLab{d: d, near: bed.Start("one"), far: bed.StartFar()})
@@ -169,7 +78,7 @@ func BenchmarkApply(b *testing.B) {
 	for _, n := range []int{1000, 10_000, 100_000} {
 		d, _ := openForTest(b, nil)
 		b.Run(fmt.Sprintf("all/%d", n), func(b *testing.B) {
-			policies := []*hostpolicy.Policy{withPeers(n), withPeers(0)}
+			policies := []*hostpolicy.Policy{dataplanetest.PeersPolicy(n), dataplanetest.PeersPolicy(0)}
 			for i := range 2 * b.N {
 				if i%2 == 1 {
 					b.StopTimer()
@@ -181,7 +90,7 @@ func BenchmarkApply(b *testing.B) {
 			}
 		})
 		b.Run(fmt.Sprintf("one of/%d", n), func(b *testing.B) {
-			p := withPeers(n)
+			p := dataplanetest.PeersPolicy(n)
 			for i := range b.N {
 				p.Addresses[0].Identity = model.IdentityID(100 + i%2)
 				if _, err := d.Apply(b.Context(), &dataplane.State{Policy: p}); err != nil {
@@ -199,7 +108,7 @@ func BenchmarkApply(b *testing.B) {
 func BenchmarkIsolate(b *testing.B) {
 	d, bed := openForTest(b, nil)
 	lab := newLab(bed)
-	if _, err := d.Apply(b.Context(), &dataplane.State{Policy: withPeers(1000)}); err != nil {
+	if _, err := d.Apply(b.Context(), &dataplane.State{Policy: dataplanetest.PeersPolicy(1000)}); err != nil {
 		b.Fatal(err)
 	}
 	lab.near.MustDial("tcp4", lab.allowed.Addr)
@@ -245,7 +154,7 @@ func BenchmarkCut(b *testing.B) {
 func BenchmarkJudge(b *testing.B) {
 	for _, n := range []int{10, 100_000} {
 		d, _ := openForTest(b, nil)
-		if _, err := d.Apply(b.Context(), &dataplane.State{Policy: withPeers(n)}); err != nil {
+		if _, err := d.Apply(b.Context(), &dataplane.State{Policy: dataplanetest.PeersPolicy(n)}); err != nil {
 			b.Fatal(err)
 		}
 		p := newProber(b, d)
