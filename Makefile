@@ -76,6 +76,7 @@ generate-check: ## fail if the generated code is not what its sources give
 
 .PHONY: bench
 bench: build ## run the benchmarks that docs/benchmarks.md records
+	@if [ "$$(id -u)" = 0 ]; then tools/install-packages $(RIVAL_PACKAGES); fi
 	tools/bench
 
 .PHONY: bench-dataplane
