@@ -213,6 +213,9 @@ func (b *Bed) On(far bool, f func()) {
 	}
 }
 
+// NearNamespace is a path of near's network namespace, for processes of the test.
+func (b *Bed) NearNamespace() string { return fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), b.near.Fd()) }
+
 // Open opens a dataplane at near.
 func (b *Bed) Open(open Open) (d dataplane.Dataplane) {
 	b.t.Helper()
