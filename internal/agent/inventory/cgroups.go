@@ -17,12 +17,33 @@ import (
 // tree is every cgroup below a root, by absolute path. The root itself is not among them.
 type tree struct {
 	root    string
-	ids     map[string]uint64
+	nodes   map[string]node
 	watcher *dirWatcher // nil: nobody tells of changes
 }
 
 func newTree(root string) *tree {
-	return &tree{root: filepath.Clean(root), ids: map[string]uint64{}}
+	return &tree{root: filepath.Clean(root), nodes: map[string]node{}}
+}
+
+// node is a cgroup. Its name can be trusted if only root could give it: nobody else owns the cgroup above it, or one above
+// that. In a subtree that systemd has given to a user, the user makes cgroups of any name.
+type node struct {
+	id      uint64
+	ours    bool // root owns it
+	trusted bool
+}
+
+// below returns the node of a directory in the cgroup at dir.
+func (t *tree) below(dir string, nodes map[string]node, info fs.FileInfo) node {
+	above, ok := nodes[dir]
+	if !ok { // the root of the tree, which who runs the agent vouches for
+		above = node{ours: true, trusted: true}
+	}
+	n := node{trusted: above.ours && above.trusted}
+	if st, ok := info.Sys().(*syscall.Stat_t); ok { // the inode of a directory of cgroup2 is the ID of the cgroup
+		n.id, n.ours = st.Ino, st.Uid == 0 || int(st.Uid) == os.Geteuid()
+	}
+	return n
 }
 
 // watchLimitError says that not every cgroup can be watched.
@@ -37,20 +58,20 @@ func (t *tree) walk() error {
 	if _, err := os.Stat(t.root); err != nil {
 		return fmt.Errorf("cgroup root: %w", err)
 	}
-	seen := make(map[string]uint64, len(t.ids))
+	seen := make(map[string]node, len(t.nodes))
 	limit := t.descend(t.root, seen)
-	for p := range t.ids {
+	for p := range t.nodes {
 		if _, ok := seen[p]; !ok {
 			t.watcher.forget(p)
 		}
 	}
-	t.ids = seen
+	t.nodes = seen
 	return limit
 }
 
 // descend adds what is below dir to seen. Directories that vanish meanwhile are gone, not an error. A directory is
 // watched before it is read, so that nothing made in between is missed.
-func (t *tree) descend(dir string, seen map[string]uint64) error {
+func (t *tree) descend(dir string, seen map[string]node) error {
 	limit := t.watcher.add(dir)
 	entries, err := os.ReadDir(dir)
 	if err != nil {
@@ -65,20 +86,12 @@ func (t *tree) descend(dir string, seen map[string]uint64) error {
 		if err != nil {
 			continue
 		}
-		seen[child] = inode(info)
+		seen[child] = t.below(dir, seen, info)
 		if err := t.descend(child, seen); limit == nil {
 			limit = err
 		}
 	}
 	return limit
-}
-
-// inode of a directory of cgroup2 is the ID of the cgroup.
-func inode(info fs.FileInfo) uint64 {
-	if st, ok := info.Sys().(*syscall.Stat_t); ok {
-		return st.Ino
-	}
-	return 0
 }
 
 // follow takes in what was heard of and reports whether only a walk can tell.
@@ -88,9 +101,9 @@ func (t *tree) follow(events []dirEvent) (walk bool) {
 		case e.lost:
 			return true
 		case e.gone:
-			for p := range t.ids {
+			for p := range t.nodes {
 				if within(p, e.path) {
-					delete(t.ids, p)
+					delete(t.nodes, p)
 					t.watcher.forget(p)
 				}
 			}
@@ -99,8 +112,8 @@ func (t *tree) follow(events []dirEvent) (walk bool) {
 			if err != nil || !info.IsDir() {
 				continue // gone again
 			}
-			t.ids[e.path] = inode(info)
-			if t.descend(e.path, t.ids) != nil {
+			t.nodes[e.path] = t.below(filepath.Dir(e.path), t.nodes, info)
+			if t.descend(e.path, t.nodes) != nil {
 				return true
 			}
 		}
@@ -108,12 +121,12 @@ func (t *tree) follow(events []dirEvent) (walk bool) {
 	return false
 }
 
-// units returns the cgroups that are units, by the name of the unit.
+// units returns the cgroups that are units, by the name of the unit. What a user has made for himself is none.
 func (t *tree) units(isUnit func(path, name string) bool) map[string][]Cgroup {
 	out := map[string][]Cgroup{}
-	for p, id := range t.ids {
-		if name := filepath.Base(p); isUnit(p, name) {
-			out[name] = append(out[name], Cgroup{Path: p, ID: id})
+	for p, n := range t.nodes {
+		if name := filepath.Base(p); n.trusted && isUnit(p, name) {
+			out[name] = append(out[name], Cgroup{Path: p, ID: n.id})
 		}
 	}
 	for _, list := range out {

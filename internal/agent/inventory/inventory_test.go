@@ -113,6 +113,36 @@ func TestUnitWithSeveralCgroups(t *testing.T) {
 	}
 }
 
+// TestWhatAUserNamesIsNoUnit: who has been given a subtree can make a cgroup of any name in it, and must not become another
+// workload by that.
+func TestWhatAUserNamesIsNoUnit(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("only root can give a directory away")
+	}
+	root := cgroups(t, "system.slice/pg.service", "user.slice/user@1000.service/app.slice/pg.service", "user.slice/user@1000.service/run/deep/pg.service")
+	if err := os.Chown(filepath.Join(root, "user.slice/user@1000.service"), 1000, 1000); err != nil {
+		t.Fatal(err)
+	}
+	w := New(Config{CgroupRoot: root, Units: []string{"*.service"}}, func(string, string) {})
+	if err := w.Scan(); err != nil {
+		t.Fatal(err)
+	}
+	mustBeOne := func(when string) {
+		t.Helper()
+		units := w.tree.units(w.isUnit)
+		if got := units["pg.service"]; len(got) != 1 || got[0].Path != filepath.Join(root, "system.slice/pg.service") {
+			t.Errorf("%s: pg.service is %v", when, got)
+		}
+		if len(units["user@1000.service"]) != 1 {
+			t.Errorf("%s: root has named user@1000.service, but units are %v", when, units)
+		}
+	}
+	mustBeOne("at the first look")
+	mkdir(t, root, "user.slice/user@1000.service/later/pg.service")
+	w.tree.follow([]dirEvent{{path: filepath.Join(root, "user.slice/user@1000.service/later")}})
+	mustBeOne("after another was made")
+}
+
 func TestOwnCgroupIsNeverAUnit(t *testing.T) {
 	root := cgroups(t, "system.slice/bulkhead-agent.service", "system.slice/other.service")
 	w := New(Config{CgroupRoot: root, Units: []string{"*.service"}}, func(string, string) {})

@@ -63,8 +63,8 @@ func (o *owners) find(t *tree, list []socket, now time.Time, fresh bool) {
 // search fills found for the wanted sockets. Of several processes that share one (a parent and its workers, a socket
 // that was handed over) the first in the order of cgroup and process ID counts.
 func (o *owners) search(t *tree, wanted map[uint64]bool, found map[uint64]owner) {
-	dirs := make([]string, 0, len(t.ids)+1)
-	for p := range t.ids {
+	dirs := make([]string, 0, len(t.nodes)+1)
+	for p := range t.nodes {
 		dirs = append(dirs, p)
 	}
 	// Deeper cgroups first: a service's process before the manager that opened the socket for it.

@@ -28,7 +28,6 @@ var limits = []string{
 		"does not apply to them.",
 	"Names of hosts are learnt from answers over UDP that the resolvers named in policy give to sockets of this host: not " +
 		"from DNS over TCP, TLS or HTTPS, from multicast DNS, or from files.",
-	"Programs that somebody detaches, or maps that somebody changes, are put right only when an agent starts.",
 }
 
 // confined is what an agent costs that may not enter network namespaces (it lacks CAP_SYS_ADMIN).
