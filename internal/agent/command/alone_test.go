@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -17,19 +18,37 @@ import (
 	"bulkhead/internal/agent/status"
 )
 
-// ask runs the agent's command line as another process and returns what it says.
+// onNode calls f on a thread in the network namespace of the node.
+func (b *bench) onNode(f func() error) error {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	home, err := netns.Get()
+	if err != nil {
+		return err
+	}
+	defer home.Close()
+	if err := netns.Set(b.node); err != nil {
+		return err
+	}
+	err = f()
+	return errors.Join(err, netns.Set(home))
+}
+
+// ask runs the agent's command line as another process on the node and returns what it says.
 func (b *bench) ask(code int, args ...string) string {
 	b.t.Helper()
 	cmd := exec.Command(filepath.Join(b.bin, "bulkhead-agent"), append(args, "--config", b.agentFile)...)
-	out, err := cmd.CombinedOutput()
+	var out bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &out
+	err := b.onNode(cmd.Run)
 	var exit *exec.ExitError
 	if err != nil && !errors.As(err, &exit) {
 		b.t.Fatal(err)
 	}
 	if got := cmd.ProcessState.ExitCode(); got != code {
-		b.t.Fatalf("bulkhead-agent %s: exit %d, want %d\n%s\nagent: %s", strings.Join(args, " "), got, code, out, b.agent.logText())
+		b.t.Fatalf("bulkhead-agent %s: exit %d, want %d\n%s\nagent: %s", strings.Join(args, " "), got, code, &out, b.agent.logText())
 	}
-	return string(out)
+	return out.String()
 }
 
 // says waits until the command line says all of the words.

@@ -93,6 +93,7 @@ type bench struct {
 	socket     string
 	controller *process
 	agent      *process
+	lose       func() error // nil, or what the agent loses besides what its unit takes, in the thread that starts it
 }
 
 type process struct {
@@ -392,7 +393,10 @@ func (b *bench) startAgent(ns netns.NsHandle, env ...string) {
 		if err := netns.Set(ns); err != nil {
 			return err
 		}
-		return b.bound()
+		if b.lose == nil {
+			return b.bound()
+		}
+		return errors.Join(b.bound(), b.lose())
 	}, ".", env, filepath.Join(b.bin, "bulkhead-agent"), "--config", b.agentFile)
 }
 
