@@ -139,6 +139,10 @@ const (
 // ReadSettled is Read for a directory that somebody may be changing at this moment: what it returns was there twice, one
 // time after the other, so that neither half a file nor half of the files counts.
 func ReadSettled(ctx context.Context, dir string) ([]policy.File, error) {
+	return readSettled(ctx, dir, read)
+}
+
+func readSettled(ctx context.Context, dir string, read func(dir string) *reader) ([]policy.File, error) {
 	before := read(dir)
 	for range looks {
 		select {

@@ -94,27 +94,27 @@ func TestRead(t *testing.T) {
 
 func TestReadSettledWaitsForTheLastByte(t *testing.T) {
 	dir := t.TempDir()
-	write(t, dir+"/a.yaml", "0")
-	stop := make(chan struct{})
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		for n := 0; ; n++ {
-			select {
-			case <-stop:
-				return
-			default:
-				_ = os.WriteFile(dir+"/a.yaml", []byte(fmt.Sprint(n)), 0o600) // read back below
+	changes := 0
+	// changing reads a directory that changes before each of the first looks.
+	changing := func(looks int) func(string) *reader {
+		return func(dir string) *reader {
+			if looks > 0 {
+				looks--
+				changes++
+				write(t, dir+"/a.yaml", fmt.Sprint(changes))
 			}
+			return read(dir)
 		}
-	}()
-	if files, err := ReadSettled(t.Context(), dir); err == nil || !strings.Contains(err.Error(), "does not stop changing") {
-		t.Errorf("while it changes: %s, %v", files, err)
 	}
-	close(stop)
-	<-done
+	files, err := readSettled(t.Context(), dir, changing(5))
+	if err != nil || len(files) != 1 || string(files[0].Data) != "5" {
+		t.Errorf("of one that settles: %s, %v", files, err)
+	}
+	if files, err := readSettled(t.Context(), dir, changing(1000)); err == nil || !strings.Contains(err.Error(), "does not stop changing") {
+		t.Errorf("of one that does not: %s, %v", files, err)
+	}
 	write(t, dir+"/a.yaml", "last")
-	files, err := ReadSettled(t.Context(), dir)
+	files, err = ReadSettled(t.Context(), dir)
 	if err != nil || len(files) != 1 || string(files[0].Data) != "last" {
 		t.Errorf("afterwards: %s, %v", files, err)
 	}

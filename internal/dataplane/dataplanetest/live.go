@@ -134,6 +134,9 @@ func (h *host) goesOn(f family) {
 	h.apply(policy{one: everything(model.Allow)})
 	client, server := h.pair(f.tcp, f.far, f.near, model.Egress)
 	udp, udpServer := h.pair(f.udp, f.far, f.near, model.Ingress)
+	for _, p := range []uint16{server.Port(), udpServer.Port()} {
+		h.events.one("its opening", all(kind(dataplane.EventOpen), port(p)))
+	}
 	h.events.clear()
 	stream, datagrams := client.Stream(1500*time.Millisecond, ""), udp.Stream(1500*time.Millisecond, "")
 	for i := range 40 {

@@ -71,9 +71,13 @@ type flows struct {
 	wake    chan struct{}
 	known   map[endKey]*known
 	denied  map[deniedKey]time.Time // attempts that were told, by their first packet
+	over    map[endKey]time.Time    // TCP connections whose end was told: what is still under way of them is none of another
 	folding map[kind]*folded
 	pending []ended // ends of flows whose beginning has not been read yet
 }
+
+// lingers is how long packets of a TCP connection may come after its end: as long as the kernel remembers its ports.
+const lingers = time.Minute
 
 type deniedKey struct {
 	endKey
@@ -97,7 +101,7 @@ type ended struct {
 
 func newFlows(d *Dataplane) *flows {
 	return &flows{
-		d: d, before: map[endKey]bool{}, wake: make(chan struct{}, 1), known: map[endKey]*known{}, denied: map[deniedKey]time.Time{},
+		d: d, before: map[endKey]bool{}, wake: make(chan struct{}, 1), known: map[endKey]*known{}, denied: map[deniedKey]time.Time{}, over: map[endKey]time.Time{},
 		folding: map[kind]*folded{}, judges: judges{first: make(chan struct{})},
 	}
 }
@@ -166,6 +170,9 @@ func (f *flows) decided(k endKey, e *dataplane.Event, sequence uint32, opens boo
 		}
 		delete(f.known, k)
 		before = nil
+	}
+	if _, over := f.over[k]; over && before == nil && !opens {
+		return
 	}
 	f.mu.Lock()
 	e.Existing = before == nil && f.before[k]
@@ -258,6 +265,11 @@ func (f *flows) flush(now time.Time, fn func(*dataplane.Event)) {
 			delete(f.denied, k)
 		}
 	}
+	for k, at := range f.over {
+		if now.Sub(at) > lingers {
+			delete(f.over, k)
+		}
+	}
 	waiting := f.pending
 	f.pending = nil
 	for i := range waiting {
@@ -296,6 +308,9 @@ func (f *flows) endTCP(e ended, fn func(*dataplane.Event)) {
 func (f *flows) end(k endKey, at time.Time, sent, received counted, fn func(*dataplane.Event)) {
 	e := f.known[k].Event
 	delete(f.known, k)
+	if k.proto == model.ProtoTCP && len(f.over) < maxKnown {
+		f.over[k] = at
+	}
 	f.mu.Lock()
 	delete(f.before, k)
 	f.mu.Unlock()

@@ -92,7 +92,13 @@ func isNew() []expression {
 	return []expression{loadFlow(unix.NFT_CT_STATE, scratch), combine(scratch, ne32(ctStateNew), ne32(0)), differs(scratch, ne32(0))}
 }
 
-const ctStateNew = 8 // NF_CT_STATE_BIT(IP_CT_NEW)
+// isEstablished ends the rule unless packets of the connection have been seen both ways.
+func isEstablished() []expression {
+	return []expression{loadFlow(unix.NFT_CT_STATE, scratch), combine(scratch, ne32(ctStateEstablished), ne32(0)), differs(scratch, ne32(0))}
+}
+
+// NF_CT_STATE_BIT of IP_CT_ESTABLISHED and IP_CT_NEW.
+const ctStateEstablished, ctStateNew = 2, 8
 
 func join(parts ...[]expression) (all []expression) {
 	for _, p := range parts {
@@ -389,6 +395,13 @@ func (w *writer) outcomes(e end) {
 		}
 	}
 	r := w.chain("refuse-" + e.String())
+	// The other end of a connection that was open learns of it with what it sends. It may answer a reset so: what was dropped
+	// before makes that one seem out of place, and a listener at its port would have the answer judged and dropped.
+	from := isDirection(ctOriginal)
+	if e.dir == model.Egress {
+		from = isDirection(ctReply)
+	}
+	r.add(join(isProto(model.ProtoTCP), from, isEstablished(), one(rejectTCP()))...)
 	if e.dir == model.Egress { // who asked learns of it
 		r.add(join(isProto(model.ProtoTCP), isDirection(ctOriginal), isNew(), one(rejectTCP()))...)
 		if e.local {
