@@ -121,6 +121,7 @@ type Dataplane struct {
 	pinned   map[string]*ebpf.Map // those of them that are
 	programs map[string]*ebpf.Program
 	links    map[string]link.Link
+	linked   map[string]ebpf.ProgramID // what they were made for
 	sweepers *iterators
 	resets   bool     // the sweeper resets by itself
 	follows  bool     // rules may name hosts

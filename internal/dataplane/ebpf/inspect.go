@@ -74,7 +74,7 @@ type scan[K, V any] struct {
 }
 
 // scanBatch is how many entries are read at once. A bucket of a hash, which cannot be read in parts, is far smaller.
-const scanBatch = 2048
+const scanBatch = 512
 
 // next reads the next part of m, which is valid until the call after, and reports whether it was the last.
 func (s *scan[K, V]) next(m *ebpf.Map) (keys []K, values []V, done bool, err error) {

@@ -210,7 +210,7 @@ func (d *Dataplane) attach(a attachment) error {
 	if old != nil && a.typ != ebpf.AttachTraceRawTp && d.attachedHere(old) {
 		if err := old.Update(prog); err == nil {
 			d.links[a.program] = old
-			return nil
+			return d.rememberLink(a.program, old)
 		}
 	}
 	var l link.Link
@@ -234,9 +234,9 @@ func (d *Dataplane) attach(a attachment) error {
 	}
 	d.links[a.program] = l
 	if old != nil {
-		return old.Close()
+		return errors.Join(d.rememberLink(a.program, l), old.Close())
 	}
-	return nil
+	return d.rememberLink(a.program, l)
 }
 
 func linkPin(program string) string { return "link_" + program }
@@ -275,9 +275,10 @@ func pinOver(l interface{ Pin(string) error }, path string) error {
 // attachedHere reports whether the link still is at our cgroup: one whose cgroup is gone is at none.
 func (d *Dataplane) attachedHere(l link.Link) bool {
 	info, err := l.Info()
-	if err != nil {
-		return false
-	}
+	return err == nil && d.isHere(info)
+}
+
+func (d *Dataplane) isHere(info *link.Info) bool {
 	cg := info.Cgroup()
 	return cg != nil && cg.CgroupId == d.root
 }

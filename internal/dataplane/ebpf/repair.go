@@ -97,9 +97,9 @@ func (d *Dataplane) repairLinks() (found []string, err error) {
 		case err != nil:
 			errs = append(errs, fmt.Errorf("look at %s: %w", a.program, err))
 			continue
-		case !d.attachedHere(l):
+		case !d.isHere(info):
 			what = "had been detached"
-		case info.Program != programID(d.program(a.program)):
+		case info.Program != d.linked[a.program]:
 			what = "had been replaced by another program"
 		default:
 			continue
@@ -119,13 +119,13 @@ func (d *Dataplane) repairLinks() (found []string, err error) {
 // attachAgain puts the program in place of what its link has become.
 func (d *Dataplane) attachAgain(a attachment, old link.Link) error {
 	if d.attachedHere(old) {
-		return old.Update(d.program(a.program))
+		return errors.Join(old.Update(d.program(a.program)), d.rememberLink(a.program, old))
 	}
 	l, err := link.AttachCgroup(link.CgroupOptions{Path: d.cfg.CgroupRoot, Attach: a.typ, Program: d.program(a.program)})
 	if err != nil {
 		return fmt.Errorf("attach it again: %w", err)
 	}
-	if err := errors.Join(d.pinLink(l, a.program), d.rememberPin(linkPin(a.program))); err != nil {
+	if err := errors.Join(d.pinLink(l, a.program), d.rememberPin(linkPin(a.program)), d.rememberLink(a.program, l)); err != nil {
 		return errors.Join(err, l.Close())
 	}
 	d.links[a.program] = l
@@ -145,7 +145,7 @@ func (d *Dataplane) others(a attachment) string {
 	}
 	var names []string
 	for _, p := range there.Programs {
-		if p.ID == programID(d.program(a.program)) {
+		if p.ID == d.linked[a.program] {
 			continue
 		}
 		name := fmt.Sprintf("program %d", p.ID)
@@ -163,13 +163,17 @@ func (d *Dataplane) others(a attachment) string {
 	return "; attached there besides: " + strings.Join(names, ", ")
 }
 
-func programID(p *ebpf.Program) ebpf.ProgramID {
-	info, err := p.Info()
+// rememberLink notes which program the link has, as the kernel numbers it.
+func (d *Dataplane) rememberLink(program string, l link.Link) error {
+	info, err := l.Info()
 	if err != nil {
-		return 0
+		return fmt.Errorf("look at %s: %w", program, err)
 	}
-	id, _ := info.ID()
-	return id
+	if d.linked == nil {
+		d.linked = map[string]ebpf.ProgramID{}
+	}
+	d.linked[program] = info.Program
+	return nil
 }
 
 // repairPins pins again what is not pinned any more: without it, verdicts would end with this process.
