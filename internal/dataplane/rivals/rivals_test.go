@@ -17,6 +17,7 @@ import (
 	"bulkhead/internal/dataplane"
 	"bulkhead/internal/dataplane/dataplanetest"
 	"bulkhead/internal/dataplane/ebpf"
+	"bulkhead/internal/dataplane/nft"
 )
 
 var (
@@ -37,8 +38,10 @@ type rival struct {
 func contestants() []rival {
 	return []rival{
 		{"no policy", 0, nil},
-		{"bulkhead eBPF", 10, installEBPF},
-		{"bulkhead eBPF", 100_000, installEBPF},
+		{"bulkhead eBPF", 10, dataplaneOf(openEBPF)},
+		{"bulkhead eBPF", 100_000, dataplaneOf(openEBPF)},
+		{"bulkhead nftables", 10, dataplaneOf(openNftables)},
+		{"bulkhead nftables", 10_000, dataplaneOf(openNftables)},
 		{"nftables, sets", 10, tool("nft -f -", nftSets)},
 		{"nftables, sets", 100_000, tool("nft -f -", nftSets)},
 		{"iptables, linear", 10, tool("iptables-legacy-restore", iptablesLinear)},
@@ -47,16 +50,24 @@ func contestants() []rival {
 	}
 }
 
-// open opens the eBPF dataplane; its events are read, as an agent does.
-func open(t testing.TB, b *dataplanetest.Bed, far bool) dataplane.Dataplane {
-	at := b.Open
+func openEBPF(at dataplanetest.Place) (dataplane.Dataplane, error) {
+	cfg := ebpf.DefaultConfig()
+	cfg.CgroupRoot, cfg.BPFFS = at.CgroupRoot, at.BPFFS
+	return ebpf.Open(cfg)
+}
+
+func openNftables(dataplanetest.Place) (dataplane.Dataplane, error) {
+	return nft.Open(nft.DefaultConfig())
+}
+
+// open opens a dataplane; its events are read, as an agent does.
+func open(t testing.TB, b *dataplanetest.Bed, far bool, at func(dataplanetest.Place) (dataplane.Dataplane, error)) dataplane.Dataplane {
+	on := b.Open
 	if far {
-		at = b.OpenFar
+		on = b.OpenFar
 	}
-	d := at(func(t testing.TB, at dataplanetest.Place) dataplane.Dataplane {
-		cfg := ebpf.DefaultConfig()
-		cfg.CgroupRoot, cfg.BPFFS = at.CgroupRoot, at.BPFFS
-		d, err := ebpf.Open(cfg)
+	d := on(func(t testing.TB, place dataplanetest.Place) dataplane.Dataplane {
+		d, err := at(place)
 		if errors.Is(err, dataplane.ErrUnsupported) {
 			dataplanetest.Cannot(t, "bpf", err)
 		}
@@ -82,14 +93,16 @@ func open(t testing.TB, b *dataplanetest.Bed, far bool) dataplane.Dataplane {
 	return d
 }
 
-func installEBPF(t *testing.T, b *dataplanetest.Bed, far bool, peers int) {
-	d := open(t, b, far)
-	state := &dataplane.State{Policy: dataplanetest.PeersPolicy(peers)}
-	if !far {
-		state.Units = map[string][]string{"a": {b.Unit("one")}}
-	}
-	if _, err := d.Apply(t.Context(), state); err != nil {
-		t.Fatal(err)
+func dataplaneOf(at func(dataplanetest.Place) (dataplane.Dataplane, error)) func(*testing.T, *dataplanetest.Bed, bool, int) {
+	return func(t *testing.T, b *dataplanetest.Bed, far bool, peers int) {
+		d := open(t, b, far, at)
+		state := &dataplane.State{Policy: dataplanetest.PeersPolicy(peers)}
+		if !far {
+			state.Units = map[string][]string{"a": {b.Unit("one")}}
+		}
+		if _, err := d.Apply(t.Context(), state); err != nil {
+			t.Fatal(err)
+		}
 	}
 }
 
@@ -216,7 +229,7 @@ func quantile(all []float64, q float64) float64 {
 	return all[int(q*float64(len(all)-1))]
 }
 
-// TestRivalUpdates times loading 100,000 peers, and changing one of them afterwards: at best of several, with the start of
+// TestRivalUpdates times loading many peers, and changing one of them afterwards: at best of several, with the start of
 // the program for what is one.
 func TestRivalUpdates(t *testing.T) {
 	if *rounds == 0 {
@@ -231,29 +244,35 @@ func TestRivalUpdates(t *testing.T) {
 		}
 		return least
 	}
-	fmt.Printf("%-17s %12s %12s\n", "", "load 100,000", "change one")
-	print := func(name string, load, change time.Duration) {
-		fmt.Printf("%-17s %12v %12v\n", name, load.Round(100*time.Microsecond), change.Round(10*time.Microsecond))
+	fmt.Printf("%-17s %8s %12s %12s\n", "", "peers", "load all", "change one")
+	print := func(name string, peers int, load, change time.Duration) {
+		fmt.Printf("%-17s %8d %12v %12v\n", name, peers, load.Round(100*time.Microsecond), change.Round(10*time.Microsecond))
 	}
 
-	b = dataplanetest.NewBed(t)
-	d := open(t, b, false)
-	policies := []*dataplane.State{{Policy: dataplanetest.PeersPolicy(0)}, {Policy: dataplanetest.PeersPolicy(peers)}}
-	apply := func(s *dataplane.State) time.Duration {
-		st, err := d.Apply(t.Context(), s)
-		if err != nil {
-			t.Fatal(err)
+	var load, one time.Duration
+	for _, own := range []struct {
+		name  string
+		at    func(dataplanetest.Place) (dataplane.Dataplane, error)
+		peers int
+	}{{"bulkhead eBPF", openEBPF, peers}, {"bulkhead nftables", openNftables, 10_000}} {
+		d := open(t, dataplanetest.NewBed(t), false, own.at)
+		policies := []*dataplane.State{{Policy: dataplanetest.PeersPolicy(0)}, {Policy: dataplanetest.PeersPolicy(own.peers)}}
+		apply := func(s *dataplane.State) time.Duration {
+			st, err := d.Apply(t.Context(), s)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return st.Took
 		}
-		return st.Took
+		load = best(func() time.Duration { apply(policies[0]); return apply(policies[1]) })
+		flip := 0
+		one = best(func() time.Duration {
+			flip++
+			policies[1].Policy.Addresses[0].Identity = model.IdentityID(100 + flip%2)
+			return apply(policies[1])
+		})
+		print(own.name, own.peers, load, one)
 	}
-	load := best(func() time.Duration { apply(policies[0]); return apply(policies[1]) })
-	flip := 0
-	one := best(func() time.Duration {
-		flip++
-		policies[1].Policy.Addresses[0].Identity = model.IdentityID(100 + flip%2)
-		return apply(policies[1])
-	})
-	print("bulkhead eBPF", load, one)
 
 	b = dataplanetest.NewBed(t)
 	ruleset := nftSets(peers)
@@ -265,7 +284,7 @@ func TestRivalUpdates(t *testing.T) {
 		feed(t, b, false, "nft add element ip fw peers { 12.0.0.1 }", "")
 		return feed(t, b, false, "nft delete element ip fw peers { 12.0.0.1 }", "")
 	})
-	print("nftables, sets", load, one)
+	print("nftables, sets", peers, load, one)
 
 	b = dataplanetest.NewBed(t)
 	set := ipset(peers)
@@ -281,7 +300,7 @@ func TestRivalUpdates(t *testing.T) {
 		feed(t, b, false, "ipset add peers 12.0.0.1", "")
 		return feed(t, b, false, "ipset del peers 12.0.0.1", "")
 	})
-	print("iptables, ipset", load, one)
+	print("iptables, ipset", peers, load, one)
 
 	b = dataplanetest.NewBed(t)
 	linear := iptablesLinear(1000)
@@ -290,5 +309,5 @@ func TestRivalUpdates(t *testing.T) {
 		feed(t, b, false, "iptables-legacy -A INPUT -s 12.0.0.1 -j SERVICES", "")
 		return feed(t, b, false, "iptables-legacy -D INPUT -s 12.0.0.1 -j SERVICES", "")
 	})
-	print("iptables, 1,000", load, one)
+	print("iptables, linear", 1000, load, one)
 }
