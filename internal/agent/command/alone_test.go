@@ -129,13 +129,6 @@ func TestStandalone(t *testing.T) {
 	}
 	b := newBench(t)
 	b.controller = &process{}
-	self, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
-	workload := func(ns netns.NsHandle, cgroup, role string) *process {
-		return b.start(ns, cgroup, []string{"BULKHEAD_SMOKE_ROLE=" + role, "BULKHEAD_SMOKE_ADDR=" + nodeAddr + ":5432"}, self)
-	}
 	policy := filepath.Join(b.dir, "policy")
 	if err := os.Mkdir(policy, 0o755); err != nil {
 		t.Fatal(err)
@@ -154,10 +147,10 @@ func TestStandalone(t *testing.T) {
 	b.status("an agent with nothing to enforce", func(r *status.Report) bool {
 		return r.Alone != nil && r.Alone.Version == 0 && r.Hash != "" && len(r.Problems) == 0
 	})
-	server := workload(b.node, "db.service", "server")
+	server := b.workload(b.node, "db.service", "server")
 	b.heard(server, "listening")
-	web := workload(b.node, "web.service", "client")
-	other := workload(b.ctl, "", "client")
+	web := b.workload(b.node, "web.service", "client")
+	other := b.workload(b.ctl, "", "client")
 	b.waitLine(web, "up")
 	b.waitLine(other, "up")
 	b.says([]string{ctlAddr, "node-1/db.service", "tcp/5432", "allow", "open"}, "flows")
@@ -215,11 +208,11 @@ func TestStandalone(t *testing.T) {
 	env, wait := b.ready()
 	b.startAgent(b.node, env)
 	wait()
-	b.first(workload(b.ctl, "", "client"), "down")
-	b.first(workload(b.node, "web.service", "client"), "up")
+	b.first(b.workload(b.ctl, "", "client"), "down")
+	b.first(b.workload(b.node, "web.service", "client"), "up")
 
 	// What is put right is in force, by itself.
-	other = workload(b.ctl, "", "client")
+	other = b.workload(b.ctl, "", "client")
 	b.waitLine(other, "down")
 	write(enforced + stranger)
 	b.waitLine(other, "up")
@@ -248,13 +241,6 @@ func TestRebootOrder(t *testing.T) {
 		t.Skip("builds and runs the programs")
 	}
 	b := newBench(t)
-	self, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
-	workload := func(ns netns.NsHandle, cgroup, role string) *process {
-		return b.start(ns, cgroup, []string{"BULKHEAD_SMOKE_ROLE=" + role, "BULKHEAD_SMOKE_ADDR=" + nodeAddr + ":5432"}, self)
-	}
 	b.startController()
 	token := b.cli("token", "create", "--host", "node-1")
 	b.agentFile = b.write("agent.yaml", fmt.Sprintf("controller: %s:7443\ntokenFile: %s\nhost: node-1\ndata: %s\ncgroupRoot: %s\nbpffs: %s\ndataplane: ebpf\nsocket: %s\n",
@@ -269,16 +255,16 @@ func TestRebootOrder(t *testing.T) {
 	b.agent.kill()
 	b.controller.kill()
 	b.ask(exitGood, "remove")
-	server := workload(b.node, "db.service", "server")
+	server := b.workload(b.node, "db.service", "server")
 	b.heard(server, "listening")
-	open := workload(b.ctl, "", "client") // a reboot leaves no connections; this one shows what there is to stop
+	open := b.workload(b.ctl, "", "client") // a reboot leaves no connections; this one shows what there is to stop
 	b.first(open, "up")
 	open.kill()
 	env, wait := b.ready()
 	b.startAgent(b.node, env)
 	wait()
-	b.first(workload(b.ctl, "", "client"), "down")
-	b.first(workload(b.node, "web.service", "client"), "up")
+	b.first(b.workload(b.ctl, "", "client"), "down")
+	b.first(b.workload(b.node, "web.service", "client"), "up")
 	b.status("the agent alone", func(r *status.Report) bool { return !r.Connected && r.Revision > 0 })
 	b.agent.kill()
 	b.ask(exitGood, "remove")

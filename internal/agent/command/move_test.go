@@ -8,8 +8,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/vishvananda/netns"
-
 	"bulkhead/internal/agent/status"
 	"bulkhead/internal/dataplane/nft"
 )
@@ -35,13 +33,6 @@ func TestDataplaneMoves(t *testing.T) {
 	}
 	b := newBench(t)
 	b.controller = &process{}
-	self, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
-	workload := func(ns netns.NsHandle, cgroup, role string) *process {
-		return b.start(ns, cgroup, []string{"BULKHEAD_SMOKE_ROLE=" + role, "BULKHEAD_SMOKE_ADDR=" + nodeAddr + ":5432"}, self)
-	}
 	policy, pins := filepath.Join(b.dir, "policy"), filepath.Join(b.dir, "bpf", "bulkhead")
 	if err := os.Mkdir(policy, 0o755); err != nil {
 		t.Fatal(err)
@@ -72,10 +63,10 @@ func TestDataplaneMoves(t *testing.T) {
 
 	agentOn("ebpf")
 	judgedBy("ebpf")
-	server := workload(b.node, "db.service", "server")
+	server := b.workload(b.node, "db.service", "server")
 	b.heard(server, "listening")
-	web := workload(b.node, "web.service", "client")
-	other := workload(b.ctl, "", "client")
+	web := b.workload(b.node, "web.service", "client")
+	other := b.workload(b.ctl, "", "client")
 	b.waitLine(web, "up")
 	b.first(other, "down")
 	for _, dataplane := range []string{"nftables", "ebpf", "nftables"} {

@@ -245,6 +245,16 @@ func (b *bench) start(ns netns.NsHandle, cgroup string, env []string, name strin
 	return b.startWith(func() error { return netns.Set(ns) }, cgroup, env, name, args...)
 }
 
+// workload starts a server or a client of the service on the node.
+func (b *bench) workload(ns netns.NsHandle, cgroup, role string) *process {
+	b.t.Helper()
+	self, err := os.Executable()
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	return b.start(ns, cgroup, []string{"BULKHEAD_SMOKE_ROLE=" + role, "BULKHEAD_SMOKE_ADDR=" + nodeAddr + ":5432"}, self)
+}
+
 // startWith starts a program from a thread that prepare has been called on.
 func (b *bench) startWith(prepare func() error, cgroup string, env []string, name string, args ...string) *process {
 	b.t.Helper()
@@ -508,13 +518,6 @@ func TestSmoke(t *testing.T) {
 		t.Skip("builds and runs the programs")
 	}
 	b := newBench(t)
-	self, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
-	workload := func(ns netns.NsHandle, cgroup, role string) *process {
-		return b.start(ns, cgroup, []string{"BULKHEAD_SMOKE_ROLE=" + role, "BULKHEAD_SMOKE_ADDR=" + nodeAddr + ":5432"}, self)
-	}
 	b.startController()
 	token := b.cli("token", "create", "--host", "node-1")
 	b.agentFile = b.write("agent.yaml", fmt.Sprintf("controller: %s:7443\ntokenFile: %s\nhost: node-1\ndata: %s\ncgroupRoot: %s\nbpffs: %s\ndataplane: ebpf\nflowWindow: 200ms\nsocket: %s\n",
@@ -523,13 +526,13 @@ func TestSmoke(t *testing.T) {
 	b.status("the connection", func(r *status.Report) bool { return r.Connected })
 
 	// See: without any document the units are found and their flows recorded.
-	server := workload(b.node, "db.service", "server")
+	server := b.workload(b.node, "db.service", "server")
 	b.heard(server, "listening") // it says so once
-	web := workload(b.node, "web.service", "client")
-	stranger := workload(b.ctl, "", "client")
+	web := b.workload(b.node, "web.service", "client")
+	stranger := b.workload(b.ctl, "", "client")
 	b.waitLine(web, "up")
 	b.waitLine(stranger, "up")
-	b.seen(`"node-1/web.service"`, `"node-1/db.service"`, `5432`, filepath.Base(self)[:8])
+	b.seen(`"node-1/web.service"`, `"node-1/db.service"`, `5432`, filepath.Base(os.Args[0])[:8])
 	b.seen(ctlAddr, `"node-1/db.service"`)
 
 	// Enforce: what is allowed goes on, what is not is cut, live.
@@ -589,7 +592,7 @@ func TestSmoke(t *testing.T) {
 		}
 		return nil
 	})
-	web = workload(b.node, "web.service", "client")
+	web = b.workload(b.node, "web.service", "client")
 	b.waitLine(web, "up")
 
 	// Remove: nothing is left.

@@ -72,12 +72,16 @@ type flows struct {
 	known   map[endKey]*known
 	denied  map[deniedKey]time.Time // attempts that were told, by their first packet
 	over    map[endKey]time.Time    // TCP connections whose end was told: what is still under way of them is none of another
+	forgot  time.Time               // when what is too old was last dropped
 	folding map[kind]*folded
 	pending []ended // ends of flows whose beginning has not been read yet
 }
 
 // lingers is how long packets of a TCP connection may come after its end: as long as the kernel remembers its ports.
 const lingers = time.Minute
+
+// forgetEvery is how often old attempts and ended connections are dropped.
+const forgetEvery = 10 * time.Second
 
 type deniedKey struct {
 	endKey
@@ -260,6 +264,22 @@ func (f *flows) flush(now time.Time, fn func(*dataplane.Event)) {
 		d.event.Count, d.until = 0, now.Add(time.Second)
 		fn(&e)
 	}
+	f.forget(now)
+	waiting := f.pending
+	f.pending = nil
+	for i := range waiting {
+		if now.Sub(waiting[i].at) < 2*time.Second {
+			f.endTCP(waiting[i], fn)
+		}
+	}
+}
+
+// forget drops what is not needed any more. There may be much of it, so it is looked at once in a while only.
+func (f *flows) forget(now time.Time) {
+	if now.Sub(f.forgot) < forgetEvery {
+		return
+	}
+	f.forgot = now
 	for k, at := range f.denied {
 		if now.Sub(at) > 2*time.Minute { // longer than anybody goes on trying
 			delete(f.denied, k)
@@ -268,13 +288,6 @@ func (f *flows) flush(now time.Time, fn func(*dataplane.Event)) {
 	for k, at := range f.over {
 		if now.Sub(at) > lingers {
 			delete(f.over, k)
-		}
-	}
-	waiting := f.pending
-	f.pending = nil
-	for i := range waiting {
-		if now.Sub(waiting[i].at) < 2*time.Second {
-			f.endTCP(waiting[i], fn)
 		}
 	}
 }

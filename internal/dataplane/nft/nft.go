@@ -269,8 +269,12 @@ func Uninstall() (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, n.file.Close()) }()
-	if there, err := n.isThere(); err != nil || !there {
-		return nil // an error: there is no nftables
+	there, err := n.isThere()
+	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EPROTONOSUPPORT) || errors.Is(err, unix.EOPNOTSUPP) {
+		return nil // the kernel has no nftables
+	}
+	if err != nil || !there {
+		return err
 	}
 	if err := n.remove(); err != nil {
 		return err

@@ -395,8 +395,9 @@ func (w *writer) outcomes(e end) {
 		}
 	}
 	r := w.chain("refuse-" + e.String())
-	// The other end of a connection that was open learns of it with what it sends. It may answer a reset so: what was dropped
-	// before makes that one seem out of place, and a listener at its port would have the answer judged and dropped.
+	// The other end of a connection that was open is reset by what it sends. Resetting ours tells it too, unless data of ours has
+	// been dropped: then that reset is out of sequence, and the other end asks back (RFC 5961), which a listener of ours, judged
+	// like any socket, would never hear.
 	from := isDirection(ctOriginal)
 	if e.dir == model.Egress {
 		from = isDirection(ctReply)
