@@ -126,11 +126,12 @@ type programsDenialKey struct {
 	Rule    uint64
 	Raddr   [4]uint32
 	Tgid    uint32
+	Gen     uint32
 	Subject uint16
 	Port    uint16
 	Proto   uint8
 	Dir     uint8
-	Pad     [6]uint8
+	Pad     [2]uint8
 }
 
 type programsDomainKey struct {

@@ -33,7 +33,8 @@ static __always_inline int on_packet(struct __sk_buff *skb, bool egress)
 
 	if (!sk)
 		return 1;
-	s = bpf_sk_storage_get(&sockets, sk, 0, 0);
+	/* A socket of datagrams without a peer is in this state, and is not looked up in vain. */
+	s = sk->state == TCP_CLOSE ? NULL : bpf_sk_storage_get(&sockets, sk, 0, 0);
 	if (s) {
 		word = READ_ONCE(s->word);
 		/* Only words of connections are judged; that of a listener may still be of one. */
@@ -183,7 +184,7 @@ static __noinline int on_connect(struct bpf_sock_addr *ctx, struct flow *f)
 	d.unit = unit_of_task();
 	state = as_of(judge(f, subject, &s->process, &d), gen);
 	if (d.verdict == DENY) {
-		deny_attempt(f, &d, &s->process, subject);
+		deny_attempt(f, &d, &s->process, subject, 0);
 		return 0;
 	}
 	s->rule = d.rule;

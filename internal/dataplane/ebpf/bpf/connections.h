@@ -216,6 +216,43 @@ static __noinline struct connection *new_connection(struct datagram *p, struct s
 }
 
 /*
+ * depends_on_kind reports whether all that the verdict on a datagram depends on, in a generation of its subject, is in the key
+ * of its denial: no socket at the other end, process, local address, name or guess counts, nor an exception, which ends by itself.
+ */
+static __noinline bool depends_on_kind(struct __sk_buff *skb, struct bpf_sock *sk, const struct datagram *p,
+				       const struct socket_state *s, __u64 state)
+{
+	return s && !(READ_ONCE(s->word) & FLOW_EXISTING) && skb->ifindex != LOOPBACK_IFINDEX && sk->type != SOCK_RAW &&
+	       !((__u32)state & SUBJECT_LOCAL_SETS) && !exception(state) && !processes_matter() &&
+	       !(p->flow.dir == OUT && epoch_at(generation()));
+}
+
+/*
+ * denied_before drops a datagram of a kind that has just been denied, without judging it again: a flood of them must cost no
+ * more than one that may pass.
+ */
+static __noinline bool denied_before(struct __sk_buff *skb, struct bpf_sock *sk, struct socket_state *s, struct datagram *p,
+				   __u64 now)
+{
+	__u64 word = s ? READ_ONCE(s->word) : 0, state = state_of(word_subject(word));
+	struct denial_key key = {.gen = word_gen(word)};
+	struct denial *v;
+
+	if (!key.gen || key.gen != state_gen(state) || !depends_on_kind(skb, sk, p, s, state))
+		return false;
+	denial_kind(&key, &p->flow, &s->process, word_subject(word));
+	v = bpf_map_lookup_elem(&denials, &key);
+	if (!v || !READ_ONCE(v->filled))
+		return false;
+	if (!denial_due(READ_ONCE(v->state), now) && add_pending(v, 1))
+		count(COUNT_DENIED);
+	else
+		fold(v, &p->flow, &v->decision, &s->process, key.subject);
+	count(COUNT_DROPPED);
+	return true;
+}
+
+/*
  * judge_datagram is the slow path: the flow is new (c is NULL), or its verdict is of another generation. It returns
  * whether the packet may pass.
  */
@@ -241,7 +278,8 @@ static __noinline bool judge_datagram(struct __sk_buff *skb, struct bpf_sock *sk
 		bool copy = sk->type == SOCK_RAW && !p->egress;
 
 		if (d.verdict == DENY && !copy)
-			deny_attempt(&p->flow, &d, s ? &s->process : NULL, subject);
+			deny_attempt(&p->flow, &d, s ? &s->process : NULL, subject,
+				     state && depends_on_kind(skb, sk, p, s, state) ? state_gen(state) : 0);
 		if (d.verdict == DENY || copy)
 			return d.verdict != DENY;
 		c = new_connection(p, s);
@@ -279,6 +317,8 @@ static __always_inline bool on_new_datagram(struct __sk_buff *skb, struct bpf_so
 		p->flow.dir = p->egress && !p->guessed ? OUT : IN;
 		if (p->flow.proto == IPPROTO_UDP || p->flow.proto == IPPROTO_UDPLITE || p->flow.proto == IPPROTO_SCTP)
 			p->flow.port = p->flow.dir == OUT ? p->flow.rport : p->flow.lport;
+		if (denied_before(skb, sk, s, p, now))
+			return false;
 	}
 	if (!judge_datagram(skb, sk, s, p, c)) {
 		count(COUNT_DROPPED);
@@ -304,7 +344,7 @@ static __noinline bool on_other_address(struct __sk_buff *skb, struct bpf_sock *
 	judge(&p->flow, subject, &c->process, &d);
 	if (d.verdict != DENY)
 		return pass(skb, c, &p->details, false, now);
-	deny_attempt(&p->flow, &d, &c->process, subject);
+	deny_attempt(&p->flow, &d, &c->process, subject, 0);
 	count(COUNT_DROPPED);
 	return false;
 }
@@ -334,7 +374,7 @@ static __noinline bool on_denied_datagram(struct flow *f, struct connection *c)
 {
 	struct decision d = {.rule = c->rule, .peer = c->peer, .rsubject = c->rsubject};
 
-	deny_attempt(f, &d, &c->process, word_subject(READ_ONCE(c->word)));
+	deny_attempt(f, &d, &c->process, word_subject(READ_ONCE(c->word)), 0);
 	count(COUNT_DROPPED);
 	return false;
 }

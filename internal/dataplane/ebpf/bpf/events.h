@@ -148,53 +148,67 @@ static __always_inline bool take_pending(struct denial *v, __u64 now, __u64 *n)
 	return true;
 }
 
-/*
- * deny_attempt records one denied attempt to begin a flow. The first of its kind is told at once, those that follow
- * within a second together. Every attempt is told exactly once, or counted as lost: when and how many are one word, so
- * that an attempt is either added before that word says that the kind is gone, or told alone.
- */
-GLOBAL int deny_attempt(const struct flow *f, const struct decision *d, const struct process *p, __u32 subject)
+/* fold has one more denied attempt of a kind told: now, or with those of the last second. v is NULL if kinds are too many. */
+static __noinline int fold(struct denial *v, const struct flow *f, const struct decision *d, const struct process *p,
+			   __u32 subject)
 {
-	struct denial_key key = {.subject = subject};
-	__u64 now = bpf_ktime_get_boot_ns(), n = 0;
-	struct denial *v;
-
-	if (!f || !d)
-		return 0;
-	key.rule = d->rule;
-	key.port = f->port;
-	key.proto = f->proto;
-	key.dir = f->dir;
+	__u64 n = 0;
 
 	count(COUNT_DENIED);
-	copy_addr(key.raddr, f->raddr);
-	if (p)
-		key.tgid = p->tgid;
-	v = bpf_map_lookup_elem(&denials, &key);
-	if (!v) {
-		bpf_map_update_elem(&denials, &key, &no_denial, BPF_NOEXIST);
-		v = bpf_map_lookup_elem(&denials, &key);
-	}
-	if (v) { /* else there are too many kinds at once to fold them all */
-		if (!v->filled) { /* two processors may both write the same here */
-			v->flow = *f;
-			v->decision = *d;
-			if (p)
-				v->process = *p;
-			v->filled = 1;
-		}
-		if (!take_pending(v, now, &n) && add_pending(v, 1))
-			return 0;
-	}
+	if (v && !take_pending(v, bpf_ktime_get_ns(), &n) && add_pending(v, 1))
+		return 0;
 	if (!tell_denial(f, d, p, subject, n + 1) && !(v && add_pending(v, n + 1)))
 		count(COUNT_LOST);
 	return 0;
 }
 
+static __always_inline void denial_kind(struct denial_key *key, const struct flow *f, const struct process *p, __u32 subject)
+{
+	copy_addr(key->raddr, f->raddr);
+	key->port = f->port;
+	key->proto = f->proto;
+	key->dir = f->dir;
+	key->subject = subject;
+	if (p)
+		key->tgid = p->tgid;
+}
+
+/*
+ * deny_attempt records one denied attempt to begin a flow. The first of its kind is told at once, those that follow
+ * within a second together. Every attempt is told exactly once, or counted as lost: when and how many are one word, so
+ * that an attempt is either added before that word says that the kind is gone, or told alone. gen is the subject's
+ * generation if in it all packets of the kind are denied by this rule, else 0.
+ */
+GLOBAL int deny_attempt(const struct flow *f, const struct decision *d, const struct process *p, __u32 subject, __u32 gen)
+{
+	struct denial_key key = {.gen = gen};
+	struct denial *v;
+
+	if (!f || !d)
+		return 0;
+	if (!gen)
+		key.rule = d->rule;
+	denial_kind(&key, f, p, subject);
+	v = bpf_map_lookup_elem(&denials, &key);
+	if (!v) {
+		bpf_map_update_elem(&denials, &key, &no_denial, BPF_NOEXIST);
+		v = bpf_map_lookup_elem(&denials, &key);
+	}
+	if (v && !READ_ONCE(v->filled)) { /* two processors may both write the same here */
+		v->flow = *f;
+		v->decision = *d;
+		if (p)
+			v->process = *p;
+		read_barrier();
+		WRITE_ONCE(v->filled, 1);
+	}
+	return fold(v, f, d, p, subject);
+}
+
 /* flush_denial tells what has been pending for a second, and forgets what has not happened for one. */
 static long flush_denial(struct bpf_map *map, struct denial_key *key, struct denial *v, void *unused)
 {
-	__u64 now = bpf_ktime_get_boot_ns(), state = READ_ONCE(v->state), n;
+	__u64 now = bpf_ktime_get_ns(), state = READ_ONCE(v->state), n;
 
 	if (state == DENIAL_GONE || !denial_due(state, now))
 		return 0;

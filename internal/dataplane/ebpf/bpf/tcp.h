@@ -52,7 +52,7 @@ static __noinline __u64 settle(struct socket_state *s, __u64 old, __u64 new, con
 	if (old & FLOW_OPENED)
 		flags |= EVENT_REJUDGED;
 	if (d->verdict == DENY && !(flags & (EVENT_REJUDGED | EVENT_EXISTING)))
-		deny_attempt(f, d, &s->process, word_subject(new));
+		deny_attempt(f, d, &s->process, word_subject(new), 0);
 	else
 		tell_verdict(f, d, &s->process, new, flags);
 	return new;
@@ -241,7 +241,7 @@ static __noinline bool on_listener(struct __sk_buff *skb, struct bpf_sock *sk, b
 		seq = bpf_map_lookup_elem(&attempts, &key);
 		if (!seq || *seq != details.seq) {
 			bpf_map_update_elem(&attempts, &key, &details.seq, BPF_ANY);
-			deny_attempt(&f, &d, s ? &s->process : NULL, subject);
+			deny_attempt(&f, &d, s ? &s->process : NULL, subject, 0);
 		}
 	}
 	count(COUNT_DROPPED);

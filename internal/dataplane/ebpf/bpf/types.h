@@ -331,16 +331,21 @@ struct connection {
 	__u64 told_sent, told_received, told_packets_sent, told_packets_received;
 };
 
-/* Denials of one kind, folded: at most one event a second. One that is silent for a second is forgotten. */
+/*
+ * Denials of one kind, folded: at most one event a second. One that is silent for a second is forgotten. Where the rest of
+ * the key is all that the verdict depends on in a generation, that is in the place of the rule: then the entry is the
+ * verdict too, and the next packet of the kind need not be judged.
+ */
 struct denial_key {
-	__u64 rule;
+	__u64 rule; /* or 0 */
 	__u32 raddr[4];
 	__u32 tgid;
+	__u32 gen; /* of the subject, or 0 */
 	__u16 subject;
 	__u16 port;
 	__u8 proto;
 	__u8 dir;
-	__u8 pad[6];
+	__u8 pad[2];
 };
 
 struct denial {
