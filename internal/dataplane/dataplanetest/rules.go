@@ -1,6 +1,7 @@
 package dataplanetest
 
 import (
+	"maps"
 	"net/netip"
 	"testing"
 	"time"
@@ -21,6 +22,7 @@ func testRules(t *testing.T, open Open) {
 	t.Run("controllers", func(t *testing.T) { whole.with(t).controllers() })
 	t.Run("essentials", func(t *testing.T) { whole.with(t).essentials() })
 	t.Run("denials are folded and none is forgotten", func(t *testing.T) { whole.with(t).folded() })
+	t.Run("a flood is denied by another rule, then allowed", func(t *testing.T) { whole.with(t).floodRejudged() })
 }
 
 // reaches checks what a process sees when it dials, "" for success. EPERM stands for whatever error a denial has.
@@ -292,5 +294,51 @@ func (h *host) folded() {
 		if events, attempts := h.events.count(m); attempts != n || events > 10 {
 			h.t.Errorf("%s: %d attempts in %d events instead of %d in a few", name, attempts, events, n)
 		}
+	}
+}
+
+// floodRejudged has the same socket go on while the verdict on its datagrams changes, to another rule and then to allow.
+func (h *host) floodRejudged() {
+	const n, unanswered = 20, 50 * time.Millisecond
+	for _, d := range model.Directions {
+		h.apply(policy{})
+		near, far := h.one, h.farP
+		server := far.Listen("udp4", at(Far4, 0))
+		client := near.MustDial("udp4", server.Addr)
+		if d == model.Ingress {
+			server.Close()
+			server = near.Listen("udp4", at(Near4, 0))
+			client.Close()
+			client = far.MustDial("udp4", server.Addr)
+		}
+		h.events.clear()
+		denied := all(kind(dataplane.EventDeny), port(server.Port()), workload("near/one"))
+		want := map[model.RuleID]int{model.RuleDefaultDeny: n, "lab/first": n, "lab/second": n}
+		for _, name := range []model.RuleID{model.RuleDefaultDeny, "lab/first", "lab/second"} {
+			if name != model.RuleDefaultDeny {
+				r := rule(d, farID, "udp", model.Deny)
+				r.Name = name
+				h.apply(policy{one: []Rule{r}})
+			}
+			for range n {
+				if err := client.exchange("denied", "", unanswered); err == "" {
+					h.t.Fatalf("%s: a datagram passes that %s denies", d, name)
+				}
+			}
+		}
+		h.apply(policy{one: []Rule{rule(d, farID, "udp", model.Allow)}})
+		if err := client.Exchange("allowed", ""); err != "" {
+			h.t.Errorf("%s: a datagram that is allowed now: %s", d, err)
+		}
+		h.events.wait("all denials", func() bool { _, attempts := h.events.count(denied); return attempts >= 3*n })
+		got := map[model.RuleID]int{}
+		for _, e := range h.events.find(denied) {
+			got[e.Rule] += int(e.Count)
+		}
+		if !maps.Equal(got, want) {
+			h.t.Errorf("%s: denied %v instead of %v", d, got, want)
+		}
+		client.Close()
+		server.Close()
 	}
 }
