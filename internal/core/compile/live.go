@@ -89,11 +89,12 @@ type Live struct {
 	covers       map[string]*cover // by the netsets told; of the present partition
 	log          addressLog
 
-	latest *batch // what it leaves is tidied up when the next begins: until then its changes can be read
-	mark   uint32
-	cellAs []int32
-	buf    []byte
-	keys   []string
+	latest    *batch // what it leaves is tidied up when the next begins: until then its changes can be read
+	mark      uint32
+	gathering gathering
+	cellAs    []int32
+	buf       []byte
+	keys      []string
 }
 
 // Change is what is different from one moment to the next. Its parts take effect together.

@@ -10,6 +10,7 @@ import (
 type addressDelta struct {
 	delta     *hostpolicy.AddressDelta
 	gone, new addressSums
+	twice     bool // a prefix may be new and gone
 }
 
 // to does to the sums what the delta does to the addresses, and undo takes it back.
@@ -48,7 +49,10 @@ func (b *batch) addressDelta(old, now *groupState, doubt []int32, moot []*liveAd
 			return known
 		}
 	}
-	d := &addressDelta{delta: &hostpolicy.AddressDelta{}}
+	g := &l.gathering
+	d := &addressDelta{delta: &hostpolicy.AddressDelta{
+		Upsert: g.upsert[:0], Remove: g.remove[:0], UpsertPorts: g.upsertPorts[:0], RemovePorts: g.removePorts[:0],
+	}}
 	l.mark++
 	seen := l.mark
 	look := func(e *liveAddr) {
@@ -97,7 +101,7 @@ func (b *batch) addressDelta(old, now *groupState, doubt []int32, moot []*liveAd
 	for _, e := range moot {
 		look(e)
 	}
-	d.finish()
+	d.finish(g)
 	if shared {
 		b.addressDeltas[string(b.key)] = d
 	}
@@ -192,6 +196,7 @@ func (d *addressDelta) prefixes(old, now []hostpolicy.Address) {
 	if len(old)+len(now) == 0 || len(old) == len(now) && &old[0] == &now[0] {
 		return
 	}
+	d.twice = true // an address of a workload may be a prefix too
 	for len(old) > 0 || len(now) > 0 {
 		c := -1
 		switch {
@@ -219,13 +224,15 @@ func (d *addressDelta) prefixes(old, now []hostpolicy.Address) {
 	}
 }
 
-// finish puts the lists into order. An entry that takes the place of one of the same prefix is no removal.
-func (d *addressDelta) finish() {
+// finish puts the lists, which were gathered, into order. An entry that takes the place of one of the same prefix is no removal.
+func (d *addressDelta) finish(g *gathering) {
 	x := d.delta
-	byPort := func(a, b hostpolicy.PortOwner) int { return hostpolicy.ComparePorts(&a, &b) }
-	x.Upsert, x.Remove = sortAddresses(x.Upsert), sortAddresses(x.Remove)
-	slices.SortFunc(x.UpsertPorts, byPort)
-	slices.SortFunc(x.RemovePorts, byPort)
+	g.upsert, g.remove, g.upsertPorts, g.removePorts = x.Upsert, x.Remove, x.UpsertPorts, x.RemovePorts
+	x.Upsert, x.Remove = g.addresses(g.upsert), g.addresses(g.remove)
+	x.UpsertPorts, x.RemovePorts = g.ports(g.upsertPorts), g.ports(g.removePorts)
+	if !d.twice {
+		return
+	}
 	n, k := 0, 0
 	for i := range x.Remove {
 		for k < len(x.Upsert) && hostpolicy.CompareAddresses(&x.Upsert[k], &x.Remove[i]) < 0 {

@@ -2,70 +2,149 @@ package compile
 
 import (
 	"encoding/binary"
+	"math/bits"
+	"net/netip"
 	"slices"
 
 	"bulkhead/internal/core/hostpolicy"
 )
 
-const (
-	digitBits = 10
-	digits    = 4      // of an IPv4 prefix: its address and its length
-	manyToo   = 1 << 7 // entries from which counting is quicker than comparing
-	digitMask = 1<<digitBits - 1
-)
+// A delta may tell a host of thousands of addresses, and of as many ports. They are gathered in places that are used again,
+// and put into order as numbers, by counting: that costs a few nanoseconds for each, where comparing entries costs hundreds.
 
-// keyed is an IPv4 entry of a list of addresses, by what orders it.
+// gathering is what a delta gathers before it is in order. It is empty between deltas, and keeps its memory.
+type gathering struct {
+	upsert, remove           []hostpolicy.Address
+	upsertPorts, removePorts []hostpolicy.PortOwner
+	sorter
+}
+
+// manyToo is from how many entries on counting is quicker than comparing.
+const manyToo = 64
+
+// keyed is an entry of a list by a part of what orders it.
 type keyed struct {
 	key uint64
 	at  int32
 }
 
-// sortAddresses puts a list into the order of hostpolicy.CompareAddresses; what was in the list is lost. A delta may tell a
-// host of thousands of addresses, nearly all of them IPv4: those are sorted by counting (Knuth 5.2.5, radix exchange from
-// the last digit).
-func sortAddresses(list []hostpolicy.Address) []hostpolicy.Address {
-	byPrefix := func(a, b hostpolicy.Address) int { return hostpolicy.CompareAddresses(&a, &b) }
-	if len(list) < manyToo {
-		slices.SortFunc(list, byPrefix)
-		return list
+// sorter sorts by numbers; it keeps its memory.
+type sorter struct{ list, other []keyed }
+
+// sort puts the list into the order of keys by counting, digit by digit from the last one (Knuth 5.2.5); entries of equal keys
+// stay as they are. Digits begin at the last bit in which keys differ and end with the first one.
+func (s *sorter) sort() {
+	if len(s.list) < 2 {
+		return
 	}
-	from := make([]keyed, 0, len(list))
-	out := make([]hostpolicy.Address, 0, len(list))
-	var counts [digits][1 << digitBits]int32
-	for i := range list {
-		p := list[i].Prefix
-		if !p.Addr().Is4() {
-			continue
-		}
-		a := p.Addr().As4()
-		key := uint64(binary.BigEndian.Uint32(a[:]))<<8 | uint64(p.Bits())
-		for d := range counts {
-			counts[d][key>>(d*digitBits)&digitMask]++
-		}
-		from = append(from, keyed{key, int32(i)})
+	differ := uint64(0)
+	for _, x := range s.list {
+		differ |= x.key ^ s.list[0].key
 	}
-	to := make([]keyed, len(from))
-	for d := range counts {
+	s.other = slices.Grow(s.other[:0], len(s.list))[:len(s.list)]
+	for shift := bits.TrailingZeros64(differ); shift < bits.Len64(differ); shift += 8 {
+		var counts [256]int32
+		for _, x := range s.list {
+			counts[uint8(x.key>>shift)]++
+		}
 		sum := int32(0)
-		for k, n := range counts[d] {
-			counts[d][k], sum = sum, sum+n
+		for k, n := range counts {
+			counts[k], sum = sum, sum+n
 		}
-		for _, x := range from {
-			k := x.key >> (d * digitBits) & digitMask
-			to[counts[d][k]] = x
-			counts[d][k]++
+		for _, x := range s.list {
+			k := uint8(x.key >> shift)
+			s.other[counts[k]] = x
+			counts[k]++
 		}
-		from, to = to, from
+		s.list, s.other = s.other, s.list
 	}
-	for _, x := range from {
+}
+
+// sortBy sorts by another part of the keys.
+func (s *sorter) sortBy(key func(at int32) uint64) {
+	for i := range s.list {
+		s.list[i].key = key(s.list[i].at)
+	}
+	s.sort()
+}
+
+// addresses returns a copy of the list in the order of hostpolicy.CompareAddresses; nil if it is empty.
+func (s *sorter) addresses(list []hostpolicy.Address) []hostpolicy.Address {
+	if len(list) < manyToo {
+		return sorted(list, hostpolicy.CompareAddresses)
+	}
+	out := make([]hostpolicy.Address, 0, len(list))
+	s.list = s.list[:0]
+	for i := range list {
+		if p := list[i].Prefix; p.Addr().Is4() {
+			s.list = append(s.list, keyed{ipv4Key(p.Addr())<<8 | uint64(p.Bits()), int32(i)})
+		}
+	}
+	s.sort()
+	for _, x := range s.list {
 		out = append(out, list[x.at])
 	}
-	n := len(out)
+	s.list = s.list[:0]
 	for i := range list {
-		if !list[i].Prefix.Addr().Is4() {
-			out = append(out, list[i])
+		if p := list[i].Prefix; !p.Addr().Is4() {
+			s.list = append(s.list, keyed{uint64(p.Bits()), int32(i)})
 		}
 	}
-	slices.SortFunc(out[n:], byPrefix)
+	s.sort()
+	s.byIPv6(func(at int32) netip.Addr { return list[at].Prefix.Addr() })
+	for _, x := range s.list {
+		out = append(out, list[x.at])
+	}
+	return out
+}
+
+// ports returns a copy of the list in the order of hostpolicy.ComparePorts; nil if it is empty.
+func (s *sorter) ports(list []hostpolicy.PortOwner) []hostpolicy.PortOwner {
+	if len(list) < manyToo {
+		return sorted(list, hostpolicy.ComparePorts)
+	}
+	out := make([]hostpolicy.PortOwner, 0, len(list))
+	s.list = s.list[:0]
+	for i := range list {
+		if o := &list[i]; o.Addr.Is4() {
+			s.list = append(s.list, keyed{ipv4Key(o.Addr)<<24 | uint64(portKey(o.Proto, o.Port)), int32(i)})
+		}
+	}
+	s.sort()
+	for _, x := range s.list {
+		out = append(out, list[x.at])
+	}
+	s.list = s.list[:0]
+	for i := range list {
+		if o := &list[i]; !o.Addr.Is4() {
+			s.list = append(s.list, keyed{uint64(portKey(o.Proto, o.Port)), int32(i)})
+		}
+	}
+	s.sort()
+	s.byIPv6(func(at int32) netip.Addr { return list[at].Addr })
+	for _, x := range s.list {
+		out = append(out, list[x.at])
+	}
+	return out
+}
+
+// byIPv6 sorts by addresses of IPv6.
+func (s *sorter) byIPv6(of func(at int32) netip.Addr) {
+	s.sortBy(func(at int32) uint64 { a := of(at).As16(); return binary.BigEndian.Uint64(a[8:]) })
+	s.sortBy(func(at int32) uint64 { a := of(at).As16(); return binary.BigEndian.Uint64(a[:8]) })
+}
+
+func ipv4Key(addr netip.Addr) uint64 {
+	a := addr.As4()
+	return uint64(binary.BigEndian.Uint32(a[:]))
+}
+
+// sorted returns a copy of a short list in order; nil if it is empty.
+func sorted[T any](list []T, compare func(a, b *T) int) []T {
+	if len(list) == 0 {
+		return nil
+	}
+	out := slices.Clone(list)
+	slices.SortFunc(out, func(a, b T) int { return compare(&a, &b) })
 	return out
 }
