@@ -4,72 +4,102 @@ package compile
 // the rows of tables: most rows of a large table come from rules that many subjects have in common, and other tables have
 // them too. lookup keeps a few of those whole, and of each table what it has beside one of them.
 
-// lookup is the form of all tables that the evaluator reads.
+// lookup is the form of all tables that the evaluator reads. Most peers of most tables are judged by the default, and two words
+// say so: one of the filter, one of listed. What else there is lies apart and is seldom read.
 type lookup struct {
 	tables []lookupTable // parallel to World.tables, until arrange
 	sets   []lookupTable // of each policy set the table of ingress and that of egress, after arrange
 	slots  []row         // hash tables by peer, one after the other; noPeer where there is nothing
-	// filter is parallel to slots: of the peers whose search begins there, a bit for what peerBit tells of each. Most peers
-	// have no slot, and eight times as many bytes of filter as of slots stay in the processor's cache.
-	filter     []uint8
-	common     []int32 // of each common table the default, and then the functions by peer
+	// filter has a word for each line of slots: of the peers whose search begins there, the bits that filterBits tells of each.
+	filter []uint64
+	// common has, one common table after the other, the functions by peer; and listed, with a bit for each peer, which of
+	// them are not the default. The first words of listed are none's.
+	common     []int32
+	listed     []uint64
+	words      uint32 // of listed for each common table
 	identities int
 }
 
-// lookupTable is one table: what is in its slots comes before what is in its common table. The default is the first entry of
-// the common table, and all that there is of one that lists no peers.
+// lookupTable is one table: what is in its slots comes before what is in its common table, and that before the default.
 type lookupTable struct {
-	slots  uint32 // where they begin
-	common uint32 // where the common table begins
-	peers  uint32 // all bits if the common table lists peers, else none
+	slots  uint32 // where they begin, at the beginning of a line
+	def    int32
+	common uint32 // number of the common table, from one; zero if it has none
 	shift  uint8  // 32 less the logarithm of how many slots there are
 }
 
-const noPeer = ^uint32(0)
+const (
+	noPeer      = ^uint32(0)
+	lineOfSlots = 8 // what the filter has a word for, and the least that a table has
+)
 
 // slotOf spreads peers over the slots (Knuth: multiplicative hashing).
-func slotOf(peer uint32, shift uint8) uint32 { return peer * 0x9e3779b1 >> shift }
+func slotOf(peer uint32, shift uint8) uint32 { return peer * 0x9e3779b1 >> (shift & 31) }
 
-func peerBit(peer uint32) uint8 { return 1 << (peer & 7) }
+// filterBits returns the bits of a peer in its word of the filter: three, so that one in a hundred of those that have no slot
+// seems to have one (Bloom 1970).
+func filterBits(peer uint32) uint64 {
+	h := peer * 0x85ebca6b
+	return 1<<(h>>26) | 1<<(h>>20&63) | 1<<(h>>14&63)
+}
 
-// filterBit returns the bit of a peer to look for; none of a peer that no table has a row for.
-func filterBit(peer int32) uint8 {
+func (l *lookup) ask(at uint32, peer int32) Question {
+	p := uint32(peer)
 	if peer < 0 {
-		return 0
+		p = uint32(l.identities)
 	}
-	return peerBit(uint32(peer))
+	return Question{at: at, peer: p, missing: filterBits(p)}
 }
 
-// look returns the function of the common table, and not 0 if there may be one before it.
-func (l *lookup) look(t *lookupTable, peer int32, bit uint8) (fn int32, own uint8) {
-	return l.common[t.common+uint32(peer+1)&t.peers], l.filter[t.slots+slotOf(uint32(peer), t.shift)] & bit
+func (l *lookup) open(q *Question) {
+	t := &l.sets[q.at]
+	q.fn = t.def
+	q.home = t.slots + slotOf(q.peer, t.shift)
+	q.listed = t.common*l.words + q.peer/64
 }
 
-// warm reads the slot where the search of a peer begins.
-func (l *lookup) warm(t *lookupTable, peer int32) int32 {
-	return l.slots[t.slots+slotOf(uint32(peer), t.shift)].fn
+func (l *lookup) look(q *Question) {
+	q.missing &^= l.filter[q.home/lineOfSlots]
+	q.listed = uint32(l.listed[q.listed]>>(q.peer%64)) & 1
 }
 
-// own returns the function of the peer's slot; common if it has none.
-func (l *lookup) own(t *lookupTable, peer, common int32) int32 {
+func (l *lookup) touch(q *Question) int32 {
+	if q.missing == 0 {
+		return l.slots[q.home].fn
+	}
+	return l.inCommon(&l.sets[q.at], q.peer)
+}
+
+// seek finds what there is before the default.
+func (l *lookup) seek(q *Question) {
+	t := &l.sets[q.at]
+	if q.missing == 0 {
+		if fn, ok := l.own(t, q.peer, q.home); ok {
+			q.fn = fn
+			return
+		}
+	}
+	if q.listed != 0 {
+		q.fn = l.inCommon(t, q.peer)
+	}
+}
+
+// own returns the function of the peer's slot, where the search begins at home.
+func (l *lookup) own(t *lookupTable, peer, home uint32) (fn int32, ok bool) {
 	mask := uint32(1)<<(32-t.shift) - 1
-	for at := slotOf(uint32(peer), t.shift); ; at = (at + 1) & mask {
+	for at := home - t.slots; ; at = (at + 1) & mask {
 		switch s := &l.slots[t.slots+at]; s.peer {
-		case uint32(peer):
-			return s.fn
+		case peer:
+			return s.fn, true
 		case noPeer:
-			return common
+			return 0, false
 		}
 	}
 }
 
-// find returns the function that judges the peer.
-func (l *lookup) find(t *lookupTable, peer int32) int32 {
-	fn, own := l.look(t, peer, filterBit(peer))
-	if own != 0 {
-		fn = l.own(t, peer, fn)
-	}
-	return fn
+// inCommon returns the function of a peer that the common table of t lists.
+func (l *lookup) inCommon(t *lookupTable, peer uint32) int32 {
+	return l.common[int(t.common-1)*l.identities+int(peer)]
 }
 
 // arrange puts the tables of each policy set side by side, and starts in the place of the functions' numbers.
@@ -84,6 +114,9 @@ func (l *lookup) arrange(sets []policySet, starts []int32) {
 			s.fn = starts[s.fn]
 		}
 	}
+	for i := range l.sets {
+		l.sets[i].def = starts[l.sets[i].def]
+	}
 	for i, fn := range l.common {
 		l.common[i] = starts[fn]
 	}
@@ -95,9 +128,10 @@ const kinWorth = 2
 // newLookup makes the lookup of tables over so many identities. Tables of one family, which is a number or None, may have
 // most of their rows in common; nothing depends on it but time and space.
 func newLookup(tables []table, families []int32, identities int) *lookup {
-	l := &lookup{tables: make([]lookupTable, len(tables)), identities: identities}
-	l.slots, l.filter = append(l.slots, row{peer: noPeer}), append(l.filter, 0) // for tables without rows
-	commons := make(map[int32]*table)                                           // by family: the table with the fewest rows
+	l := &lookup{tables: make([]lookupTable, len(tables)), identities: identities, words: uint32(identities/64 + 1)}
+	l.addSlots(nil) // for tables without rows
+	l.listed = make([]uint64, l.words)
+	commons := make(map[int32]*table) // by family: the table with the fewest rows
 	rows := map[int32]int{}
 	for i := range tables {
 		if f := families[i]; f != None {
@@ -107,29 +141,21 @@ func newLookup(tables []table, families []int32, identities int) *lookup {
 			rows[f] += len(tables[i].rows)
 		}
 	}
-	at := map[int32]uint32{}       // family to its common table
-	defaults := map[int32]uint32{} // default to a common table that lists no peers
+	at := map[int32]uint32{} // family to its common table
 	var beside []row
 	for i := range tables {
 		t := &tables[i]
-		out := lookupTable{shift: 32}
-		own, kin := t.rows, false
+		out := lookupTable{def: t.def, shift: leastShift}
+		own := t.rows
 		if f := families[i]; f != None && rows[f] >= kinWorth*identities && commons[f].def == t.def {
+			var kin bool
 			if beside, kin = differ(beside[:0], t.rows, commons[f].rows, t.def, len(t.rows)/2); kin {
-				own, out.peers = beside, ^uint32(0)
+				own = beside
 				var ok bool
 				if out.common, ok = at[f]; !ok {
 					out.common = l.addCommon(commons[f])
 					at[f] = out.common
 				}
-			}
-		}
-		if !kin {
-			var ok bool
-			if out.common, ok = defaults[t.def]; !ok {
-				out.common = uint32(len(l.common))
-				l.common = append(l.common, t.def)
-				defaults[t.def] = out.common
 			}
 		}
 		if len(own) > 0 {
@@ -140,18 +166,20 @@ func newLookup(tables []table, families []int32, identities int) *lookup {
 	return l
 }
 
-// addCommon lists the functions of a table for every peer, after its default.
+// addCommon lists the functions of a table for every peer, and returns the number of the list.
 func (l *lookup) addCommon(t *table) uint32 {
-	at := len(l.common)
-	l.common = append(l.common, make([]int32, 1+l.identities)...)
-	all := l.common[at:]
+	at, words := len(l.common), len(l.listed)
+	l.common = append(l.common, make([]int32, l.identities)...)
+	l.listed = append(l.listed, make([]uint64, l.words)...)
+	all, listed := l.common[at:], l.listed[words:]
 	for i := range all {
 		all[i] = t.def
 	}
 	for _, r := range t.rows {
-		all[1+r.peer] = r.fn
+		all[r.peer] = r.fn
+		listed[r.peer/64] |= 1 << (r.peer % 64)
 	}
-	return uint32(at)
+	return uint32(words) / l.words
 }
 
 // differ appends what rows say otherwise than others; ok is false if that is more than most.
@@ -175,21 +203,24 @@ func differ(dst, rows, others []row, def int32, most int) (out []row, ok bool) {
 	return dst, true
 }
 
+// leastShift is the shift of a table with one line of slots.
+const leastShift = 32 - 3
+
 // addSlots makes the hash table of some rows.
 func (l *lookup) addSlots(rows []row) (at uint32, shift uint8) {
-	n := 2
-	for shift = 31; n*3 < len(rows)*4; shift-- {
+	n := lineOfSlots
+	for shift = leastShift; n*3 < len(rows)*4; shift-- {
 		n *= 2
 	}
 	at = uint32(len(l.slots))
 	for range n {
 		l.slots = append(l.slots, row{peer: noPeer})
 	}
-	l.filter = append(l.filter, make([]uint8, n)...)
-	slots, filter, mask := l.slots[at:], l.filter[at:], uint32(n-1)
+	l.filter = append(l.filter, make([]uint64, n/lineOfSlots)...)
+	slots, filter, mask := l.slots[at:], l.filter[at/lineOfSlots:], uint32(n-1)
 	for _, r := range rows {
 		k := slotOf(r.peer, shift)
-		filter[k] |= peerBit(r.peer)
+		filter[k/lineOfSlots] |= filterBits(r.peer)
 		for slots[k].peer != noPeer {
 			k = (k + 1) & mask
 		}

@@ -125,7 +125,9 @@ func decide(w *compile.World, at *compile.Seat, d model.Direction, peer int32, p
 	w.Ask(&q, at, d, peer)
 	w.Open(&q)
 	w.Look(&q)
-	w.Settle(&q)
+	if q.More() != 0 {
+		w.Seek(&q)
+	}
 	return w.Answer(&q, proto, port, process)
 }
 

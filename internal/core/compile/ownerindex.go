@@ -62,8 +62,16 @@ func (x *nameIndex) add(name string, point int32) {
 	x.slots[at] = uint32(h)&^x.point | uint32(point+1)
 }
 
-// guess returns the point in a slot, -1 if there is none.
-func (x *nameIndex) guess(slot uint32) int32 { return int32(x.slots[slot]&x.point) - 1 }
+// probe returns the first point that a name of that hash may be of; -1 if there is none.
+func (x *nameIndex) probe(hash uint64) int32 {
+	mask := uint64(len(x.slots) - 1)
+	for at := hash >> x.shift; ; at = (at + 1) & mask {
+		s := x.slots[at&mask]
+		if s == 0 || (s^uint32(hash))&^x.point == 0 {
+			return int32(s&x.point) - 1
+		}
+	}
+}
 
 // find returns the point of a name, of which the hash is known. Names are those of the points.
 func (x *nameIndex) find(name string, hash uint64, names []string) (point int32, ok bool) {

@@ -2,48 +2,49 @@ package compile
 
 import "bulkhead/internal/core/model"
 
-// Question asks what a policy set says about a peer. It is answered in steps, each of which reads one thing that the step
-// before has found: whoever takes each step for many questions waits for memory once a step, and not once a question.
+// Question asks what a policy set says about a peer. It is answered in steps, each of which reads what the step before has
+// found: whoever takes each step for many questions waits for memory once a step, and not once a question.
 //
-//	Ask → Open → Look → Settle → Answer
+//	Ask → Open → Look, then Seek if there is More → Answer
 type Question struct {
-	table lookupTable
-	at    int32 // number of the table among those of all sets
-	peer  int32
-	fn    int32 // where the cells begin: of the common function until Settle
-	bit   uint8 // of the peer in the filter
-	own   uint8 // not 0: the table may have a row of its own
+	at      uint32 // number of the table among those of all sets
+	peer    uint32 // the number of identities, which is nobody's, for what is no identity
+	missing uint64 // bits of the peer, of which Look takes away those that the filter has
+	home    uint32 // slot where the search of the peer begins
+	listed  uint32 // word of the common table that has the peer's bit, until Look; then not 0 if that is set
+	fn      int32  // where the cells begin: of the default until Settle
 }
 
 // Ask begins: what does the policy set of the seat say, in this direction, about the identity of that index?
 func (w *World) Ask(q *Question, at *Seat, d model.Direction, peer int32) {
-	q.at, q.peer, q.bit = at.set*2+int32(d), peer, filterBit(peer)
+	*q = w.lookup.ask(uint32(at.set)*2+uint32(d), peer)
 }
 
-// Open finds the table.
-func (w *World) Open(q *Question) { q.table = w.lookup.sets[q.at] }
+// Open finds the table, and where to look.
+func (w *World) Open(q *Question) { w.lookup.open(q) }
 
-// Look finds out whether the table has a row of its own for the peer, and which one it has in common with others. Nothing
-// depends on what it reads, so the processor need not guess it and may look for the next question meanwhile.
-func (w *World) Look(q *Question) {
-	q.fn, q.own = w.lookup.look(&q.table, q.peer, q.bit)
-}
+// Look finds out whether the table may have more than a default for the peer. Nothing depends on what it reads, so the
+// processor need not guess it and may look for the next question meanwhile.
+func (w *World) Look(q *Question) { w.lookup.look(q) }
 
-// WarmRow reads what Settle will read of a row. What it returns means nothing, but that it has been read.
-func (w *World) WarmRow(q *Question) int32 {
-	if q.own == 0 {
-		return 0
+// More returns 1 if the table may have more than a default for the peer, else 0.
+func (q *Question) More() int {
+	more := int(q.listed)
+	if q.missing == 0 {
+		more = 1
 	}
-	return w.lookup.warm(&q.table, q.peer)
+	return more
 }
 
-// Settle finds the function that judges the peer. What it returns means nothing, but that its beginning has been read.
-func (w *World) Settle(q *Question) int32 {
-	if q.own != 0 {
-		q.fn = w.lookup.own(&q.table, q.peer, q.fn)
-	}
-	return int32(w.judges.cells[q.fn].from)
-}
+// TouchRow reads what Seek will read, for the most part, where there may be more. What it returns means nothing, but that it has
+// been read.
+func (w *World) TouchRow(q *Question) int32 { return w.lookup.touch(q) }
+
+// Seek finds the function that judges the peer where there may be more than a default.
+func (w *World) Seek(q *Question) { w.lookup.seek(q) }
+
+// TouchFunction reads the beginning of the function that was found. What it returns means nothing, but that it has been read.
+func (w *World) TouchFunction(q *Question) int32 { return int32(w.judges.cells[q.fn].from) }
 
 // Answer says what the function comes to on a port, for a process at the seat; nil if it is not known.
 func (w *World) Answer(q *Question, proto model.Proto, port uint16, process *model.Process) model.EndVerdict {

@@ -42,6 +42,9 @@ func (s *Seat) Placed() bool { return s.family != unplaced }
 // Is4 tells the family of the address; false if there is none.
 func (s *Seat) Is4() bool { return s.family == family4 }
 
+// Meets reports whether the addresses of both seats are of one family.
+func (s *Seat) Meets(other *Seat) bool { return s.family == other.family && s.family != unplaced }
+
 func (w *World) seat(point int32) Seat {
 	p := &w.points[point]
 	wl := &w.workloads[p.workload]
@@ -58,61 +61,86 @@ func (w *World) seat(point int32) Seat {
 	return s
 }
 
-// Trace is where the indexes lead from a name or an address, before anybody has looked whether it is right. To trace
-// many ends, then to follow all of them, and only then to find them waits for memory once a step and not once an end; no
-// answer depends on it.
+// Trace is how far the way from a name or an address to a seat has been gone. To trace many ends, then to touch what all of
+// them lead to, and so on, waits for memory once a step and not once an end.
 //
-//	TraceName, TraceAddr → Follow → Warm → Find, FindAddr
+//	TraceName → TouchName → ProbeName → TouchSeat, TouchText → SitName
+//	TraceAddr → TouchAddr → ProbeAddr → TouchSeat            → SitAddr
 type Trace struct {
 	hash  uint64 // of a name
+	addr  uint32 // of IPv4
 	home  uint32 // slot of the index
-	point int32
-	by    index
+	point int32  // less than 0 if there is none, or none of its own
 }
-
-type index uint8
-
-const (
-	traceNothing index = iota
-	traceName
-	traceIPv4
-)
 
 // TraceName traces the workload of a name.
 func (w *World) TraceName(name string) Trace {
 	h := hashName(name)
-	return Trace{hash: h, home: uint32(h >> w.byName.shift), by: traceName}
+	return Trace{hash: h, home: uint32(h >> w.byName.shift)}
 }
 
 // TraceAddr traces the owner of a plain address.
 func (w *World) TraceAddr(addr netip.Addr) Trace {
 	if !addr.Is4() {
-		return Trace{}
+		return Trace{point: None}
 	}
 	b := addr.As4()
-	return Trace{home: uint32(w.owner4.home(binary.BigEndian.Uint32(b[:]))), by: traceIPv4}
+	a := binary.BigEndian.Uint32(b[:])
+	return Trace{addr: a, home: uint32(w.owner4.home(a))}
 }
 
-// Follow reads the slot that was traced.
-func (w *World) Follow(t *Trace) {
-	switch t.by {
-	case traceName:
-		t.point = w.byName.guess(t.home)
-	case traceIPv4:
-		t.point = w.owner4.slots[t.home].owner
+// TouchName reads what ProbeName will read. What it returns means nothing, but that it has been read.
+func (w *World) TouchName(t *Trace) int32 { return int32(w.byName.slots[t.home]) }
+
+// TouchAddr reads what ProbeAddr will read. What it returns means nothing, but that it has been read.
+func (w *World) TouchAddr(t *Trace) int32 { return w.owner4.slots[t.home].owner }
+
+// ProbeName finds the point of the name, or of another that looks like it.
+func (w *World) ProbeName(t *Trace) { t.point = w.byName.probe(t.hash) }
+
+// ProbeAddr finds the point of the address.
+func (w *World) ProbeAddr(t *Trace) {
+	if t.point >= 0 {
+		t.point = w.owner4.slot(t.addr).owner
 	}
 }
 
-// Warm reads what Find and FindAddr will read. What it returns means nothing, but that it has been read.
-func (w *World) Warm(t *Trace) int32 {
+// TouchSeat reads what SitName and SitAddr will read of a seat. What it returns means nothing, but that it has been read.
+func (w *World) TouchSeat(t *Trace) int32 {
 	if uint(t.point) >= uint(len(w.seats)) {
 		return 0
 	}
-	return w.seats[t.point].Exact + int32(len(w.names[t.point]))
+	return w.seats[t.point].Exact
 }
 
-// Find returns the workload of that name at its first address, or nil. The trace is that of the name. The seat must not
-// be changed.
+// TouchText reads what SitName will read of a name. What it returns means nothing, but that it has been read.
+func (w *World) TouchText(t *Trace) int32 {
+	if uint(t.point) >= uint(len(w.names)) {
+		return 0
+	}
+	return int32(len(w.names[t.point]))
+}
+
+// SitName copies the seat of the workload of that name. It reports false if Find may know better.
+func (w *World) SitName(s *Seat, t *Trace, name string) bool {
+	if uint(t.point) >= uint(len(w.seats)) || w.names[t.point] != name {
+		return false
+	}
+	*s = w.seats[t.point]
+	return true
+}
+
+// SitAddr copies the seat of the workload that has the address for its own. It reports false if FindAddr may know better.
+func (w *World) SitAddr(s *Seat, t *Trace) bool {
+	if uint(t.point) >= uint(len(w.seats)) {
+		return false
+	}
+	*s = w.seats[t.point]
+	return true
+}
+
+// Find returns the workload of that name at its first address, or nil. The trace is that of the name. The seat must not be
+// changed.
 func (w *World) Find(name string, t *Trace) *Seat {
 	if p, ok := w.byName.find(name, t.hash, w.names); ok {
 		return &w.seats[p]
@@ -136,8 +164,18 @@ func (w *World) FindAddr(addr netip.Addr) (seat *Seat, shared bool) {
 // HasAddressNames reports whether some workload has a name that could be read as an address.
 func (w *World) HasAddressNames() bool { return w.addressNames }
 
-// MayBeAddress reports whether a name could be read as an address: in doubt it says yes.
+// MayBeAddress reports whether a name could be read as an address: in doubt it says yes. It looks at the first eight bytes
+// and at the last: an address has a dot or a colon among the first, and otherwise digits only.
 func MayBeAddress(name string) bool {
+	if len(name) < 8 {
+		return mayBeShortAddress(name)
+	}
+	first := eightBytes(name)
+	odd := notOfAddress(first) | notOfAddress(eightBytes(name[len(name)-8:]))
+	return odd == 0 && hasByte(first, '.')|hasByte(first, ':') != 0
+}
+
+func mayBeShortAddress(name string) bool {
 	punctuated := false
 	for i := 0; i < len(name); i++ {
 		switch c := name[i]; {
@@ -150,6 +188,24 @@ func MayBeAddress(name string) bool {
 		}
 	}
 	return punctuated
+}
+
+// everyByte times a byte is eight of it.
+const everyByte = 0x0101010101010101
+
+// notOfAddress is not 0 if one of eight bytes is none of an address, but for a few others that pass too: those that do are
+// the 18 from the dot on, with all digits and the colon, and the letters up to g with what stands before the first.
+func notOfAddress(eight uint64) uint64 {
+	const top = 0x80 * everyByte
+	small := ^(eight + (0x80-'.')*everyByte) & top // the byte is less than a dot, as long as none has its top bit
+	letters := eight & (0x40 * everyByte)
+	return eight&top | small | eight&(letters>>2|letters>>3)
+}
+
+// hasByte is not 0 if one of eight bytes is b, and may be if none is.
+func hasByte(eight uint64, b byte) uint64 {
+	x := eight ^ uint64(b)*everyByte
+	return (x - everyByte) &^ x & (0x80 * everyByte)
 }
 
 // Of returns the workload that sits there.

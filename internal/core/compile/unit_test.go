@@ -266,8 +266,9 @@ func TestLookup(t *testing.T) {
 			tables = append(tables, tab)
 		}
 		l := newLookup(tables, families, identities)
+		l.sets = l.tables
 		for i := range tables {
-			if tables[i].rows != nil && l.tables[i].peers != 0 && l.tables[i].slots > 0 {
+			if tables[i].rows != nil && l.tables[i].common != 0 && l.tables[i].slots > 0 {
 				shared++
 			}
 			want := map[int32]int32{}
@@ -279,7 +280,13 @@ func TestLookup(t *testing.T) {
 				if !ok {
 					w = tables[i].def
 				}
-				if got := l.find(&l.tables[i], p); got != w {
+				q := l.ask(uint32(i), p)
+				l.open(&q)
+				l.look(&q)
+				if q.More() != 0 {
+					l.seek(&q)
+				}
+				if got := q.fn; got != w {
 					t.Fatalf("table %d of %d, %d identities, %d rows: peer %d gives %d, want %d", i, len(tables), identities, len(tables[i].rows), p, got, w)
 				}
 			}

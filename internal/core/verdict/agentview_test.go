@@ -72,7 +72,7 @@ func ownerOf(w *compile.World, pkt *hostpolicy.Packet) *compile.Workload {
 // towards judges the egress end as if the destination were the workload of that seat.
 func (e *Evaluator) towards(c *connection, seat *compile.Seat) model.EndVerdict {
 	to := *c
-	to.to = party{seat: seat, given: true, addr: e.address(&c.to)}
+	to.to = party{end: &model.End{Addr: e.address(&c.to)}, seat: seat, given: true}
 	return e.end(&to, model.Egress)
 }
 
@@ -131,8 +131,8 @@ func TestAgentsView(t *testing.T) {
 					continue
 				}
 				pkt := hostpolicy.Packet{
-					Workload: w.Of(self.seat).Name, Dir: d, Local: e.address(self), Remote: e.address(other), Proto: c.proto, Port: c.port,
-					Process: self.process, Domain: c.domain,
+					Workload: w.Of(self.seat).Name, Dir: d, Local: e.address(self), Remote: e.address(other), Proto: c.flow.Proto, Port: c.flow.Port,
+					Process: c.process(d), Domain: c.flow.ToDomain,
 				}
 				if c.sameHost || other.seat != nil && self.seat.Workload == other.seat.Workload {
 					pkt.RemoteWorkload = w.Of(other.seat).Name

@@ -10,14 +10,42 @@ const BatchSize = 32
 
 // Batch judges many flows by one evaluator, with the answers that Judge gives. In a large world most of what a flow costs
 // is waiting for memory. A batch takes each step of judging for all of its flows before the next step, so that they wait
-// together. It must not be used by several goroutines at once.
+// together; and what differs from one end to the next, so that a processor would have to guess it, it sorts first. It must not
+// be used by several goroutines at once.
 type Batch struct {
-	e      *Evaluator
-	flows  [BatchSize]judging
-	asked  [2 * BatchSize]compile.Question
-	small  bool  // judge one by one
+	e     *Evaluator
+	ends  [2 * BatchSize]batchEnd // two of a flow: whence and where to
+	named list                    // ends that may be named by their workload
+	plain list                    // ends by address
+	flows [BatchSize]judging
+	asked [2 * BatchSize]compile.Question
+	small bool // judge one by one
+
 	warmed int32 // what was read ahead of its time; nobody reads it
 }
+
+// batchEnd is one end of a flow, on its way to its seat.
+type batchEnd struct {
+	end   *model.End
+	trace compile.Trace
+	seat  compile.Seat
+	found bool // the seat is the end's; else it takes a closer look
+	given bool
+}
+
+// list is some of the ends of a batch.
+type list struct {
+	at [2 * BatchSize]uint8
+	n  int
+}
+
+// add adds one if yes is 1, and not if it is 0. No branch depends on it, which a processor would have to guess.
+func (l *list) add(k, yes int) {
+	l.at[uint(l.n)%uint(len(l.at))] = uint8(k)
+	l.n += yes
+}
+
+func (l *list) all() []uint8 { return l.at[:l.n] }
 
 // judging is a flow of a batch, on its way.
 type judging struct {
@@ -53,52 +81,107 @@ func (b *Batch) Judge(out []Judged, flows []*model.Flow) {
 }
 
 func (b *Batch) inSteps(out []Judged, flows []*model.Flow) {
-	w, all := b.e.world, b.flows[:len(flows)]
-	warmed := int32(0)
-	for _, f := range flows {
-		warmed += warmText(f.From.Workload) + warmText(f.To.Workload)
-	}
-	for i, f := range flows {
-		c := &all[i].connection
-		b.e.trace(&f.From, &c.from)
-		b.e.trace(&f.To, &c.to)
-	}
-	for i := range all {
-		c := &all[i].connection
-		w.Follow(&c.from.trace)
-		w.Follow(&c.to.trace)
-	}
-	for i := range all {
-		c := &all[i].connection
-		warmed += w.Warm(&c.from.trace) + w.Warm(&c.to.trace)
-	}
+	b.sort(flows)
+	b.seat()
 	asked := b.ask(out, flows)
+	w, warmed := b.e.world, int32(0)
 	for i := range asked {
 		w.Open(&asked[i])
 	}
 	for i := range asked {
 		w.Look(&asked[i])
 	}
+	more := &b.named // whose ends are found
+	more.n = 0
 	for i := range asked {
-		warmed += w.WarmRow(&asked[i])
+		more.add(i, asked[i].More())
+	}
+	for _, i := range more.all() {
+		warmed += w.TouchRow(&asked[i])
+	}
+	for _, i := range more.all() {
+		w.Seek(&asked[i])
 	}
 	for i := range asked {
-		warmed += w.Settle(&asked[i])
+		warmed += w.TouchFunction(&asked[i])
 	}
-	b.warmed = warmed
-	for i := range all {
+	b.warmed += warmed
+	for i := range flows {
 		if out[i].Err == nil {
-			out[i].FlowVerdict = model.Join(b.end(&all[i], model.Egress), b.end(&all[i], model.Ingress))
+			j := &b.flows[i]
+			out[i].FlowVerdict = model.Join(b.end(j, model.Egress), b.end(j, model.Ingress))
 		}
 	}
 }
 
-// ask finds the ends of the flows and asks their policy sets. It returns the questions.
+// sort lists the ends by how they may be found.
+func (b *Batch) sort(flows []*model.Flow) {
+	warmed := int32(0)
+	for i, f := range flows {
+		b.ends[2*i].end, b.ends[2*i+1].end = &f.From, &f.To
+		warmed += warmText(f.From.Workload) + warmText(f.To.Workload)
+	}
+	b.warmed += warmed
+	b.named.n, b.plain.n = 0, 0
+	for k := range 2 * len(flows) {
+		n := b.e.named(b.ends[k].end)
+		b.ends[k].given = n == 0
+		b.named.add(k, n)
+		b.plain.add(k, 1-n)
+	}
+}
+
+// seat looks where the ends may be found, and there.
+func (b *Batch) seat() {
+	w, warmed := b.e.world, int32(0)
+	for _, k := range b.named.all() {
+		e := &b.ends[k]
+		e.trace = w.TraceName(e.end.Workload)
+	}
+	for _, k := range b.plain.all() {
+		e := &b.ends[k]
+		e.trace = w.TraceAddr(plain(e.end.Addr))
+	}
+	for _, k := range b.named.all() {
+		warmed += w.TouchName(&b.ends[k].trace)
+	}
+	for _, k := range b.plain.all() {
+		warmed += w.TouchAddr(&b.ends[k].trace)
+	}
+	for _, k := range b.named.all() {
+		w.ProbeName(&b.ends[k].trace)
+	}
+	for _, k := range b.plain.all() {
+		w.ProbeAddr(&b.ends[k].trace)
+	}
+	for _, k := range b.named.all() {
+		warmed += w.TouchSeat(&b.ends[k].trace) + w.TouchText(&b.ends[k].trace)
+	}
+	for _, k := range b.plain.all() {
+		warmed += w.TouchSeat(&b.ends[k].trace)
+	}
+	b.warmed += warmed
+	for _, k := range b.named.all() {
+		e := &b.ends[k]
+		e.found = w.SitName(&e.seat, &e.trace, e.end.Workload)
+	}
+	for _, k := range b.plain.all() {
+		e := &b.ends[k]
+		e.found = w.SitAddr(&e.seat, &e.trace)
+	}
+}
+
+// ask asks the policy sets of the flows' ends. It returns the questions.
 func (b *Batch) ask(out []Judged, flows []*model.Flow) []compile.Question {
 	n := int32(0)
 	for i, f := range flows {
-		j := &b.flows[i]
-		if err := b.e.find(f, &j.connection); err != nil {
+		j, from, to := &b.flows[i], &b.ends[2*i], &b.ends[2*i+1]
+		if from.found && to.found {
+			j.flow = f
+			j.from = party{from.end, &from.seat, from.given}
+			j.to = party{to.end, &to.seat, to.given}
+			b.e.join(&j.connection)
+		} else if err := b.e.resolve(f, &j.connection); err != nil {
 			out[i] = Judged{Err: err}
 			continue
 		}

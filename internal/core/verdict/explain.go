@@ -103,7 +103,7 @@ func (e *Evaluator) Explain(f *model.Flow) (*Explanation, error) {
 	out := &Explanation{
 		From: x.name(&c.from),
 		To:   x.name(&c.to),
-		On:   model.PortRange{Proto: c.proto, Lo: c.port, Hi: c.port}.String(),
+		On:   model.PortRange{Proto: c.flow.Proto, Lo: c.flow.Port, Hi: c.flow.Port}.String(),
 	}
 	var egress, ingress model.EndVerdict
 	out.Egress, egress = x.end(model.Egress)
@@ -121,7 +121,7 @@ func (x *explainer) name(p *party) string {
 	if p.seat != nil {
 		return x.workload(p).Name
 	}
-	return p.addr.String()
+	return p.addr().String()
 }
 
 // workload returns the workload of an end, nil if nobody owns its address.
@@ -188,7 +188,7 @@ func (x *explainer) identity(p *party) (model.IdentityID, model.Identity) {
 	if p.seat != nil {
 		index = p.seat.Exact
 	} else {
-		index = x.e.world.UnownedByName(p.addr, x.domain(p))
+		index = x.e.world.UnownedByName(p.addr(), x.domain(p))
 	}
 	id := x.e.world.IdentityID(index)
 	return id, x.e.world.Identity(id)[0]
@@ -197,7 +197,7 @@ func (x *explainer) identity(p *party) (model.IdentityID, model.Identity) {
 // domain returns the host name by which an end was found, if it is the destination.
 func (x *explainer) domain(p *party) string {
 	if p == &x.c.to {
-		return x.c.domain
+		return x.c.flow.ToDomain
 	}
 	return ""
 }
@@ -265,7 +265,7 @@ func whyEssential(rule model.RuleID, c *connection) string {
 		return "Kubernetes lets traffic between a pod and its own node through"
 	}
 	for i := range essential.Fixed {
-		if f := &essential.Fixed[i]; f.Ports.Contains(c.proto, c.port) {
+		if f := &essential.Fixed[i]; f.Ports.Contains(c.flow.Proto, c.flow.Port) {
 			return "always passes: " + f.Why
 		}
 	}
@@ -331,7 +331,7 @@ func (x *explainer) decide(d model.Direction, self *party, other *candidate) (mo
 	)
 	for i := range rules {
 		r := &rules[i]
-		s, related := x.ask(r, self, &me, &other.identity)
+		s, related := x.ask(r, x.c.process(d), &me, &other.identity)
 		switch {
 		case !related:
 			unrelated++
@@ -380,8 +380,8 @@ func (x *explainer) byPurpose(d model.Direction, self *party, other *candidate) 
 		rule    model.RuleID
 		applies bool
 	}{
-		{model.PurposeResolvers, model.RuleDNS, x.c.port == 53 && (x.c.proto == model.ProtoTCP || x.c.proto == model.ProtoUDP)},
-		{model.PurposeTime, model.RuleTime, x.c.port == 123 && x.c.proto == model.ProtoUDP},
+		{model.PurposeResolvers, model.RuleDNS, x.c.flow.Port == 53 && (x.c.flow.Proto == model.ProtoTCP || x.c.flow.Proto == model.ProtoUDP)},
+		{model.PurposeTime, model.RuleTime, x.c.flow.Port == 123 && x.c.flow.Proto == model.ProtoUDP},
 	} {
 		if n := x.purposeNetwork(p.purpose, &server); p.applies && n != "" {
 			v := model.EndVerdict{Verdict: model.Allow, Rule: p.rule}
@@ -429,7 +429,7 @@ func (x *explainer) byQuarantine(d model.Direction, self *party, other *candidat
 func (x *explainer) inUse(d model.Direction, q *model.Quarantine, other *candidate) bool {
 	for _, edge := range q.InUse {
 		peer := x.e.world.Workload(edge.Peer)
-		if peer == nil || edge.Direction != d || !edge.Ports.Contains(x.c.proto, x.c.port) {
+		if peer == nil || edge.Direction != d || !edge.Ports.Contains(x.c.flow.Proto, x.c.flow.Port) {
 			continue
 		}
 		for i := range peer.Points {
@@ -442,7 +442,7 @@ func (x *explainer) inUse(d model.Direction, q *model.Quarantine, other *candida
 }
 
 // ask compares a rule with the flow. related is false if it means neither end.
-func (x *explainer) ask(r *compile.Rule, at *party, self, other *model.Identity) (s Step, related bool) {
+func (x *explainer) ask(r *compile.Rule, process *model.Process, self, other *model.Identity) (s Step, related bool) {
 	subject, peer := r.Subject.Matches(self), r.Peer.Matches(other)
 	from, to := &r.Peer, &r.Subject
 	fromMatches, toMatches := peer, subject
@@ -468,15 +468,15 @@ func (x *explainer) ask(r *compile.Rule, at *party, self, other *model.Identity)
 	if !toMatches {
 		miss("to", "to is "+s.To)
 	}
-	if !r.Covers(x.c.proto, x.c.port) {
+	if !r.Covers(x.c.flow.Proto, x.c.flow.Port) {
 		miss("ports", "it is on "+strings.Join(s.On, ", "))
 	}
 	if r.SubjectProcess != nil {
 		s.Process = r.SubjectProcess.String()
-		if !r.SubjectProcess.Admits(at.process) {
+		if !r.SubjectProcess.Admits(process) {
 			is := "is not known"
-			if at.process != nil {
-				is = "is " + at.process.String()
+			if process != nil {
+				is = "is " + process.String()
 			}
 			miss("process", "it is for "+s.Process+", and the process "+is)
 		}
@@ -513,7 +513,7 @@ func (x *explainer) byDefault(d model.Direction, segments []*model.Segment) (mod
 		closing = seg.Name
 		drops := seg.Mode == model.ModeEnforce
 		if seg.Mode == model.ModeSelective {
-			drops = slices.ContainsFunc(x.servicePorts(seg), func(r model.PortRange) bool { return r.Contains(x.c.proto, x.c.port) })
+			drops = slices.ContainsFunc(x.servicePorts(seg), func(r model.PortRange) bool { return r.Contains(x.c.flow.Proto, x.c.flow.Port) })
 		}
 		if drops {
 			v.Verdict = model.Deny

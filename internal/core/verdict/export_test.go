@@ -47,7 +47,7 @@ func (e *Evaluator) agentDisagrees(f *model.Flow, c *connection, d model.Directi
 		return fmt.Sprintf("host %q: %v", host, err)
 	}
 	pkt := hostpolicy.Packet{
-		Workload: wl.Name, Dir: d, Local: e.address(self), Remote: e.address(other), Proto: c.proto, Port: c.port, Process: process, Domain: domain,
+		Workload: wl.Name, Dir: d, Local: e.address(self), Remote: e.address(other), Proto: c.flow.Proto, Port: c.flow.Port, Process: process, Domain: domain,
 	}
 	if other.seat != nil {
 		pkt.Domain = "" // where a workload owns the address its labels speak

@@ -39,46 +39,69 @@ func (e *Evaluator) Judge(f *model.Flow) (model.FlowVerdict, error) {
 	if err := e.resolve(f, &c); err != nil {
 		return model.FlowVerdict{}, err
 	}
-	return model.Join(e.end(&c, model.Egress), e.end(&c, model.Ingress)), nil
+	var egress, ingress compile.Question
+	out, in := e.ask(&c, model.Egress, &egress), e.ask(&c, model.Ingress, &ingress)
+	if out != "" || in != "" {
+		return model.Join(e.end(&c, model.Egress), e.end(&c, model.Ingress)), nil
+	}
+	w := e.world
+	w.Open(&egress)
+	w.Open(&ingress)
+	w.Look(&egress)
+	w.Look(&ingress)
+	return model.Join(e.settle(&c, model.Egress, &egress), e.settle(&c, model.Ingress, &ingress)), nil
 }
 
 // connection is a flow whose ends are known.
 type connection struct {
+	flow     *model.Flow
 	from, to party
 	sameHost bool
-	proto    model.Proto
-	port     uint16
-	domain   string       // the host name by which the source found to; "" if it is not known
 	passes   model.RuleID // the essential that the flow is, whoever judges; "" if none
+	touched  int32        // what was read ahead of its time; nobody reads it
 }
 
 // party is one end: a workload at one of its addresses, or an address that nobody owns.
 type party struct {
-	seat  *compile.Seat // nil: nobody owns addr
+	end   *model.End
+	seat  *compile.Seat // nil: nobody owns the address
 	given bool          // the flow names the address
-	addr  netip.Addr    // if given
-	// process is the one that talks there; nil if it is not known.
-	process *model.Process
-	named   bool // the flow may name the workload
-	trace   compile.Trace
 }
+
+// addr returns the address that the flow gives.
+func (p *party) addr() netip.Addr { return plain(p.end.Addr) }
 
 // resolve finds the ends of the flow.
 func (e *Evaluator) resolve(f *model.Flow, c *connection) error {
-	e.trace(&f.From, &c.from)
-	e.trace(&f.To, &c.to)
-	return e.find(f, c)
+	c.flow = f
+	c.from, c.to = party{end: &f.From}, party{end: &f.To}
+	// Step by step for both, so that memory is waited for once a step.
+	from, to := e.named(&f.From), e.named(&f.To)
+	a, b := e.trace(&f.From, from), e.trace(&f.To, to)
+	c.touched = e.touch(&a, from) + e.touch(&b, to)
+	if err := e.party(&c.from, from, &a); err != nil {
+		return err
+	}
+	if err := e.party(&c.to, to, &b); err != nil {
+		return err
+	}
+	e.join(c)
+	return nil
 }
 
-// trace looks where an end may be found.
-func (e *Evaluator) trace(end *model.End, p *party) {
-	*p = party{named: e.named(end)}
-	if p.named {
-		p.trace = e.world.TraceName(end.Workload)
-		return
+// trace begins to look for an end.
+func (e *Evaluator) trace(end *model.End, named int) compile.Trace {
+	if named != 0 {
+		return e.world.TraceName(end.Workload)
 	}
-	p.addr = plain(end.Addr)
-	p.trace = e.world.TraceAddr(p.addr)
+	return e.world.TraceAddr(plain(end.Addr))
+}
+
+func (e *Evaluator) touch(t *compile.Trace, named int) int32 {
+	if named != 0 {
+		return e.world.TouchName(t)
+	}
+	return e.world.TouchAddr(t)
 }
 
 func plain(a netip.Addr) netip.Addr {
@@ -88,62 +111,67 @@ func plain(a netip.Addr) netip.Addr {
 	return a.Unmap().WithZone("")
 }
 
-// find finds the ends of the flow where they were traced to.
-func (e *Evaluator) find(f *model.Flow, c *connection) error {
-	c.proto, c.port, c.domain = f.Proto, f.Port, f.ToDomain
-	c.from.process, c.to.process = f.FromProcess, f.ToProcess
-	if err := e.party(&f.From, &c.from); err != nil {
-		return err
-	}
-	if err := e.party(&f.To, &c.to); err != nil {
-		return err
-	}
-	e.meet(&c.from, &c.to)
-	c.sameHost, c.passes = false, ""
-	if rule, ok := essential.Match(c.proto, c.port); ok {
-		c.passes = rule
-	}
-	if a, b := c.from.seat, c.to.seat; a != nil && b != nil {
-		c.sameHost = a.Host != compile.None && a.Host == b.Host
-		switch {
-		case c.passes != "":
-		case a.Workload == b.Workload:
-			c.passes = model.RuleSameWorkload
-		case ownNode(a, b):
-			c.passes = model.RuleOwnNode
-		}
-	}
-	return nil
-}
-
-func (e *Evaluator) party(end *model.End, p *party) error {
-	if p.named {
-		if p.seat = e.world.Find(end.Workload, &p.trace); p.seat != nil {
+// party finds an end.
+func (e *Evaluator) party(p *party, named int, t *compile.Trace) error {
+	if named != 0 {
+		if p.seat = e.world.Find(p.end.Workload, t); p.seat != nil {
 			return nil
 		}
-		p.addr = plain(end.Addr)
 	}
-	if !end.Addr.IsValid() {
-		return unknownError(end)
+	if !p.end.Addr.IsValid() {
+		return unknownError(p.end)
 	}
 	p.given = true
 	var shared bool
-	if p.seat, shared = e.world.FindAddr(p.addr); shared {
-		return sharedError(p.addr, e.world.Owners(p.addr))
+	if p.seat, shared = e.world.FindAddr(p.addr()); shared {
+		return sharedError(p.addr(), e.world.Owners(p.addr()))
 	}
 	return nil
 }
 
-// named reports whether the end may be named by Workload. What is read from text has an address there too, and a name
+// join finds out what two ends that are known are to each other.
+func (e *Evaluator) join(c *connection) {
+	c.sameHost, c.passes = false, ""
+	if rule, ok := essential.Match(c.flow.Proto, c.flow.Port); ok {
+		c.passes = rule
+	}
+	a, b := c.from.seat, c.to.seat
+	if a == nil || b == nil {
+		e.meet(&c.from, &c.to)
+		return
+	}
+	if !a.Meets(b) {
+		e.meet(&c.from, &c.to)
+		a, b = c.from.seat, c.to.seat
+	}
+	c.sameHost = a.Host != compile.None && a.Host == b.Host
+	switch {
+	case c.passes != "":
+	case a.Workload == b.Workload:
+		c.passes = model.RuleSameWorkload
+	case ownNode(a, b):
+		c.passes = model.RuleOwnNode
+	}
+}
+
+// named returns 1 if the end may be named by Workload, else 0. What is read from text has an address there too, and a name
 // costs more to look up than to look at.
-func (e *Evaluator) named(end *model.End) bool {
+func (e *Evaluator) named(end *model.End) int {
 	if end.Workload == "" {
-		return false
+		return 0
 	}
-	if !end.Addr.IsValid() || e.world.HasAddressNames() {
-		return true
+	if e.world.HasAddressNames() {
+		return 1
 	}
-	return !compile.MayBeAddress(end.Workload)
+	// No branch depends on it: which it is in a log of flows, nobody can guess.
+	return 1 - bit(end.Addr.IsValid())&bit(compile.MayBeAddress(end.Workload))
+}
+
+func bit(b bool) int {
+	if b {
+		return 1
+	}
+	return 0
 }
 
 func unknownError(end *model.End) error {
@@ -183,9 +211,9 @@ func (e *Evaluator) meet(from, to *party) {
 			from.seat = other
 		}
 	case !from.given:
-		e.meetAddress(from, to.addr)
+		e.meetAddress(from, to.addr())
 	case !to.given:
-		e.meetAddress(to, from.addr)
+		e.meetAddress(to, from.addr())
 	}
 }
 
@@ -201,7 +229,7 @@ func (e *Evaluator) meetAddress(p *party, addr netip.Addr) {
 // address returns the address of an end; invalid if the workload has none.
 func (e *Evaluator) address(p *party) netip.Addr {
 	if p.given {
-		return p.addr
+		return p.addr()
 	}
 	return e.world.PointOf(p.seat).Addr
 }
@@ -214,8 +242,14 @@ func (e *Evaluator) end(c *connection, d model.Direction) model.EndVerdict {
 	}
 	e.world.Open(&q)
 	e.world.Look(&q)
-	e.world.Settle(&q)
-	return e.answer(c, d, &q)
+	return e.settle(c, d, &q)
+}
+
+func (e *Evaluator) settle(c *connection, d model.Direction, q *compile.Question) model.EndVerdict {
+	if q.More() != 0 {
+		e.world.Seek(q)
+	}
+	return e.answer(c, d, q)
 }
 
 // ask asks the policy set of an end about the other, unless the end lets the flow pass whatever the policy set says: then it
@@ -233,7 +267,7 @@ func (e *Evaluator) ask(c *connection, d model.Direction, q *compile.Question) m
 }
 
 func (e *Evaluator) answer(c *connection, d model.Direction, q *compile.Question) model.EndVerdict {
-	return e.world.Answer(q, c.proto, c.port, c.self(d).process)
+	return e.world.Answer(q, c.flow.Proto, c.flow.Port, c.process(d))
 }
 
 // self returns the end that judges in a direction.
@@ -244,16 +278,24 @@ func (c *connection) self(d model.Direction) *party {
 	return &c.to
 }
 
+// process returns the one that talks at the end that judges; nil if it is not known.
+func (c *connection) process(d model.Direction) *model.Process {
+	if d == model.Egress {
+		return c.flow.FromProcess
+	}
+	return c.flow.ToProcess
+}
+
 // essential returns the essential that the flow is at this end, of those that no policy set holds; "" if none.
 func (e *Evaluator) essential(c *connection, d model.Direction) model.RuleID {
 	if c.passes != "" {
 		return c.passes
 	}
-	if len(e.controllers) == 0 || c.proto != model.ProtoTCP || d == model.Egress && c.from.seat.Unit {
+	if len(e.controllers) == 0 || c.flow.Proto != model.ProtoTCP || d == model.Egress && c.from.seat.Unit {
 		return ""
 	}
 	for i := range e.controllers {
-		if at := &e.controllers[i]; at.Port() == c.port && at.Addr() == e.address(&c.to) {
+		if at := &e.controllers[i]; at.Port() == c.flow.Port && at.Addr() == e.address(&c.to) {
 			return model.RuleController
 		}
 	}
@@ -275,9 +317,9 @@ func (e *Evaluator) peer(c *connection, d model.Direction) int32 {
 	}
 	switch {
 	case other.seat == nil && d == model.Egress:
-		return e.world.UnownedByName(other.addr, c.domain)
+		return e.world.UnownedByName(other.addr(), c.flow.ToDomain)
 	case other.seat == nil:
-		return e.world.UnownedIndex(other.addr)
+		return e.world.UnownedIndex(other.addr())
 	case d == model.Ingress && !c.sameHost:
 		return other.seat.Seen
 	}
