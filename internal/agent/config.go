@@ -30,6 +30,7 @@ type Config struct {
 	Dataplane  string        // auto, ebpf or nftables
 	CgroupRoot string        // default the mount of cgroup2
 	BPFFS      string        // directory on a bpffs for what stays in the kernel
+	Interfaces string        // ports, all or none: which interfaces eBPF guards
 	Units      []string      // patterns for names of cgroups that are units
 	FlowWindow time.Duration // how long flows of an edge are summed up
 	Socket     string        // unix socket for status
@@ -52,12 +53,21 @@ const (
 	DataplaneNftables = "nftables"
 )
 
+// Which interfaces have programs too, for what no socket of the host sends or receives: those of containers and virtual machines, those
+// and the ones that lead away from the host, or none.
+const (
+	InterfacesPorts = "ports"
+	InterfacesAll   = "all"
+	InterfacesNone  = "none"
+)
+
 // DefaultConfig returns the configuration of an empty file. Controller and a token, or a directory, are still missing.
 func DefaultConfig() Config {
 	return Config{
 		Data:        "/var/lib/bulkhead-agent",
 		Dataplane:   DataplaneAuto,
 		BPFFS:       "/sys/fs/bpf/bulkhead",
+		Interfaces:  InterfacesPorts,
 		Units:       []string{"*.service"},
 		FlowWindow:  5 * time.Second,
 		Confirm:     2 * time.Minute,
@@ -88,6 +98,7 @@ var keys = config.Keys[Config]{
 	"dataplane":  config.Text(func(c *Config) *string { return &c.Dataplane }),
 	"cgroupRoot": config.Text(func(c *Config) *string { return &c.CgroupRoot }),
 	"bpffs":      config.Text(func(c *Config) *string { return &c.BPFFS }),
+	"interfaces": config.Text(func(c *Config) *string { return &c.Interfaces }),
 	"socket":     config.Text(func(c *Config) *string { return &c.Socket }),
 	"units": func(c *Config, n *yaml.Node) error {
 		c.Units = nil
@@ -139,6 +150,9 @@ func (c *Config) check(p *config.Problems) {
 	}
 	if !slices.Contains([]string{DataplaneAuto, DataplaneEBPF, DataplaneNftables}, c.Dataplane) {
 		p.Add("dataplane", "%q is none; use auto, ebpf or nftables", c.Dataplane)
+	}
+	if !slices.Contains([]string{InterfacesPorts, InterfacesAll, InterfacesNone}, c.Interfaces) {
+		p.Add("interfaces", "%q is none; use ports, all or none", c.Interfaces)
 	}
 	if c.CgroupRoot != "" && !filepath.IsAbs(c.CgroupRoot) {
 		p.Add("cgroupRoot", "%q is not an absolute path", c.CgroupRoot)

@@ -92,7 +92,7 @@ func describe(c Config) string {
 		value any
 	}{
 		{"controller", c.Controller}, {"standalone", c.Standalone}, {"labels", c.Labels}, {"confirm", c.Confirm}, {"token", c.Token}, {"tokenFile", c.TokenFile}, {"host", c.Host}, {"data", c.Data},
-		{"dataplane", c.Dataplane}, {"cgroupRoot", c.CgroupRoot}, {"bpffs", c.BPFFS}, {"units", c.Units}, {"flowWindow", c.FlowWindow},
+		{"dataplane", c.Dataplane}, {"cgroupRoot", c.CgroupRoot}, {"bpffs", c.BPFFS}, {"interfaces", c.Interfaces}, {"units", c.Units}, {"flowWindow", c.FlowWindow},
 		{"socket", c.Socket}, {"logLevel", c.LogLevel},
 	} {
 		fmt.Fprintf(&b, "%s: %v\n", line.key, line.value)

@@ -109,6 +109,7 @@ type Capabilities struct {
 	Backlog     bool          // what happens while no agent is there is told to the next one
 	SocketFlows bool          // a flow without a connection (UDP, raw) ends with its socket, not only by its silence
 	ExactBytes  bool          // what a connection has carried is told to the byte; else one received may be missing
+	Frames      bool          // packets that no inet socket of this host sends or receives are judged too, where they pass its interfaces
 	PeersAtOnce bool          // who is at the other end of an older loopback connection is known before its next packet
 	Limits      []string      // plain sentences about what this implementation does not enforce
 }
@@ -179,6 +180,7 @@ type Counters struct {
 	DroppedPkts uint64
 	EventsLost  uint64
 	Errors      uint64 // packets that could not be parsed or looked up; they were judged by the default
+	Transit     uint64 // packets of others that passed interfaces of this host unjudged
 	NamesLost   uint64 // host names of addresses that did not fit: rules for them do not hold there
 
 	// Not totals, but how many there are, counted every few seconds: pairs of a host name and an address that answers of

@@ -130,6 +130,7 @@ func (r *Rig) configureAgent(h *scenario.Host, token string) error {
 		"tokenFile":  tokenFile, "host": h.Name, "data": filepath.Join(dir, "data"),
 		"cgroupRoot": r.Layout.HostCgroup(h.Name), "bpffs": filepath.Join(r.Layout.BPF(h.Name), "bulkhead"),
 		"units": []string{"*.service"}, "flowWindow": FlowWindow.String(), "socket": r.AgentSocket(h.Name), "logLevel": "info",
+		"interfaces": "all",
 	})
 }
 

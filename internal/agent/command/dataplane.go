@@ -51,6 +51,9 @@ func openEBPF(cfg *agent.Config, log *slog.Logger) (dataplane.Dataplane, error) 
 func ebpfConfig(cfg *agent.Config, log *slog.Logger) ebpf.Config {
 	plane := ebpf.DefaultConfig()
 	plane.CgroupRoot, plane.BPFFS, plane.Logger = cfg.CgroupRoot, cfg.BPFFS, log
+	plane.Guard = map[string]ebpf.Guard{
+		agent.InterfacesPorts: ebpf.GuardPorts, agent.InterfacesAll: ebpf.GuardAll, agent.InterfacesNone: ebpf.GuardNone,
+	}[cfg.Interfaces]
 	return plane
 }
 

@@ -35,6 +35,7 @@ func appendMetrics(b []byte, r *Report) []byte {
 		{"dropped_packets_total", "counter", "Packets that were dropped.", r.Counters.DroppedPkts},
 		{"events_lost_total", "counter", "Events of the dataplane that were lost.", r.Counters.EventsLost},
 		{"dataplane_errors_total", "counter", "Packets that could not be read and were judged by the default.", r.Counters.Errors},
+		{"transit_packets_total", "counter", "Packets of others that passed guarded interfaces unjudged.", r.Counters.Transit},
 		{"names_lost_total", "counter", "Host names of addresses that did not fit.", r.Counters.NamesLost},
 		{"names", "gauge", "Pairs of a host name and an address that resolvers have told and that are not over.", r.Counters.Names},
 		{"named_addresses", "gauge", "Addresses of which rules know a host name.", r.Counters.NamedAddresses},

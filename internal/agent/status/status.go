@@ -78,6 +78,7 @@ type Counters struct {
 	DroppedPkts uint64 `json:"dropped_packets"`
 	EventsLost  uint64 `json:"events_lost"`
 	Errors      uint64 `json:"errors"`
+	Transit     uint64 `json:"transit_packets"`
 	NamesLost   uint64 `json:"names_lost"`
 
 	Names          uint64 `json:"names"` // how many there are now

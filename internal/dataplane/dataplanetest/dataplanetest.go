@@ -23,6 +23,7 @@ import (
 type Place struct {
 	CgroupRoot string // sockets made below it are to be judged
 	BPFFS      string // a directory of its own on a bpffs
+	Guard      bool   // the interfaces of the network namespace are to be guarded, where the implementation can
 }
 
 // Open makes a dataplane, or takes over the one that is at the place. It is called in the host's network namespace.

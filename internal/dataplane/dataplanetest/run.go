@@ -27,7 +27,12 @@ type host struct {
 // newHost builds a lab with a dataplane at near.
 func newHost(t testing.TB, open Open) *host {
 	t.Helper()
-	b := NewBed(t)
+	return newHostAt(t, NewBed(t), open)
+}
+
+// newHostAt does so in a lab that is there.
+func newHostAt(t testing.TB, b *Bed, open Open) *host {
+	t.Helper()
 	h := &host{Bed: b, t: t, open: open, d: b.Open(open)}
 	h.events = record(t, h.d)
 	h.own, h.one, h.two, h.farP = b.Start(""), b.Start("one"), b.Start("two/inner"), b.StartFar()
@@ -107,6 +112,7 @@ func Run(t *testing.T, open Open) {
 	group("reopen", testReopen)
 	group("agent loss", testAgentLoss)
 	group("break glass", testBreakGlass)
+	group("interfaces", testInterfaces)
 }
 
 // forbids is the error with which traffic from near to an address is denied where it is sent.

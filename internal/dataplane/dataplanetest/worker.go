@@ -158,6 +158,10 @@ func (w *sockets) do(r request) (answer, error) {
 		return answer{}, syscall.Setresuid(-1, r.N, -1)
 	case "raw":
 		return answer{}, raw(r)
+	case "frame":
+		return answer{}, sendFrame(r)
+	case "relay":
+		return answer{}, w.relay(r)
 	case "resolver":
 		return w.resolver(r)
 	case "lookup":

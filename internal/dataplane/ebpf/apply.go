@@ -36,6 +36,7 @@ func (d *Dataplane) Apply(ctx context.Context, st *dataplane.State) (dataplane.A
 		if d.unfinished {
 			stats.Reset, err = d.settle()
 		}
+		err = errors.Join(err, d.findUnits(st.Units))
 		stats.Took = time.Since(start)
 		return stats, inForceBut(err)
 	}
@@ -52,6 +53,7 @@ func (d *Dataplane) Apply(ctx context.Context, st *dataplane.State) (dataplane.A
 	stats.Reset, err = d.settle()
 	err = errors.Join(err, d.finish(t))
 	d.publishNames(nil)
+	err = errors.Join(err, d.findUnits(st.Units))
 	d.count(&stats)
 	stats.Took = time.Since(start)
 	return stats, inForceBut(err)

@@ -10,9 +10,6 @@ import (
 
 // limits are what this implementation does not do on any kernel.
 var limits = []string{
-	"Traffic that this host forwards for others is not judged; only traffic of its own sockets is.",
-	"Frames sent through packet sockets (AF_PACKET) are not judged; sending them needs CAP_NET_RAW. Nor are sockets of other " +
-		"families than IPv4 and IPv6.",
 	"What a tunnel carries is judged as the tunnel only, unless a socket of this host is at its end.",
 	"Connections to a port on which nothing listens are answered by the kernel and are not recorded at this end.",
 	"Echo requests are answered by the kernel itself and are neither judged nor recorded at this end.",
@@ -29,6 +26,27 @@ var limits = []string{
 	"Names of hosts are learnt from answers over UDP that the resolvers named in policy give to sockets of this host: not " +
 		"from DNS over TCP, TLS or HTTPS, from multicast DNS, or from files.",
 }
+
+// Limits that depend on which interfaces are guarded.
+var guardLimits = map[Guard][]string{
+	GuardNone: {
+		"Traffic that this host forwards for others is not judged; only traffic of its own sockets is. Nor are frames that are sent " +
+			"through packet sockets (AF_PACKET, AF_XDP), which needs CAP_NET_RAW: set interfaces: ports, or all, in agent.yaml.",
+	},
+	GuardPorts: {
+		"Frames that are sent through packet sockets (AF_PACKET, AF_XDP) in the network namespace of this host are not judged, which " +
+			"needs CAP_NET_RAW there: set interfaces: all in agent.yaml. Those of containers are.",
+		forwards,
+	},
+	GuardAll: {
+		"Frames of AF_XDP, and of packet sockets that bypass queueing (PACKET_QDISC_BYPASS), in the network namespace of this host " +
+			"are not judged, nor are those at its loopback interface. They need CAP_NET_RAW there.",
+		forwards,
+	},
+}
+
+const forwards = "Traffic that this host forwards for others is judged where it passes the interface of a container or virtual machine " +
+	"that is a workload; other traffic is only counted. A connection that is denied later falls silent."
 
 // confined is what an agent costs that may not enter network namespaces (it lacks CAP_SYS_ADMIN).
 const confined = "Live TCP connections in the network namespaces of containers fall silent, when they are no longer " +
@@ -52,7 +70,8 @@ func (d *Dataplane) Capabilities() dataplane.Capabilities {
 		LiveBytes:   d.programs[programsProgBulkheadUpdate] != nil,
 		Processes:   target.MaxAlternatives > 0,
 		Domains:     target.Domains && d.follows,
-		Limits:      append(slices.Clone(limits), d.missing...),
+		Frames:      d.cfg.Guard != GuardNone,
+		Limits:      slices.Concat(guardLimits[d.cfg.Guard], limits, d.missing),
 	}
 }
 
@@ -60,7 +79,7 @@ func (d *Dataplane) Capabilities() dataplane.Capabilities {
 func (d *Dataplane) Counters() (dataplane.Counters, error) {
 	d.open.RLock()
 	defer d.open.RUnlock()
-	var totals [8]uint64
+	var totals [9]uint64
 	for i := range totals {
 		var perCPU []uint64
 		if err := d.maps.Counters.Lookup(uint32(i), &perCPU); err != nil {
@@ -76,7 +95,7 @@ func (d *Dataplane) Counters() (dataplane.Counters, error) {
 	}
 	return dataplane.Counters{
 		Judged: totals[0], Allowed: totals[1], WouldDenied: totals[2], Denied: totals[3],
-		DroppedPkts: totals[4], EventsLost: totals[5], Errors: totals[6], NamesLost: totals[7],
+		DroppedPkts: totals[4], EventsLost: totals[5], Errors: totals[6], NamesLost: totals[7], Transit: totals[8],
 		Names: named.Names, NamedAddresses: named.Addresses,
 	}, nil
 }

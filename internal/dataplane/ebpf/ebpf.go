@@ -52,6 +52,9 @@ type Config struct {
 	// NameFloor and NameCeiling bound for how long an address has a host name, whatever the answer says: whole seconds.
 	NameFloor, NameCeiling time.Duration
 
+	// Guard says which interfaces have programs too. They are those of the network namespace that Open is called in.
+	Guard Guard
+
 	// AgentLoss is the time without a Beat after which the agent is lost.
 	AgentLoss time.Duration
 
@@ -151,6 +154,7 @@ type Dataplane struct {
 	// still be in place: the next call tries again.
 	unfinished bool
 
+	guarding   guarding
 	inspection inspection
 	inodes     map[string]uint64 // of what is pinned
 
@@ -216,6 +220,9 @@ func (d *Dataplane) begin() error {
 		return fmt.Errorf("read what the kernel holds: %w", err)
 	}
 	if err := d.resumeNames(); err != nil {
+		return err
+	}
+	if err := d.beginGuarding(); err != nil {
 		return err
 	}
 	d.publishNames(nil)

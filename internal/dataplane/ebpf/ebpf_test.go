@@ -23,6 +23,9 @@ func open(t testing.TB, at dataplanetest.Place) dataplane.Dataplane {
 	cfg.AgentLoss = 2 * time.Second
 	cfg.NameFloor = time.Second
 	cfg.UDPTimeout, cfg.UDPStreamTimeout = time.Second, time.Second
+	if at.Guard {
+		cfg.Guard = ebpf.GuardAll
+	}
 	cfg.Logger = slog.New(slog.NewTextHandler(t.Output(), nil))
 	d, err := ebpf.Open(cfg)
 	if errors.Is(err, dataplane.ErrUnsupported) {

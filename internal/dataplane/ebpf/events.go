@@ -28,6 +28,9 @@ const (
 	// touchEvery is how often live connections that are judged by a name keep it from being forgotten, where update does not:
 	// more often than NAME_KEPT in bpf/types.h.
 	touchEvery = 4 * time.Minute
+	// behindEvery is how often is looked whose network stacks are behind interfaces: a process that goes to another
+	// namespace, and an address in one, tell nobody.
+	behindEvery = 15 * time.Second
 )
 
 // reading is a call of Events that Close can end.
@@ -46,13 +49,16 @@ func (d *Dataplane) Events(ctx context.Context, fn func(*dataplane.Event)) error
 	if err != nil {
 		return err
 	}
-	cut, own := make(chan struct{}, 1), make(chan struct{}, 1)
+	cut, own, links := make(chan struct{}, 1), make(chan struct{}, 1), make(chan struct{}, 1)
 	g, ctx := errgroup.WithContext(ctx)
 	stop := context.AfterFunc(ctx, func() { _ = events.Close() }) // makes Read return
 	defer stop()
-	g.Go(func() error { return d.read(ctx, events, fn, cut) })
-	g.Go(func() error { return d.keep(ctx, cut, own) })
+	g.Go(func() error { return d.read(ctx, events, fn, cut, links) })
+	g.Go(func() error { return d.keep(ctx, cut, own, links) })
 	g.Go(func() error { return d.watchOwn(ctx, own) })
+	if d.cfg.Guard != GuardNone {
+		g.Go(func() error { return d.watchLinks(ctx, links) })
+	}
 	err = g.Wait()
 	closed := d.endReading(me)
 	switch {
@@ -94,7 +100,7 @@ func (d *Dataplane) endReading(me *reading) (closed bool) {
 	return d.closed
 }
 
-func (d *Dataplane) read(ctx context.Context, r *ringbuf.Reader, fn func(*dataplane.Event), cut chan<- struct{}) error {
+func (d *Dataplane) read(ctx context.Context, r *ringbuf.Reader, fn func(*dataplane.Event), cut, links chan<- struct{}) error {
 	var rec ringbuf.Record
 	var e dataplane.Event
 	clock := newClock()
@@ -127,6 +133,9 @@ func (d *Dataplane) read(ctx context.Context, r *ringbuf.Reader, fn func(*datapl
 		d.decode(raw, &e, clock)
 		if e.Kind == dataplane.EventDeny && (e.Rejudged || e.Existing) && e.Proto == model.ProtoTCP {
 			ask(cut)
+		}
+		if e.Rule == ruleSpoofed {
+			ask(links) // addresses move, and nobody tells in whose namespace
 		}
 		fn(&e)
 	}
@@ -170,13 +179,15 @@ func (d *Dataplane) decode(raw *event, e *dataplane.Event, c *clock) {
 }
 
 // keep does what must be done from time to time. An error is logged and tried again: events must go on.
-func (d *Dataplane) keep(ctx context.Context, cut, own <-chan struct{}) error {
+func (d *Dataplane) keep(ctx context.Context, cut, own, links <-chan struct{}) error {
 	flush := time.NewTicker(flushEvery)
 	defer flush.Stop()
 	update := time.NewTicker(d.cfg.UpdateInterval)
 	defer update.Stop()
 	names := time.NewTicker(touchEvery)
 	defer names.Stop()
+	behind := time.NewTicker(behindEvery)
+	defer behind.Stop()
 	for {
 		var err error
 		select {
@@ -189,7 +200,11 @@ func (d *Dataplane) keep(ctx context.Context, cut, own <-chan struct{}) error {
 		case <-names.C:
 			err = d.touchNames()
 		case <-own:
-			err = d.refreshOwn()
+			err = errors.Join(d.refreshOwn(), d.lookAtLinks())
+		case <-links:
+			err = d.lookAtLinks()
+		case <-behind.C:
+			err = d.lookAtLinks()
 		case <-cut:
 			_, err = d.sweep()
 		}

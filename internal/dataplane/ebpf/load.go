@@ -92,7 +92,7 @@ func (d *Dataplane) load() error {
 	if d.follows = canFollow() && !d.cfg.withoutLoop; !d.follows {
 		d.missing = append(d.missing, withoutNames)
 	}
-	for _, name := range slices.Concat(testOnly, onDemand) { // not needed, or not yet
+	for _, name := range slices.Concat(testOnly, onDemand, guardPrograms) { // not needed, or not yet
 		delete(spec.Programs, name)
 	}
 	d.resets = canReset() && !d.cfg.withoutSockDestroy

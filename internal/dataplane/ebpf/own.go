@@ -52,18 +52,36 @@ func (d *Dataplane) refreshOwn() error {
 	return nil
 }
 
-// watchOwn asks for a refresh, by own, when an address of this host comes or goes, until ctx ends. The kernel drops a
-// subscriber that does not keep up: then it subscribes again.
+// watchOwn asks for a refresh, by own, when an address of this host comes or goes, until ctx ends.
 func (d *Dataplane) watchOwn(ctx context.Context, own chan<- struct{}) error {
+	return watch(ctx, d, "addresses", own, func() (<-chan netlink.AddrUpdate, error) {
+		updates := make(chan netlink.AddrUpdate, 64)
+		return updates, netlink.AddrSubscribeWithOptions(updates, ctx.Done(), netlink.AddrSubscribeOptions{
+			ErrorCallback: func(err error) {
+				if ctx.Err() == nil { // else the socket was closed under it
+					d.log.Warn("watching this host's addresses", "error", err)
+				}
+			},
+		})
+	})
+}
+
+// watch asks for a refresh whenever the kernel tells something of what is watched, until ctx ends. The kernel drops a subscriber
+// that does not keep up: then it subscribes again.
+func watch[U any](ctx context.Context, d *Dataplane, what string, refresh chan<- struct{}, subscribe func() (<-chan U, error)) error {
 	for {
-		updates, err := d.subscribeOwn(ctx)
+		var updates <-chan U
+		err := d.netns.run(func() (err error) {
+			updates, err = subscribe()
+			return err
+		})
 		if err != nil {
-			d.log.Warn("watching this host's addresses", "error", err)
+			d.log.Warn("watching this host's "+what, "error", err)
 		}
-		ask(own)                        // for what was missed
+		ask(refresh)                    // for what was missed
 		for open := err == nil; open; { // until the subscription ends
 			if _, open = <-updates; open {
-				ask(own)
+				ask(refresh)
 			}
 		}
 		select {
@@ -80,18 +98,4 @@ func ask(c chan<- struct{}) {
 	case c <- struct{}{}:
 	default:
 	}
-}
-
-func (d *Dataplane) subscribeOwn(ctx context.Context) (<-chan netlink.AddrUpdate, error) {
-	updates := make(chan netlink.AddrUpdate, 64)
-	err := d.netns.run(func() error {
-		return netlink.AddrSubscribeWithOptions(updates, ctx.Done(), netlink.AddrSubscribeOptions{
-			ErrorCallback: func(err error) {
-				if ctx.Err() == nil { // else the socket was closed under it
-					d.log.Warn("watching this host's addresses", "error", err)
-				}
-			},
-		})
-	})
-	return updates, err
 }

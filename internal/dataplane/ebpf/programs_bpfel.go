@@ -170,6 +170,14 @@ type programsEvent struct {
 	Pad      uint8
 }
 
+type programsGuarded struct {
+	_      structs.HostLayout
+	Cgroup uint64
+	Netns  uint32
+	Raw    uint8
+	Pad    [3]uint8
+}
+
 type programsHandshake struct {
 	_       structs.HostLayout
 	State   uint64
@@ -223,11 +231,54 @@ type programsNetKey struct {
 	Addr [4]uint32
 }
 
+type programsPassage struct {
+	_                   structs.HostLayout
+	Word                uint64
+	Last                uint64
+	Rule                uint64
+	Peer                uint64
+	Sent                uint64
+	Received            uint64
+	PacketsSent         uint64
+	PacketsReceived     uint64
+	ToldSent            uint64
+	ToldReceived        uint64
+	ToldPacketsSent     uint64
+	ToldPacketsReceived uint64
+	Port                uint16
+	Rsubject            uint16
+	Replied             uint8
+	Closing             uint8
+	Quiet               uint8
+	Pad                 uint8
+}
+
+type programsPassageKey struct {
+	_       structs.HostLayout
+	Laddr   [4]uint32
+	Raddr   [4]uint32
+	Ifindex uint32
+	Lport   uint16
+	Rport   uint16
+	Proto   uint8
+	Pad     [3]uint8
+}
+
 type programsPatternKey struct {
 	_     structs.HostLayout
 	Bits  uint32
 	Epoch uint32
 	Text  [248]uint8
+}
+
+type programsPieceKey struct {
+	_       structs.HostLayout
+	Src     [4]uint32
+	Dst     [4]uint32
+	Id      uint32
+	Ifindex uint32
+	Proto   uint8
+	Pad     [3]uint8
 }
 
 type programsPortKey struct {
@@ -441,65 +492,73 @@ type programsVersioned struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	programsMapActive               = "active"
-	programsMapAddresses            = "addresses"
-	programsMapAlternatives         = "alternatives"
-	programsMapAnswers              = "answers"
-	programsMapAttempts             = "attempts"
-	programsMapCgroups              = "cgroups"
-	programsMapConfig               = "config"
-	programsMapConnections          = "connections"
-	programsMapControllers          = "controllers"
-	programsMapCounters             = "counters"
-	programsMapDenials              = "denials"
-	programsMapDomains              = "domains"
-	programsMapEvents               = "events"
-	programsMapExecutables          = "executables"
-	programsMapHandshakes           = "handshakes"
-	programsMapLearnt               = "learnt"
-	programsMapListening            = "listening"
-	programsMapLocalIdentities      = "local_identities"
-	programsMapLocalSets            = "local_sets"
-	programsMapNamed                = "named"
-	programsMapOwn                  = "own"
-	programsMapPatterns             = "patterns"
-	programsMapPolicySets           = "policy_sets"
-	programsMapPorts                = "ports"
-	programsMapPrefixes             = "prefixes"
-	programsMapProbes               = "probes"
-	programsMapQuestions            = "questions"
-	programsMapRanges               = "ranges"
-	programsMapResolvers            = "resolvers"
-	programsMapRows                 = "rows"
-	programsMapRules                = "rules"
-	programsMapSockets              = "sockets"
-	programsMapSpellings            = "spellings"
-	programsMapSubjectInfo          = "subject_info"
-	programsMapSubjects             = "subjects"
-	programsMapUnits                = "units"
-	programsMapWakeups              = "wakeups"
-	programsProgBulkheadAnswers     = "bulkhead_answers"
-	programsProgBulkheadConnect4    = "bulkhead_connect4"
-	programsProgBulkheadConnect6    = "bulkhead_connect6"
-	programsProgBulkheadEgress      = "bulkhead_egress"
-	programsProgBulkheadFind        = "bulkhead_find"
-	programsProgBulkheadFlush       = "bulkhead_flush"
-	programsProgBulkheadIngress     = "bulkhead_ingress"
-	programsProgBulkheadLearn       = "bulkhead_learn"
-	programsProgBulkheadListening   = "bulkhead_listening"
-	programsProgBulkheadProbe       = "bulkhead_probe"
-	programsProgBulkheadQuestions   = "bulkhead_questions"
-	programsProgBulkheadRematch     = "bulkhead_rematch"
-	programsProgBulkheadSeed        = "bulkhead_seed"
-	programsProgBulkheadSendmsg4    = "bulkhead_sendmsg4"
-	programsProgBulkheadSendmsg6    = "bulkhead_sendmsg6"
-	programsProgBulkheadSetState    = "bulkhead_set_state"
-	programsProgBulkheadSockCreate  = "bulkhead_sock_create"
-	programsProgBulkheadSockRelease = "bulkhead_sock_release"
-	programsProgBulkheadSweep       = "bulkhead_sweep"
-	programsProgBulkheadUpdate      = "bulkhead_update"
-	programsVarOneSocket            = "one_socket"
-	programsVarResets               = "resets"
+	programsMapActive                 = "active"
+	programsMapAddresses              = "addresses"
+	programsMapAlternatives           = "alternatives"
+	programsMapAnswers                = "answers"
+	programsMapAttempts               = "attempts"
+	programsMapBehind                 = "behind"
+	programsMapCgroups                = "cgroups"
+	programsMapConfig                 = "config"
+	programsMapConnections            = "connections"
+	programsMapControllers            = "controllers"
+	programsMapCounters               = "counters"
+	programsMapDenials                = "denials"
+	programsMapDomains                = "domains"
+	programsMapEvents                 = "events"
+	programsMapExecutables            = "executables"
+	programsMapGuards                 = "guards"
+	programsMapHandshakes             = "handshakes"
+	programsMapLearnt                 = "learnt"
+	programsMapListening              = "listening"
+	programsMapLocalIdentities        = "local_identities"
+	programsMapLocalSets              = "local_sets"
+	programsMapNamed                  = "named"
+	programsMapOwn                    = "own"
+	programsMapPassages               = "passages"
+	programsMapPatterns               = "patterns"
+	programsMapPieces                 = "pieces"
+	programsMapPolicySets             = "policy_sets"
+	programsMapPorts                  = "ports"
+	programsMapPrefixes               = "prefixes"
+	programsMapProbes                 = "probes"
+	programsMapQuestions              = "questions"
+	programsMapRanges                 = "ranges"
+	programsMapResolvers              = "resolvers"
+	programsMapRows                   = "rows"
+	programsMapRules                  = "rules"
+	programsMapSockets                = "sockets"
+	programsMapSpellings              = "spellings"
+	programsMapSubjectInfo            = "subject_info"
+	programsMapSubjects               = "subjects"
+	programsMapUnits                  = "units"
+	programsMapWakeups                = "wakeups"
+	programsProgBulkheadAnswers       = "bulkhead_answers"
+	programsProgBulkheadConnect4      = "bulkhead_connect4"
+	programsProgBulkheadConnect6      = "bulkhead_connect6"
+	programsProgBulkheadEgress        = "bulkhead_egress"
+	programsProgBulkheadEntering      = "bulkhead_entering"
+	programsProgBulkheadFind          = "bulkhead_find"
+	programsProgBulkheadFlush         = "bulkhead_flush"
+	programsProgBulkheadFlushPassages = "bulkhead_flush_passages"
+	programsProgBulkheadIngress       = "bulkhead_ingress"
+	programsProgBulkheadLearn         = "bulkhead_learn"
+	programsProgBulkheadLeaving       = "bulkhead_leaving"
+	programsProgBulkheadListening     = "bulkhead_listening"
+	programsProgBulkheadProbe         = "bulkhead_probe"
+	programsProgBulkheadQuestions     = "bulkhead_questions"
+	programsProgBulkheadRematch       = "bulkhead_rematch"
+	programsProgBulkheadSeed          = "bulkhead_seed"
+	programsProgBulkheadSendmsg4      = "bulkhead_sendmsg4"
+	programsProgBulkheadSendmsg6      = "bulkhead_sendmsg6"
+	programsProgBulkheadSetState      = "bulkhead_set_state"
+	programsProgBulkheadSockCreate    = "bulkhead_sock_create"
+	programsProgBulkheadSockRelease   = "bulkhead_sock_release"
+	programsProgBulkheadSweep         = "bulkhead_sweep"
+	programsProgBulkheadUpdate        = "bulkhead_update"
+	programsProgBulkheadUplink        = "bulkhead_uplink"
+	programsVarOneSocket              = "one_socket"
+	programsVarResets                 = "resets"
 )
 
 // loadPrograms returns the embedded CollectionSpec for programs.
@@ -544,26 +603,30 @@ type programsSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type programsProgramSpecs struct {
-	BulkheadAnswers     *ebpf.ProgramSpec `ebpf:"bulkhead_answers"`
-	BulkheadConnect4    *ebpf.ProgramSpec `ebpf:"bulkhead_connect4"`
-	BulkheadConnect6    *ebpf.ProgramSpec `ebpf:"bulkhead_connect6"`
-	BulkheadEgress      *ebpf.ProgramSpec `ebpf:"bulkhead_egress"`
-	BulkheadFind        *ebpf.ProgramSpec `ebpf:"bulkhead_find"`
-	BulkheadFlush       *ebpf.ProgramSpec `ebpf:"bulkhead_flush"`
-	BulkheadIngress     *ebpf.ProgramSpec `ebpf:"bulkhead_ingress"`
-	BulkheadLearn       *ebpf.ProgramSpec `ebpf:"bulkhead_learn"`
-	BulkheadListening   *ebpf.ProgramSpec `ebpf:"bulkhead_listening"`
-	BulkheadProbe       *ebpf.ProgramSpec `ebpf:"bulkhead_probe"`
-	BulkheadQuestions   *ebpf.ProgramSpec `ebpf:"bulkhead_questions"`
-	BulkheadRematch     *ebpf.ProgramSpec `ebpf:"bulkhead_rematch"`
-	BulkheadSeed        *ebpf.ProgramSpec `ebpf:"bulkhead_seed"`
-	BulkheadSendmsg4    *ebpf.ProgramSpec `ebpf:"bulkhead_sendmsg4"`
-	BulkheadSendmsg6    *ebpf.ProgramSpec `ebpf:"bulkhead_sendmsg6"`
-	BulkheadSetState    *ebpf.ProgramSpec `ebpf:"bulkhead_set_state"`
-	BulkheadSockCreate  *ebpf.ProgramSpec `ebpf:"bulkhead_sock_create"`
-	BulkheadSockRelease *ebpf.ProgramSpec `ebpf:"bulkhead_sock_release"`
-	BulkheadSweep       *ebpf.ProgramSpec `ebpf:"bulkhead_sweep"`
-	BulkheadUpdate      *ebpf.ProgramSpec `ebpf:"bulkhead_update"`
+	BulkheadAnswers       *ebpf.ProgramSpec `ebpf:"bulkhead_answers"`
+	BulkheadConnect4      *ebpf.ProgramSpec `ebpf:"bulkhead_connect4"`
+	BulkheadConnect6      *ebpf.ProgramSpec `ebpf:"bulkhead_connect6"`
+	BulkheadEgress        *ebpf.ProgramSpec `ebpf:"bulkhead_egress"`
+	BulkheadEntering      *ebpf.ProgramSpec `ebpf:"bulkhead_entering"`
+	BulkheadFind          *ebpf.ProgramSpec `ebpf:"bulkhead_find"`
+	BulkheadFlush         *ebpf.ProgramSpec `ebpf:"bulkhead_flush"`
+	BulkheadFlushPassages *ebpf.ProgramSpec `ebpf:"bulkhead_flush_passages"`
+	BulkheadIngress       *ebpf.ProgramSpec `ebpf:"bulkhead_ingress"`
+	BulkheadLearn         *ebpf.ProgramSpec `ebpf:"bulkhead_learn"`
+	BulkheadLeaving       *ebpf.ProgramSpec `ebpf:"bulkhead_leaving"`
+	BulkheadListening     *ebpf.ProgramSpec `ebpf:"bulkhead_listening"`
+	BulkheadProbe         *ebpf.ProgramSpec `ebpf:"bulkhead_probe"`
+	BulkheadQuestions     *ebpf.ProgramSpec `ebpf:"bulkhead_questions"`
+	BulkheadRematch       *ebpf.ProgramSpec `ebpf:"bulkhead_rematch"`
+	BulkheadSeed          *ebpf.ProgramSpec `ebpf:"bulkhead_seed"`
+	BulkheadSendmsg4      *ebpf.ProgramSpec `ebpf:"bulkhead_sendmsg4"`
+	BulkheadSendmsg6      *ebpf.ProgramSpec `ebpf:"bulkhead_sendmsg6"`
+	BulkheadSetState      *ebpf.ProgramSpec `ebpf:"bulkhead_set_state"`
+	BulkheadSockCreate    *ebpf.ProgramSpec `ebpf:"bulkhead_sock_create"`
+	BulkheadSockRelease   *ebpf.ProgramSpec `ebpf:"bulkhead_sock_release"`
+	BulkheadSweep         *ebpf.ProgramSpec `ebpf:"bulkhead_sweep"`
+	BulkheadUpdate        *ebpf.ProgramSpec `ebpf:"bulkhead_update"`
+	BulkheadUplink        *ebpf.ProgramSpec `ebpf:"bulkhead_uplink"`
 }
 
 // programsMapSpecs contains maps before they are loaded into the kernel.
@@ -575,6 +638,7 @@ type programsMapSpecs struct {
 	Alternatives    *ebpf.MapSpec `ebpf:"alternatives"`
 	Answers         *ebpf.MapSpec `ebpf:"answers"`
 	Attempts        *ebpf.MapSpec `ebpf:"attempts"`
+	Behind          *ebpf.MapSpec `ebpf:"behind"`
 	Cgroups         *ebpf.MapSpec `ebpf:"cgroups"`
 	Config          *ebpf.MapSpec `ebpf:"config"`
 	Connections     *ebpf.MapSpec `ebpf:"connections"`
@@ -584,6 +648,7 @@ type programsMapSpecs struct {
 	Domains         *ebpf.MapSpec `ebpf:"domains"`
 	Events          *ebpf.MapSpec `ebpf:"events"`
 	Executables     *ebpf.MapSpec `ebpf:"executables"`
+	Guards          *ebpf.MapSpec `ebpf:"guards"`
 	Handshakes      *ebpf.MapSpec `ebpf:"handshakes"`
 	Learnt          *ebpf.MapSpec `ebpf:"learnt"`
 	Listening       *ebpf.MapSpec `ebpf:"listening"`
@@ -591,7 +656,9 @@ type programsMapSpecs struct {
 	LocalSets       *ebpf.MapSpec `ebpf:"local_sets"`
 	Named           *ebpf.MapSpec `ebpf:"named"`
 	Own             *ebpf.MapSpec `ebpf:"own"`
+	Passages        *ebpf.MapSpec `ebpf:"passages"`
 	Patterns        *ebpf.MapSpec `ebpf:"patterns"`
+	Pieces          *ebpf.MapSpec `ebpf:"pieces"`
 	PolicySets      *ebpf.MapSpec `ebpf:"policy_sets"`
 	Ports           *ebpf.MapSpec `ebpf:"ports"`
 	Prefixes        *ebpf.MapSpec `ebpf:"prefixes"`
@@ -642,6 +709,7 @@ type programsMaps struct {
 	Alternatives    *ebpf.Map `ebpf:"alternatives"`
 	Answers         *ebpf.Map `ebpf:"answers"`
 	Attempts        *ebpf.Map `ebpf:"attempts"`
+	Behind          *ebpf.Map `ebpf:"behind"`
 	Cgroups         *ebpf.Map `ebpf:"cgroups"`
 	Config          *ebpf.Map `ebpf:"config"`
 	Connections     *ebpf.Map `ebpf:"connections"`
@@ -651,6 +719,7 @@ type programsMaps struct {
 	Domains         *ebpf.Map `ebpf:"domains"`
 	Events          *ebpf.Map `ebpf:"events"`
 	Executables     *ebpf.Map `ebpf:"executables"`
+	Guards          *ebpf.Map `ebpf:"guards"`
 	Handshakes      *ebpf.Map `ebpf:"handshakes"`
 	Learnt          *ebpf.Map `ebpf:"learnt"`
 	Listening       *ebpf.Map `ebpf:"listening"`
@@ -658,7 +727,9 @@ type programsMaps struct {
 	LocalSets       *ebpf.Map `ebpf:"local_sets"`
 	Named           *ebpf.Map `ebpf:"named"`
 	Own             *ebpf.Map `ebpf:"own"`
+	Passages        *ebpf.Map `ebpf:"passages"`
 	Patterns        *ebpf.Map `ebpf:"patterns"`
+	Pieces          *ebpf.Map `ebpf:"pieces"`
 	PolicySets      *ebpf.Map `ebpf:"policy_sets"`
 	Ports           *ebpf.Map `ebpf:"ports"`
 	Prefixes        *ebpf.Map `ebpf:"prefixes"`
@@ -683,6 +754,7 @@ func (m *programsMaps) Close() error {
 		m.Alternatives,
 		m.Answers,
 		m.Attempts,
+		m.Behind,
 		m.Cgroups,
 		m.Config,
 		m.Connections,
@@ -692,6 +764,7 @@ func (m *programsMaps) Close() error {
 		m.Domains,
 		m.Events,
 		m.Executables,
+		m.Guards,
 		m.Handshakes,
 		m.Learnt,
 		m.Listening,
@@ -699,7 +772,9 @@ func (m *programsMaps) Close() error {
 		m.LocalSets,
 		m.Named,
 		m.Own,
+		m.Passages,
 		m.Patterns,
+		m.Pieces,
 		m.PolicySets,
 		m.Ports,
 		m.Prefixes,
@@ -730,26 +805,30 @@ type programsVariables struct {
 //
 // It can be passed to loadProgramsObjects or ebpf.CollectionSpec.LoadAndAssign.
 type programsPrograms struct {
-	BulkheadAnswers     *ebpf.Program `ebpf:"bulkhead_answers"`
-	BulkheadConnect4    *ebpf.Program `ebpf:"bulkhead_connect4"`
-	BulkheadConnect6    *ebpf.Program `ebpf:"bulkhead_connect6"`
-	BulkheadEgress      *ebpf.Program `ebpf:"bulkhead_egress"`
-	BulkheadFind        *ebpf.Program `ebpf:"bulkhead_find"`
-	BulkheadFlush       *ebpf.Program `ebpf:"bulkhead_flush"`
-	BulkheadIngress     *ebpf.Program `ebpf:"bulkhead_ingress"`
-	BulkheadLearn       *ebpf.Program `ebpf:"bulkhead_learn"`
-	BulkheadListening   *ebpf.Program `ebpf:"bulkhead_listening"`
-	BulkheadProbe       *ebpf.Program `ebpf:"bulkhead_probe"`
-	BulkheadQuestions   *ebpf.Program `ebpf:"bulkhead_questions"`
-	BulkheadRematch     *ebpf.Program `ebpf:"bulkhead_rematch"`
-	BulkheadSeed        *ebpf.Program `ebpf:"bulkhead_seed"`
-	BulkheadSendmsg4    *ebpf.Program `ebpf:"bulkhead_sendmsg4"`
-	BulkheadSendmsg6    *ebpf.Program `ebpf:"bulkhead_sendmsg6"`
-	BulkheadSetState    *ebpf.Program `ebpf:"bulkhead_set_state"`
-	BulkheadSockCreate  *ebpf.Program `ebpf:"bulkhead_sock_create"`
-	BulkheadSockRelease *ebpf.Program `ebpf:"bulkhead_sock_release"`
-	BulkheadSweep       *ebpf.Program `ebpf:"bulkhead_sweep"`
-	BulkheadUpdate      *ebpf.Program `ebpf:"bulkhead_update"`
+	BulkheadAnswers       *ebpf.Program `ebpf:"bulkhead_answers"`
+	BulkheadConnect4      *ebpf.Program `ebpf:"bulkhead_connect4"`
+	BulkheadConnect6      *ebpf.Program `ebpf:"bulkhead_connect6"`
+	BulkheadEgress        *ebpf.Program `ebpf:"bulkhead_egress"`
+	BulkheadEntering      *ebpf.Program `ebpf:"bulkhead_entering"`
+	BulkheadFind          *ebpf.Program `ebpf:"bulkhead_find"`
+	BulkheadFlush         *ebpf.Program `ebpf:"bulkhead_flush"`
+	BulkheadFlushPassages *ebpf.Program `ebpf:"bulkhead_flush_passages"`
+	BulkheadIngress       *ebpf.Program `ebpf:"bulkhead_ingress"`
+	BulkheadLearn         *ebpf.Program `ebpf:"bulkhead_learn"`
+	BulkheadLeaving       *ebpf.Program `ebpf:"bulkhead_leaving"`
+	BulkheadListening     *ebpf.Program `ebpf:"bulkhead_listening"`
+	BulkheadProbe         *ebpf.Program `ebpf:"bulkhead_probe"`
+	BulkheadQuestions     *ebpf.Program `ebpf:"bulkhead_questions"`
+	BulkheadRematch       *ebpf.Program `ebpf:"bulkhead_rematch"`
+	BulkheadSeed          *ebpf.Program `ebpf:"bulkhead_seed"`
+	BulkheadSendmsg4      *ebpf.Program `ebpf:"bulkhead_sendmsg4"`
+	BulkheadSendmsg6      *ebpf.Program `ebpf:"bulkhead_sendmsg6"`
+	BulkheadSetState      *ebpf.Program `ebpf:"bulkhead_set_state"`
+	BulkheadSockCreate    *ebpf.Program `ebpf:"bulkhead_sock_create"`
+	BulkheadSockRelease   *ebpf.Program `ebpf:"bulkhead_sock_release"`
+	BulkheadSweep         *ebpf.Program `ebpf:"bulkhead_sweep"`
+	BulkheadUpdate        *ebpf.Program `ebpf:"bulkhead_update"`
+	BulkheadUplink        *ebpf.Program `ebpf:"bulkhead_uplink"`
 }
 
 func (p *programsPrograms) Close() error {
@@ -758,10 +837,13 @@ func (p *programsPrograms) Close() error {
 		p.BulkheadConnect4,
 		p.BulkheadConnect6,
 		p.BulkheadEgress,
+		p.BulkheadEntering,
 		p.BulkheadFind,
 		p.BulkheadFlush,
+		p.BulkheadFlushPassages,
 		p.BulkheadIngress,
 		p.BulkheadLearn,
+		p.BulkheadLeaving,
 		p.BulkheadListening,
 		p.BulkheadProbe,
 		p.BulkheadQuestions,
@@ -774,6 +856,7 @@ func (p *programsPrograms) Close() error {
 		p.BulkheadSockRelease,
 		p.BulkheadSweep,
 		p.BulkheadUpdate,
+		p.BulkheadUplink,
 	)
 }
 

@@ -52,10 +52,12 @@ func (d *Dataplane) repairAll() (found []string, err error) {
 	found = d.repairWords()
 	more, err := d.repairLinks()
 	found = append(found, more...)
+	more, err3 := d.repairGuards()
+	found = append(found, more...)
 	more, err1 := d.repairPins()
 	found = append(found, more...)
 	more, err2 := d.repairMaps()
-	return append(found, more...), errors.Join(err, err1, err2)
+	return append(found, more...), errors.Join(err, err1, err2, err3)
 }
 
 // repairWords puts right what is mapped into memory.

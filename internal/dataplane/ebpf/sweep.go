@@ -174,16 +174,17 @@ func (d *Dataplane) update() error {
 
 // flush tells folded denials and ends silent flows of UDP and ICMP, and also tells what live ones have carried (updates).
 func (d *Dataplane) flush(updates bool) error {
-	p := d.programs[programsProgBulkheadFlush]
-	if p == nil {
-		return nil
-	}
 	var arg uint64
 	if updates {
 		arg = 1
 	}
-	if _, err := p.Run(&ebpf.RunOptions{Context: arg}); err != nil {
-		return fmt.Errorf("tell of silent flows: %w", err)
+	for _, p := range []*ebpf.Program{d.programs[programsProgBulkheadFlush], d.guarding.flush} {
+		if p == nil {
+			continue
+		}
+		if _, err := p.Run(&ebpf.RunOptions{Context: arg}); err != nil {
+			return fmt.Errorf("tell of silent flows: %w", err)
+		}
 	}
 	return nil
 }

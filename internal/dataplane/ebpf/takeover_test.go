@@ -250,11 +250,11 @@ func TestKernelWithoutOptionalPrograms(t *testing.T) {
 		t.Errorf("%d programs of %d are loaded", n, len(spec.Programs))
 	}
 	caps := other.Capabilities()
-	if caps.ResetTCP || len(caps.Limits) != len(limits)+2+len(refused) {
+	if caps.ResetTCP || len(caps.Limits) != len(limits)+len(guardLimits[GuardNone])+2+len(refused) {
 		t.Errorf("%+v", caps)
 	}
 	if full := d.Capabilities(); !full.ResetTCP || !full.ConnectErr || !full.ProcessInfo || full.LiveBytes != (len(refused) == 0) ||
-		len(full.Limits) != len(limits)+len(refused) {
+		len(full.Limits) != len(limits)+len(guardLimits[GuardNone])+len(refused) {
 		t.Errorf("%+v", full)
 	}
 }

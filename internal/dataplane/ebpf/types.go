@@ -22,6 +22,8 @@ type (
 	alternativeKey = programsAlternativeKey
 	alternative    = programsAlternative
 
+	guarded = programsGuarded
+
 	patternKey   = programsPatternKey
 	domainKey    = programsDomainKey
 	learntKey    = programsLearntKey
@@ -124,7 +126,10 @@ const (
 )
 
 // Rules that programs name by themselves, as enum fixed_rule counts them.
-const ruleMissing model.RuleID = "dataplane/no-policy"
+const (
+	ruleMissing model.RuleID = "dataplane/no-policy"
+	ruleSpoofed model.RuleID = "dataplane/spoofed-source"
+)
 
 var fixedRules = []model.RuleID{
 	1:  model.RuleOpen,
@@ -137,6 +142,7 @@ var fixedRules = []model.RuleID{
 	8:  model.RuleOpen, // before any policy; no event names it
 	9:  model.RuleBreakGlass,
 	10: model.RuleAgentLost,
+	11: ruleSpoofed,
 }
 
 // Flags of events. Their kinds are those of dataplane.EventKind.

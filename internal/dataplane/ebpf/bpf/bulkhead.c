@@ -3,6 +3,7 @@
  * Bulkhead's programs for one host. Those at the cgroup judge every packet that a socket of the host sends or
  * receives; the others learn whose sockets they are, when connections end, and let the agent act on them.
  */
+#include "guard.h"
 #include "iterators.h"
 #include "names.h"
 

@@ -370,6 +370,43 @@ struct {
 	__type(value, struct process);
 } listening SEC(".maps");
 
+/* Interface number -> what is known of it. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 16384);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, __u32);
+	__type(value, struct guarded);
+	PINNED;
+} guards SEC(".maps");
+
+/* Addresses that stacks behind ports have -> number of the port; 0: several have it. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 65536);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, __u32[4]);
+	__type(value, __u32);
+	PINNED;
+} behind SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 65536);
+	__type(key, struct passage_key);
+	__type(value, struct passage);
+	PINNED;
+} passages SEC(".maps");
+
+/* First fragments that may pass -> generation << 32 | subject << 16. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 4096);
+	__type(key, struct piece_key);
+	__type(value, __u64);
+	PINNED;
+} pieces SEC(".maps");
+
 /* Question and answer of bulkhead_probe. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);

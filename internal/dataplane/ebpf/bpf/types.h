@@ -33,6 +33,7 @@ enum fixed_rule {
 	RULE_BEFORE,  /* there is no policy yet */
 	RULE_BREAK_GLASS,
 	RULE_AGENT_LOST,
+	RULE_SPOOFED, /* the source address is another's */
 };
 
 /* The subject that is whatever no unit owns. */
@@ -407,6 +408,7 @@ enum counter {
 	COUNT_LOST,
 	COUNT_ERRORS,
 	COUNT_UNLEARNT,
+	COUNT_TRANSIT,
 	COUNTERS,
 };
 
@@ -436,6 +438,61 @@ struct settings {
 	__u32 processes;   /* whether rules are for some processes */
 	__u32 ttl_floor;   /* seconds for which a name holds at least, */
 	__u32 ttl_ceiling; /* and at most */
+};
+
+/*
+ * An interface that is guarded, because frames pass it that no inet socket of this host sends or receives: one behind which
+ * somebody else's network stack is (a port), or one that leads away from this host (an uplink).
+ */
+struct guarded {
+	__u64 cgroup; /* topmost cgroup of the unit whose stack is behind the port; 0: no unit's */
+	__u32 netns;  /* of that stack, as the namespace of the host numbers it, or NO_NETNS */
+	__u8 raw;     /* frames have no Ethernet header */
+	__u8 pad[3];
+};
+
+#define NO_NETNS 0xffffffffu
+
+/* Flows that are judged at an interface. The local end is the one behind the port, or this host. */
+struct passage_key {
+	__u32 laddr[4];
+	__u32 raddr[4];
+	__u32 ifindex; /* of the port; PASSAGE_UPLINK beside the interface that a packet socket of this host sends by */
+	__u16 lport;
+	__u16 rport;
+	__u8 proto;
+	__u8 pad[3];
+};
+
+#define PASSAGE_UPLINK 0x80000000u
+
+struct passage {
+	__u64 word;
+	__u64 last; /* time of the last packet */
+	__u64 rule;
+	__u64 peer;
+	__u64 sent, received, packets_sent, packets_received;
+	__u64 told_sent, told_received, told_packets_sent, told_packets_received;
+	__u16 port;
+	__u16 rsubject;
+	__u8 replied;
+	__u8 closing; /* TCP: CLOSED_HERE | CLOSED_THERE */
+	__u8 quiet;   /* a socket's flow, which is told at the cgroup */
+	__u8 pad;
+};
+
+#define CLOSED_HERE 1u
+#define CLOSED_THERE 2u
+#define CLOSED (CLOSED_HERE | CLOSED_THERE)
+
+/* Fragments of one packet. */
+struct piece_key {
+	__u32 src[4];
+	__u32 dst[4];
+	__u32 id;
+	__u32 ifindex;
+	__u8 proto;
+	__u8 pad[3];
 };
 
 /* What bulkhead_flush is told. */
