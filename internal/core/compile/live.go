@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/gaissmai/bart"
@@ -116,7 +117,7 @@ func NewLive(docs *model.Documents, inv *model.Inventory, o Options) (*Live, err
 	var refused *refusedError
 	switch {
 	case errors.As(err, &refused):
-		return nil, refused.error
+		return nil, refused.asCompiled(docs, inv, o)
 	case err != nil:
 		return nil, err
 	}
@@ -173,7 +174,8 @@ func (l *Live) Instance(name string) *model.Instance {
 }
 
 // Apply makes the change and returns what is different for the hosts, to be read before the next one. After an error,
-// which is that of Compile, nothing has changed.
+// which is that of Compile, nothing has changed. Only what an agent would be given is judged: of a workload on a host without
+// one, Apply does not find that its rules make too many ranges of ports.
 func (l *Live) Apply(c *Change) (*Changes, error) {
 	before := make(map[string]*model.Instance, len(c.Set)+len(c.Gone))
 	note := func(name string) {
@@ -192,7 +194,18 @@ func (l *Live) Apply(c *Change) (*Changes, error) {
 	var refused *refusedError
 	if errors.As(err, &refused) {
 		// Half of the change is done: begin anew from what was before.
-		inv := &model.Inventory{}
+		asked, inv := &model.Inventory{}, &model.Inventory{}
+		for _, w := range l.workloads {
+			asked.Instances = append(asked.Instances, *w.Instance)
+		}
+		slices.SortFunc(asked.Instances, func(a, b model.Instance) int { return compareNames(a.Name, b.Name) })
+		askedDocs, askedOpts := docs, opts
+		if c.Documents != nil {
+			askedDocs = c.Documents
+		}
+		if !c.Now.IsZero() {
+			askedOpts.Now = c.Now
+		}
 		for name, w := range l.workloads {
 			if _, ok := before[name]; !ok {
 				inv.Instances = append(inv.Instances, *w.Instance)
@@ -211,10 +224,19 @@ func (l *Live) Apply(c *Change) (*Changes, error) {
 		*l = *again
 		l.latest.Live = l
 		l.log.version, l.log.since = version, version
-		return nil, refused.error
+		return nil, refused.asCompiled(askedDocs, asked, askedOpts)
 	}
 	return out, err
 }
 
 // refusedError is an error that was found in the middle of a change.
 type refusedError struct{ error }
+
+// asCompiled returns the error that Compile has for the same. Where several rules cannot be compiled, the one that is named is
+// the first that was met, and a live world meets them in another order.
+func (r *refusedError) asCompiled(docs *model.Documents, inv *model.Inventory, o Options) error {
+	if _, err := Compile(docs, inv, o); err != nil {
+		return err
+	}
+	return r.error
+}

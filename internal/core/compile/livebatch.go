@@ -210,7 +210,13 @@ func (b *batch) evaluateAll() error {
 			continue
 		}
 		if err := b.evaluate(t); err != nil {
-			return err
+			if t.judgesHosts() {
+				return err
+			}
+			// What it judged is gone with this batch, and so will it be: nobody is told what it says now.
+			if t.now = t.base; t.now == nil {
+				t.now = b.unmanaged.now
+			}
 		}
 		if t.base == nil || !slices.Equal(t.base.unowned, t.now.unowned) {
 			for _, j := range t.judges {

@@ -288,6 +288,13 @@ func (b *batch) table(s *subject, d model.Direction, from *liveTable) *liveTable
 	return t
 }
 
+// judgesHosts reports whether the table judges a host that is there.
+func (t *liveTable) judgesHosts() bool {
+	return slices.ContainsFunc(t.judges, func(j *judge) bool {
+		return slices.ContainsFunc(j.groups, func(g *group) bool { return len(g.hosts) > 0 })
+	})
+}
+
 // usable returns what a table of the subject may begin with; nil if it shares too little with this one.
 func (b *batch) usable(t *liveTable, s *subject) *content {
 	if t == nil || t.rebuild || t.fixed || t.subject.profile != s.profile || t.subject.own != s.own || t.subject.level != s.level {
@@ -384,6 +391,14 @@ func (b *batch) evaluate(t *liveTable) error {
 		return b.evaluateWhole(t)
 	}
 	peers := b.closure(pending)
+	var gone []row
+	peers = slices.DeleteFunc(peers, func(p int32) bool {
+		if b.are(p) {
+			return false
+		}
+		gone = append(gone, row{uint32(p), none})
+		return true
+	})
 	def, rows, err := l.builder.patch(&t.subject, t.dir, peers)
 	if err != nil {
 		return err
@@ -391,10 +406,9 @@ func (b *batch) evaluate(t *liveTable) error {
 	if def != base.def {
 		return b.evaluateWhole(t)
 	}
-	for i := range rows {
-		if !b.are(int32(rows[i].peer)) {
-			rows[i].fn = none
-		}
+	if len(gone) > 0 {
+		rows = append(rows, gone...)
+		slices.SortFunc(rows, func(x, y row) int { return int(x.peer) - int(y.peer) })
 	}
 	t.now = base.with(rows, &l.builder.digests, l.functions.functions, l.unownedNetset)
 	return nil
@@ -402,11 +416,10 @@ func (b *batch) evaluate(t *liveTable) error {
 
 func (b *batch) evaluateWhole(t *liveTable) error {
 	l := b.Live
-	built, err := l.builder.rowsOf(&t.subject, t.dir)
+	built, err := l.builder.rowsOf(&t.subject, t.dir, b.are)
 	if err != nil {
 		return err
 	}
-	built.rows = slices.DeleteFunc(built.rows, func(r row) bool { return !b.are(int32(r.peer)) })
 	t.now = contentOf(built, &l.builder.digests, l.functions.functions, l.unownedNetset)
 	return nil
 }

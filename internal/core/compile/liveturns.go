@@ -92,11 +92,10 @@ func (b *batch) judgeTurns(t *liveTable, c *content, position uint64, there func
 		return c
 	}
 	if !known || len(turned)*4 > len(l.ids.all) {
-		built, err := l.builder.rowsOf(&t.subject, t.dir)
+		built, err := l.builder.rowsOf(&t.subject, t.dir, there)
 		if err != nil {
 			panic(fmt.Sprintf("compile: a table that was judged before is not judged again: %v", err))
 		}
-		built.rows = slices.DeleteFunc(built.rows, func(r row) bool { return !there(int32(r.peer)) })
 		return contentOf(built, &l.builder.digests, l.functions.functions, l.unownedNetset)
 	}
 	peers := b.peers[:0]

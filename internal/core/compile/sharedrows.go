@@ -19,6 +19,9 @@ func (b *tableBuilder) share(def int32) {
 		}
 	}
 	for s := range b.candidates.all() {
+		if b.absent(s) {
+			continue
+		}
 		of := b.ids.membersOf[s]
 		members := b.ids.members[of.from:of.to]
 		best := b.nodes[b.class[members[0]]].fn

@@ -87,8 +87,9 @@ type tableBuilder struct {
 	maxOf     map[[2]int32]int32
 	recent    [1 << 12]maxEntry // in front of maxOf; two zeros are no key, as x differs from y
 
-	only []int32 // if not nil: the peers that the build is about, sorted
-	some []int32
+	only  []int32 // if not nil: the peers that the build is about, sorted
+	some  []int32
+	there func(peer int32) bool // if not nil: of which peers there is anybody
 
 	rows       bitset // peers that have a row
 	candidates bitset // shared identities that may have one
@@ -158,15 +159,18 @@ func rulePointers(rules *[2][]Rule) [2][]*Rule {
 
 // build makes the table of one direction.
 func (b *tableBuilder) build(s *subject, d model.Direction) (table, hostpolicy.Hash, error) {
-	t, err := b.rowsOf(s, d)
+	t, err := b.rowsOf(s, d, nil)
 	if err != nil {
 		return table{}, hostpolicy.Hash{}, err
 	}
 	return t, b.digests.hash(&t, b.functions.functions), nil
 }
 
-// rowsOf is build without the hash.
-func (b *tableBuilder) rowsOf(s *subject, d model.Direction) (table, error) {
+// rowsOf is build without the hash, for the peers that are there; nil: for all. Of others it has no rows, and what their rules
+// would come to is no error.
+func (b *tableBuilder) rowsOf(s *subject, d model.Direction, there func(peer int32) bool) (table, error) {
+	b.there = there
+	defer func() { b.there = nil }()
 	b.lay(s, d)
 	return b.finish()
 }
@@ -517,6 +521,9 @@ func (b *tableBuilder) finish() (table, error) {
 	}
 	b.rows.clear()
 	for _, p := range b.touched {
+		if b.absent(p) {
+			continue
+		}
 		fn := b.nodes[b.class[p]].fn
 		if fn == unknown {
 			if fn, err = b.function(b.class[p]); err != nil {
@@ -531,6 +538,8 @@ func (b *tableBuilder) finish() (table, error) {
 	b.share(def)
 	return b.table(def), nil
 }
+
+func (b *tableBuilder) absent(peer int32) bool { return b.there != nil && !b.there(peer) }
 
 // table lists the rows.
 func (b *tableBuilder) table(def int32) table {
