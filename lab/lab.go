@@ -32,7 +32,7 @@ Scenarios: bank, hospital, factory.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	c.AddCommand(runCommand(), upCommand(), attackCommand(), statusCommand(), downCommand(), playCommand(), wormCommand())
+	c.AddCommand(runCommand(), upCommand(), attackCommand(), bypassCommand(), statusCommand(), downCommand(), playCommand(), wormCommand(), bypassPlayerCommand())
 	return c
 }
 

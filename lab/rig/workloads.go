@@ -57,6 +57,17 @@ func (r *Rig) startTraffic(p *scenario.Placed) error {
 	return nil
 }
 
+// Play runs one of the program's own verbs beside the processes of the scenario, on a host and there in a unit ("" for the
+// host's own cgroup). The process is called name. It ends with the lab.
+func (r *Rig) Play(host, unit, name string, args ...string) (*fabric.Process, error) {
+	program, err := r.link(name, r.bin.self)
+	if err != nil {
+		return nil, err
+	}
+	return r.fabric.Start(fabric.Command{Host: host, Unit: unit, Path: program, Args: args, Dir: "/", Env: quietEnv(),
+		Log: r.logPath(name), Stay: r.cfg.Stay})
+}
+
 // quietEnv keeps two dozen runtimes from spreading over the machine's cores more than they need.
 func quietEnv() []string { return append(os.Environ(), "GOMAXPROCS=2", "GOGC=50") }
 

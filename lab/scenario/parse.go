@@ -150,7 +150,9 @@ func (s *Scenario) check() []error {
 	for _, p := range s.Placed() {
 		c.process(p)
 	}
-	c.story()
+	if s.HasStory() {
+		c.story()
+	}
 	return c.problems
 }
 

@@ -139,6 +139,11 @@ const (
 	V6 Family = "v6"
 )
 
+// HasStory reports whether the seven steps can be told of it. A scenario without them is a place to try things.
+func (s *Scenario) HasStory() bool {
+	return len(s.Story.Enforce) > 0 || len(s.Story.Fail.Probes) > 0 || s.Story.Breach.From != "" || s.Story.Contain.From != ""
+}
+
 // Story says where the steps of the story play.
 type Story struct {
 	Enforce []string `yaml:"enforce"` // segments in the order in which they are enforced
