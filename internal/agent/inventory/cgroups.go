@@ -33,6 +33,26 @@ type node struct {
 	trusted bool
 }
 
+// ours reports whether root owns the directory.
+func ours(st *syscall.Stat_t) bool { return st.Uid == 0 || int(st.Uid) == os.Geteuid() }
+
+// ask notes who owns the cgroup at dir now: systemd makes a cgroup first and gives it to a user then, of which nobody tells.
+// It is to be asked after a directory below has been seen: who made that one owned dir before.
+func (t *tree) ask(dir string, nodes map[string]node) {
+	n, ok := nodes[dir]
+	if !ok {
+		return
+	}
+	info, err := os.Lstat(dir)
+	if err != nil {
+		return // gone, with what is below
+	}
+	if st, ok := info.Sys().(*syscall.Stat_t); ok {
+		n.ours = ours(st)
+		nodes[dir] = n
+	}
+}
+
 // below returns the node of a directory in the cgroup at dir.
 func (t *tree) below(dir string, nodes map[string]node, info fs.FileInfo) node {
 	above, ok := nodes[dir]
@@ -41,7 +61,7 @@ func (t *tree) below(dir string, nodes map[string]node, info fs.FileInfo) node {
 	}
 	n := node{trusted: above.ours && above.trusted}
 	if st, ok := info.Sys().(*syscall.Stat_t); ok { // the inode of a directory of cgroup2 is the ID of the cgroup
-		n.id, n.ours = st.Ino, st.Uid == 0 || int(st.Uid) == os.Geteuid()
+		n.id, n.ours = st.Ino, ours(st)
 	}
 	return n
 }
@@ -77,6 +97,7 @@ func (t *tree) descend(dir string, seen map[string]node) error {
 	if err != nil {
 		return limit
 	}
+	t.ask(dir, seen)
 	for _, e := range entries {
 		if !e.IsDir() {
 			continue
@@ -112,6 +133,7 @@ func (t *tree) follow(events []dirEvent) (walk bool) {
 			if err != nil || !info.IsDir() {
 				continue // gone again
 			}
+			t.ask(filepath.Dir(e.path), t.nodes)
 			t.nodes[e.path] = t.below(filepath.Dir(e.path), t.nodes, info)
 			if t.descend(e.path, t.nodes) != nil {
 				return true

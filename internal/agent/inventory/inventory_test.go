@@ -141,6 +141,16 @@ func TestWhatAUserNamesIsNoUnit(t *testing.T) {
 	mkdir(t, root, "user.slice/user@1000.service/later/pg.service")
 	w.tree.follow([]dirEvent{{path: filepath.Join(root, "user.slice/user@1000.service/later")}})
 	mustBeOne("after another was made")
+	// systemd makes what it delegates as root's, and gives it away a moment later.
+	mkdir(t, root, "user.slice/given.slice")
+	given := filepath.Join(root, "user.slice/given.slice")
+	w.tree.follow([]dirEvent{{path: given}})
+	if err := os.Chown(given, 1000, 1000); err != nil {
+		t.Fatal(err)
+	}
+	mkdir(t, root, "user.slice/given.slice/pg.service")
+	w.tree.follow([]dirEvent{{path: filepath.Join(given, "pg.service")}})
+	mustBeOne("after one was made in what had been given away meanwhile")
 }
 
 func TestOwnCgroupIsNeverAUnit(t *testing.T) {
