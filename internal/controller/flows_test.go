@@ -256,6 +256,28 @@ func TestAgentsSpeakForThemselvesOnly(t *testing.T) {
 	}
 }
 
+// TestForgedSource is about a workload that tried to send from another's address: the attempt is on record, as its own.
+func TestForgedSource(t *testing.T) {
+	c, web, _ := pair(t)
+	web.Flows(&pb.FlowBatch{Sequence: 1, Records: []*pb.FlowRecord{
+		seen("web-1", egress, "10.0.0.2", "192.0.2.9", 25, deny, "default-deny", 3),
+		seen("web-1", egress, "10.0.0.2", "192.0.2.9", 26, allow, "open", 1),
+		seen("web-1", ingress, "10.0.0.2", "192.0.2.9", 27, deny, "default-deny", 1),
+	}})
+	Eventually(t, "the batch is acknowledged", func() bool { return len(web.Acked()) == 1 })
+	edges, err := listFlows(t, c, &pb.ListFlowsRequest{From: "web-1"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	wantLines(t, "flows", edges, "VERDICT_DENY web-1>192.0.2.9 25 x3 source")
+	if len(edges) == 1 && edges[0].FromAddr != "10.0.0.1" {
+		t.Errorf("it was sent from %s", edges[0].FromAddr)
+	}
+	if n := c.Metric(`bulkhead_flow_records_lost_total{where="rejected"}`); n != 2 {
+		t.Errorf("%v records rejected, want 2", n)
+	}
+}
+
 func TestSharedAddressInFlows(t *testing.T) {
 	c := Start(t)
 	c.Apply(shop)

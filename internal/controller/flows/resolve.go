@@ -54,8 +54,14 @@ func record(s *world.Snapshot, host string, m *pb.FlowRecord) (r flowstore.Recor
 			return r, false
 		}
 	}
-	if m.GetLastMs() < m.GetFirstMs() || m.GetFirstMs() <= 0 || !ours(s, host, m.GetWorkload()) || !ourAddress(s, host, localAddr) {
+	if m.GetLastMs() < m.GetFirstMs() || m.GetFirstMs() <= 0 || !ours(s, host, m.GetWorkload()) {
 		return r, false
+	}
+	if !ourAddress(s, host, localAddr) {
+		var ok bool
+		if localAddr, ok = sender(s, host, m.GetWorkload(), localAddr); !ok || direction != model.Egress || verdict == model.Allow {
+			return r, false
+		}
 	}
 	r.Host, r.Workload, r.Direction = host, m.GetWorkload(), direction
 	r.Proto, r.Port, r.Verdict, r.Rule = proto, port, verdict, model.RuleID(cut(m.GetRule(), maxRule))
@@ -99,6 +105,23 @@ func ourAddress(s *world.Snapshot, host string, a netip.Addr) bool {
 		}
 	}
 	return len(owners) == 0
+}
+
+// sender returns an address of the workload to put in place of another's, from which it tried to send: who tried is known, and
+// that attempt is to be on record as his.
+func sender(s *world.Snapshot, host, workload string, forged netip.Addr) (netip.Addr, bool) {
+	for _, name := range []string{workload, host} {
+		inst := s.Instance(name)
+		if inst == nil {
+			continue
+		}
+		for _, a := range inst.Addresses {
+			if a.Is4() == forged.Is4() {
+				return a, true
+			}
+		}
+	}
+	return netip.Addr{}, false
 }
 
 func cut(s string, limit int) string {
