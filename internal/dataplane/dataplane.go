@@ -111,6 +111,7 @@ type Capabilities struct {
 	ExactBytes  bool          // what a connection has carried is told to the byte; else one received may be missing
 	Frames      bool          // packets that no inet socket of this host sends or receives are judged too, where they pass its interfaces
 	PeersAtOnce bool          // who is at the other end of an older loopback connection is known before its next packet
+	Routes      bool          // of a packet that its sender routes the end is judged too; else it is dropped where policy denies anything
 	Limits      []string      // plain sentences about what this implementation does not enforce
 }
 

@@ -21,6 +21,7 @@ func testSockets(t *testing.T, open Open) {
 	t.Run("multipath TCP", func(t *testing.T) { whole.with(t).multipath() })
 	t.Run("datagrams in fragments", func(t *testing.T) { whole.with(t).fragments() })
 	t.Run("IPv6 extension headers", func(t *testing.T) { whole.with(t).extensions() })
+	t.Run("source routes", func(t *testing.T) { whole.with(t).routes() })
 	t.Run("a datagram elsewhere on a connected socket", func(t *testing.T) { whole.with(t).elsewhere() })
 	t.Run("a packet of a protocol without ports", func(t *testing.T) { whole.with(t).raw() })
 	t.Run("a connection that becomes a listener", func(t *testing.T) { whole.with(t).relisten() })

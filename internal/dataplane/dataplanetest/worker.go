@@ -162,6 +162,8 @@ func (w *sockets) do(r request) (answer, error) {
 		return answer{}, sendFrame(r)
 	case "relay":
 		return answer{}, w.relay(r)
+	case "routed":
+		return answer{}, routed(r)
 	case "resolver":
 		return w.resolver(r)
 	case "lookup":

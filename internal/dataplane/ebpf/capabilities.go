@@ -71,6 +71,7 @@ func (d *Dataplane) Capabilities() dataplane.Capabilities {
 		Processes:   target.MaxAlternatives > 0,
 		Domains:     target.Domains && d.follows,
 		Frames:      d.cfg.Guard != GuardNone,
+		Routes:      true,
 		Limits:      slices.Concat(guardLimits[d.cfg.Guard], limits, d.missing),
 	}
 }

@@ -26,6 +26,8 @@ var limits = []string{
 	"A flow of UDP or another protocol without connections ends by its silence, not with its socket.",
 	"Packets that connection tracking cannot follow (invalid, untracked) are dropped where the policy of the host or a unit " +
 		"denies anything. Every connection takes an entry of the kernel's table (net.netfilter.nf_conntrack_max).",
+	"Packets with a source route (IPv4) or with a routing header that has something left (IPv6) are not judged by where they end: they " +
+		"are dropped, and counted, where the policy of the host or a unit denies anything.",
 	"Connections to a port on which nothing listens are answered by the kernel and are not recorded at this end.",
 	"Datagrams to a group or broadcast are judged for one of the sockets that get them; raw sockets that receive are the host's.",
 	"A socket belongs to the cgroup of the process that made it, also after it was handed to another process " +

@@ -19,6 +19,8 @@ const (
 	ctDstIP  = 20
 	ctSrcIP6 = 21
 
+	exthdrIPv4 = 2 // NFT_EXTHDR_OP_IPV4
+
 	attrSocketKey      = 1
 	attrSocketRegister = 2
 	attrSocketLevel    = 3
@@ -75,6 +77,28 @@ func setFlowMark(from register) expression {
 	return step("ct", func(a *attributes) {
 		a.u32(unix.NFTA_CT_KEY, unix.NFT_CT_MARK)
 		a.u32(unix.NFTA_CT_SREG, from.number())
+	})
+}
+
+// loadExtension puts a byte of an extension header of IPv6 into a register. Where there is none, the rule ends.
+func loadExtension(kind uint8, offset uint32, to register) expression {
+	return step("exthdr", func(a *attributes) {
+		a.u32(unix.NFTA_EXTHDR_DREG, to.number())
+		a.u8(unix.NFTA_EXTHDR_TYPE, kind)
+		a.u32(unix.NFTA_EXTHDR_OFFSET, offset)
+		a.u32(unix.NFTA_EXTHDR_LEN, 1)
+	})
+}
+
+// hasOption puts 1 into the register if a packet of IPv4 has the option, else 0.
+func hasOption(kind uint8, to register) expression {
+	return step("exthdr", func(a *attributes) {
+		a.u32(unix.NFTA_EXTHDR_DREG, to.number())
+		a.u8(unix.NFTA_EXTHDR_TYPE, kind)
+		a.u32(unix.NFTA_EXTHDR_OFFSET, 0)
+		a.u32(unix.NFTA_EXTHDR_LEN, 1)
+		a.u32(unix.NFTA_EXTHDR_FLAGS, unix.NFT_EXTHDR_F_PRESENT)
+		a.u32(unix.NFTA_EXTHDR_OP, exthdrIPv4)
 	})
 }
 

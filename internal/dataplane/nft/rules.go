@@ -228,6 +228,9 @@ func (w *writer) hooks() {
 			c.add(join(isDirection(ctReply), one(accept.expression()))...)
 			continue
 		}
+		if h.hook == unix.NF_INET_LOCAL_OUT {
+			w.routed(c)
+		}
 		c.add(join(isProto(model.ProtoTCP), w.current(), one(accept.expression()))...)
 		c.add(loadMeta(unix.NFT_META_L4PROTO, scratch), loadTransport(0, 1, scratch+1), find(setEssentialICMP, scratch), accept.expression())
 		// Whoever resets connections that are denied has it told to the other end.
@@ -252,6 +255,31 @@ func (w *writer) untracked(c *chain) {
 		c.always(accept)
 	}
 }
+
+// routed says what becomes of packets that say by themselves where they go on from their destination: a source route of IPv4, a
+// routing header of IPv6 with something left. Rules know the destination only, so they are like what cannot be followed.
+func (w *writer) routed(c *chain) {
+	if !w.content.deniesAnything() {
+		return
+	}
+	family := func(f byte) []expression {
+		return []expression{loadMeta(unix.NFT_META_NFPROTO, scratch), equal(scratch, []byte{f})}
+	}
+	const chain = "source-routed"
+	for _, option := range []byte{optionLooseRoute, optionStrictRoute} {
+		c.add(join(family(unix.NFPROTO_IPV4), []expression{hasOption(option, scratch), equal(scratch, []byte{1}), goTo(chain).expression()})...)
+	}
+	c.add(join(family(unix.NFPROTO_IPV6), []expression{loadExtension(unix.IPPROTO_ROUTING, 3, scratch), differs(scratch, []byte{0}),
+		goTo(chain).expression()})...)
+	to := w.chain(chain)
+	if w.content.glass {
+		to.add(loadValue(theKey, scratch), find(setGlass, scratch), accept.expression())
+	}
+	to.add(add(counterDropped), drop.expression())
+}
+
+// Options of IPv4 (RFC 791, 3.1).
+const optionLooseRoute, optionStrictRoute = 131, 137
 
 // underGlass lets everything pass. That it was judged is not noted, so policy holds again with the next packet.
 func (w *writer) underGlass() {

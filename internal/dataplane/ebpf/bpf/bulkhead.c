@@ -6,6 +6,7 @@
 #include "guard.h"
 #include "iterators.h"
 #include "names.h"
+#include "routed.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
@@ -34,6 +35,8 @@ static __always_inline int on_packet(struct __sk_buff *skb, bool egress)
 
 	if (!sk)
 		return 1;
+	if (egress && may_be_routed(skb) && !on_routed(skb))
+		return 0;
 	/* A socket of datagrams without a peer is in this state, and is not looked up in vain. */
 	s = sk->state == TCP_CLOSE ? NULL : bpf_sk_storage_get(&sockets, sk, 0, 0);
 	if (s) {
