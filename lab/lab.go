@@ -28,7 +28,7 @@ func Command() *cobra.Command {
 host and one controller. It needs root. It touches nothing outside what it makes, and removes all of
 it at the end; what a killed run left is removed by the next one.
 
-Scenarios: bank, hospital, factory.`,
+Scenarios: bank, hospital, factory; and range, on which lab bypass tries ways around enforcement.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
@@ -60,6 +60,15 @@ func load(args []string) (*scenario.Scenario, error) {
 	return s, nil
 }
 
+// loadStory reads a scenario of which the story is told.
+func loadStory(args []string) (*scenario.Scenario, error) {
+	s, err := load(args)
+	if err == nil && !s.HasStory() {
+		return nil, usage(fmt.Errorf("%s has no story: use bulkhead lab bypass", s.Name))
+	}
+	return s, err
+}
+
 func scenarioArg(use, short, long string) *cobra.Command {
 	return &cobra.Command{
 		Use: use + " [SCENARIO]", Short: short, Long: long, Args: func(_ *cobra.Command, args []string) error {
@@ -84,7 +93,7 @@ func upCommand() *cobra.Command {
 		"Builds the scenario, starts controller and agents, applies the documents of the place in mode observe and\nleaves it all running until lab down.")
 	c.Flags().StringVar(&bin, "bin", "", "directory of bulkhead-controller and bulkhead-agent (default: beside this program)")
 	c.RunE = func(cmd *cobra.Command, args []string) error {
-		s, err := load(args)
+		s, err := loadStory(args)
 		if err != nil {
 			return err
 		}
@@ -108,7 +117,7 @@ func attackCommand() *cobra.Command {
 		"Starts the harmless worm in one workload of a lab that lab up or lab run --keep left running. It tries every\naddress and port of the lab, and nothing else.")
 	c.Flags().StringVar(&from, "from", "", "workload to begin in, by its name or as host/unit (default: that of the story)")
 	c.RunE = func(cmd *cobra.Command, args []string) error {
-		s, err := load(args)
+		s, err := loadStory(args)
 		if err != nil {
 			return err
 		}

@@ -20,7 +20,7 @@ table. It takes about a minute. Exit status 1 if a step is bad.`)
 	c.Flags().BoolVar(&o.Keep, "keep", false, "leave the lab running at the end")
 	c.Flags().StringVar(&o.Report, "report", "", "write what was found as JSON to this file")
 	c.RunE = func(cmd *cobra.Command, args []string) error {
-		s, err := load(args)
+		s, err := loadStory(args)
 		if err != nil {
 			return err
 		}

@@ -193,9 +193,6 @@ func (r *result) arrived(p phase) bool {
 // passed reports whether anything at all of the attempt came off the cable.
 func (r *result) passed(p phase) bool { return r.seen[p].App != "" || r.seen[p].Wire }
 
-// refused reports whether the attacker was told that the kernel does not do it.
-func (r *result) refused(p phase) bool { return r.answers[p].Refused }
-
 // try makes every attempt, one after the other, and asks the targets what came of them.
 func (r *run) try(ctx context.Context, p phase, all map[string]*result) error {
 	list := techniques()

@@ -64,6 +64,8 @@ func (r *result) row() Row {
 	switch {
 	case !r.arrived(observe) && t.refused != "":
 		row.Verdict, row.How = Refused, t.refused
+	case !r.arrived(observe) && r.answers[observe].Refused:
+		row.Verdict, row.How = Refused, row.Errors[0]
 	case !r.arrived(observe):
 		row.Verdict, row.How = Broken, "it did not arrive in mode observe: "+orNothing(row.Errors[0])
 	case r.passed(enforce) && t.named != "":

@@ -179,6 +179,14 @@ func ports(local bool) (out []uint16) {
 	return out
 }
 
+// Names lists the techniques.
+func Names() (out []string) {
+	for _, t := range techniques() {
+		out = append(out, t.name)
+	}
+	return out
+}
+
 func find(name string) *technique {
 	for _, t := range techniques() {
 		if t.name == name {
