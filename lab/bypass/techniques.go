@@ -141,7 +141,7 @@ func techniques() []technique {
 		{name: "unix", title: "AF_UNIX to another unit of the host", families: ip4, local: true, try: unixSocket, hidden: true,
 			named: "not judged: permissions of the file decide, or a mount namespace of the unit's own (PrivateTmp=)"},
 
-		{name: "packet", title: "packet socket: frame to the target", families: both, try: packetSocket(false), named: takeRaw, hidden: true},
+		{name: "packet", title: "packet socket: frame to the target", families: both, try: packetSocket(false)},
 		{name: "packet-bypass", title: "packet socket past queueing (PACKET_QDISC_BYPASS)", families: both, try: packetSocket(true), named: takeRaw, hidden: true},
 		{name: "xdp", title: "AF_XDP socket: frame to the target", families: both, try: xdpSocket, named: takeRaw, hidden: true,
 			refused: "it has no AF_XDP, or not for this interface"},
