@@ -117,28 +117,28 @@ func (b *batch) newSet(name string, s *set) {
 	if len(s.fields) > 1 {
 		flags |= setConcat
 	}
-	if s.value != 0 {
+	if s.value != none {
 		flags |= unix.NFT_SET_MAP
 	}
 	if s.timeouts {
 		flags |= unix.NFT_SET_TIMEOUT
 	}
 	a.u32(unix.NFTA_SET_FLAGS, flags)
-	a.u32(unix.NFTA_SET_KEY_TYPE, 0) // of no matter to the kernel
+	a.u32(unix.NFTA_SET_KEY_TYPE, s.keyType())
 	a.u32(unix.NFTA_SET_KEY_LEN, uint32(s.keyLength()))
 	switch s.value {
-	case 0:
+	case none:
 	case verdicts:
-		a.u32(unix.NFTA_SET_DATA_TYPE, unix.NFT_DATA_VERDICT)
+		a.u32(unix.NFTA_SET_DATA_TYPE, s.value.typ)
 	default:
-		a.u32(unix.NFTA_SET_DATA_TYPE, 0)
-		a.u32(unix.NFTA_SET_DATA_LEN, uint32(s.value))
+		a.u32(unix.NFTA_SET_DATA_TYPE, s.value.typ)
+		a.u32(unix.NFTA_SET_DATA_LEN, valueFront+uint32(s.value.length))
 	}
 	if len(s.fields) > 1 {
 		a.nest(unix.NFTA_SET_DESC, func(a *attributes) {
 			a.nest(setDescConcat, func(a *attributes) {
 				for _, f := range s.fields {
-					a.nest(unix.NFTA_LIST_ELEM, func(a *attributes) { a.u32(setFieldLen, uint32(f)) })
+					a.nest(unix.NFTA_LIST_ELEM, func(a *attributes) { a.u32(setFieldLen, uint32(f.length)) })
 				}
 			})
 		})
@@ -191,11 +191,11 @@ func (e *element) attributes(a *attributes, s *set, value bool) {
 		a.u64(unix.NFTA_SET_ELEM_TIMEOUT, e.timeout)
 	}
 	switch s.value {
-	case 0:
+	case none:
 	case verdicts:
 		a.nest(unix.NFTA_SET_ELEM_DATA, e.verdict.attributes)
 	default:
-		a.nest(unix.NFTA_SET_ELEM_DATA, func(a *attributes) { a.bytes(unix.NFTA_DATA_VALUE, []byte(e.value)) })
+		a.nest(unix.NFTA_SET_ELEM_DATA, func(a *attributes) { a.bytes(unix.NFTA_DATA_VALUE, append(make([]byte, valueFront), e.value...)) })
 	}
 }
 

@@ -60,7 +60,7 @@ func (d *Dataplane) refresh(ctx context.Context) (wasLost bool, err error) {
 
 // renew puts the one member into a set that ends by itself, for so long; 0: it takes it out.
 func (n *namespace) renew(name string, lasts time.Duration) error {
-	s := &set{fields: []int{4}, timeouts: true}
+	s := &set{fields: []field{typeNumber}, timeouts: true}
 	for try := 0; ; try++ {
 		ms, err := n.left(name)
 		if err != nil {

@@ -177,14 +177,20 @@ func miss(set string, r register) expression {
 	})
 }
 
-// look puts what the map has for a register into another, or ends the rule.
+// look puts what the map has for a register into another, or ends the rule. What is found is looked up in its turn, a rule of
+// which nft cannot make anything: where it follows a value from one look-up to the next, several of its versions abort. So
+// values have a word in front, for which the register before is: nft then does not know where the next look-up's key is from,
+// says so, and goes on.
 func look(set string, from, to register) expression {
 	return step("lookup", func(a *attributes) {
 		a.text(unix.NFTA_LOOKUP_SET, set)
 		a.u32(unix.NFTA_LOOKUP_SREG, from.number())
-		a.u32(unix.NFTA_LOOKUP_DREG, to.number())
+		a.u32(unix.NFTA_LOOKUP_DREG, (to - valueFront/4).number())
 	})
 }
+
+// valueFront is how many bytes of no meaning are in front of a map's values.
+const valueFront = 4
 
 // decide does what the map of verdicts has for a register, or ends the rule.
 func decide(set string, from register) expression {

@@ -29,8 +29,8 @@ func (w *writer) addresses() {
 	}
 	w.sets["owners4"], w.sets["owners6"] = m.owners4, m.owners6
 	w.sets[m.nets4Name], w.sets[m.nets6Name] = m.nets4, m.nets6
-	four := w.set(setControllers4, &set{fields: []int{4, 2}})
-	six := w.set(setControllers6, &set{fields: []int{16, 2}})
+	four := w.set(setControllers4, &set{fields: []field{typeAddress4, typePort}})
+	six := w.set(setControllers6, &set{fields: []field{typeAddress6, typePort}})
 	for _, c := range w.content.policy.Controllers {
 		e := element{key: string(append(append(c.Addr().AsSlice(), be16(c.Port())...), 0, 0))}
 		if c.Addr().Is4() {
@@ -39,9 +39,9 @@ func (w *writer) addresses() {
 			six.put(e)
 		}
 	}
-	ids := w.set(setIdentities, &set{fields: []int{4}, value: 8})
-	ids4 := w.set(setIdentities4, &set{fields: []int{4, 4}, value: 8})
-	ids6 := w.set(setIdentities6, &set{fields: []int{4, 16}, value: 8})
+	ids := w.set(setIdentities, &set{fields: []field{typeNumber}, value: typeIdentity})
+	ids4 := w.set(setIdentities4, &set{fields: []field{typeNumber, typeAddress4}, value: typeIdentity})
+	ids6 := w.set(setIdentities6, &set{fields: []field{typeNumber, typeAddress6}, value: typeIdentity})
 	for _, s := range w.content.subjects {
 		for _, dir := range model.Directions {
 			_, is := w.layout.end(dir, s.number)
@@ -57,8 +57,8 @@ func (w *writer) addresses() {
 		}
 	}
 	for _, dir := range model.Directions {
-		marked := w.set("marked-"+letter(dir), &set{fields: []int{4}, value: verdicts})
-		local := w.set("local-"+letter(dir), &set{fields: []int{4}, value: verdicts})
+		marked := w.set("marked-"+letter(dir), &set{fields: []field{typeNumber}, value: verdicts})
+		local := w.set("local-"+letter(dir), &set{fields: []field{typeNumber}, value: verdicts})
 		for _, s := range w.content.subjects {
 			_, is := w.layout.end(dir, s.number)
 			marked.put(element{key: string(is), verdict: goTo(fmt.Sprintf("%s%d", letter(dir), s.number))})
@@ -66,7 +66,7 @@ func (w *writer) addresses() {
 		}
 		for _, depth := range w.content.depths() {
 			for _, kind := range []string{letter(dir), "m" + letter(dir)} {
-				w.set(unitsName(kind, depth), &set{fields: []int{8}, value: verdicts})
+				w.set(unitsName(kind, depth), &set{fields: []field{typeCgroup}, value: verdicts})
 			}
 		}
 		for id, u := range w.content.units {

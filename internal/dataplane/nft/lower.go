@@ -32,14 +32,14 @@ func letter(dir model.Direction) string {
 
 // lowerTable returns the maps of one direction of a policy set.
 func lowerTable(t *hostpolicy.Table) (peers, cells *set) {
-	peers = &set{fields: []int{8}, value: 4, members: map[string]element{}}
+	peers = &set{fields: []field{typeIdentity}, value: typeFound, members: map[string]element{}}
 	peers.put(element{value: string(be32(0))})
 	for _, p := range t.Peers {
 		if p.Func != 0 {
 			peers.put(element{key: string(be64(uint64(p.Peer))), value: string(be32(p.Func))})
 		}
 	}
-	cells = &set{fields: []int{4, 1, 2}, value: 4, ranges: true, members: map[string]element{}}
+	cells = &set{fields: []field{typeNumber, typeProtocol, typePort}, value: typeFound, ranges: true, members: map[string]element{}}
 	for i, f := range t.Funcs {
 		for _, b := range blocks(f) {
 			cells.put(element{
@@ -137,13 +137,13 @@ func lowerHosts(family string, length int, want map[string]element, before *host
 		if len(over) <= min(overlaid, len(want)/4) {
 			h.base, h.baseID = before.base, before.baseID
 			if len(over) > 0 {
-				h.over = &set{fields: []int{length}, value: 8, members: over}
+				h.over = &set{fields: []field{addressOf(length)}, value: typeIdentity, members: over}
 				h.overID = contentName("over"+family, over)
 			}
 			return h
 		}
 	}
-	h.base = &set{fields: []int{length}, value: 8, members: want}
+	h.base = &set{fields: []field{addressOf(length)}, value: typeIdentity, members: want}
 	h.baseID = contentName("hosts"+family, want)
 	return h
 }
@@ -160,8 +160,8 @@ func contentName(prefix string, members map[string]element) string {
 func lowerAddresses(p *hostpolicy.Policy, before *addressMaps) *addressMaps {
 	hosts4, hosts6 := map[string]element{}, map[string]element{}
 	m := &addressMaps{
-		owners4: &set{fields: []int{4, 1, 2}, value: 8, members: map[string]element{}},
-		owners6: &set{fields: []int{16, 1, 2}, value: 8, members: map[string]element{}},
+		owners4: &set{fields: []field{typeAddress4, typeProtocol, typePort}, value: typeIdentity, members: map[string]element{}},
+		owners6: &set{fields: []field{typeAddress6, typeProtocol, typePort}, value: typeIdentity, members: map[string]element{}},
 	}
 	var nets4, nets6 []hostpolicy.Address
 	for _, a := range p.Addresses {
@@ -265,7 +265,7 @@ func lastOf(p netip.Prefix) netip.Addr {
 // lowerPrefixes returns the map of a family's prefixes, and its name, which is that of its content: like a policy set it
 // never changes. It has an answer for every address.
 func lowerPrefixes(all []span, family string) (*set, string) {
-	s := &set{fields: []int{4, len(all[0].first.AsSlice())}, value: 8, ranges: true, members: map[string]element{}}
+	s := &set{fields: []field{typeNumber, addressOf(len(all[0].first.AsSlice()))}, value: typeIdentity, ranges: true, members: map[string]element{}}
 	for _, r := range all {
 		e := element{
 			key: "\x00\x00\x00\x00" + string(r.first.AsSlice()), last: "\x00\x00\x00\x00" + string(r.last.AsSlice()),

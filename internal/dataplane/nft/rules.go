@@ -14,7 +14,7 @@ import (
 const hookPriority = 10
 
 // Registers. A rule that judges has the peer's address from address on (behind a zero, as prefixes want it), then its
-// identity, its function, protocol and port, and the verdict.
+// identity, its function, protocol and port, and the verdict. What look finds takes the register before, too.
 const (
 	zeroed   register = 0
 	address  register = 1
@@ -165,8 +165,8 @@ func (w *writer) set(name string, s *set) *set {
 
 // constants are the sets that no policy changes.
 func (w *writer) constants() {
-	icmp := w.set(setEssentialICMP, &set{fields: []int{1, 1}})
-	ports := w.set(setEssentialPorts, &set{fields: []int{1, 2}})
+	icmp := w.set(setEssentialICMP, &set{fields: []field{typeProtocol, typeICMP}})
+	ports := w.set(setEssentialPorts, &set{fields: []field{typeProtocol, typePort}})
 	for _, e := range essential.Fixed {
 		if e.Ports.Proto.IsICMP() {
 			for typ := e.Ports.Lo >> 8; typ <= e.Ports.Hi>>8; typ++ {
@@ -179,13 +179,13 @@ func (w *writer) constants() {
 		}
 	}
 	// What ends by itself the kernel alone knows: the members of these two are not ours to compare.
-	w.set(setAlive, &set{fields: []int{4}, timeouts: true})
-	w.set(setGlass, &set{fields: []int{4}, timeouts: true})
+	w.set(setAlive, &set{fields: []field{typeNumber}, timeouts: true})
+	w.set(setGlass, &set{fields: []field{typeNumber}, timeouts: true})
 	if w.content == nil {
 		return
 	}
 	for _, e := range ends {
-		v := w.set("verdict-"+e.String(), &set{fields: []int{4}, value: verdicts})
+		v := w.set("verdict-"+e.String(), &set{fields: []field{typeNumber}, value: verdicts})
 		for verdict, chain := range map[model.Verdict]string{model.Deny: "deny-", model.WouldDeny: "would-", model.Allow: "allow-"} {
 			v.put(element{key: string(ne32(uint32(verdict))), verdict: goTo(chain + e.String())})
 		}

@@ -32,14 +32,49 @@ type rule struct {
 
 // set is a set, or a map if it has values.
 type set struct {
-	fields   []int // lengths of the parts of a key, of which each takes whole registers
-	value    int   // length of values; verdicts: they are verdicts; 0: there are none
-	ranges   bool  // keys are ranges, of every part
-	timeouts bool  // elements may end by themselves
+	fields   []field // the parts of a key, of which each takes whole registers
+	value    field   // what values are; verdicts, or none
+	ranges   bool    // keys are ranges, of every part
+	timeouts bool    // elements may end by themselves
 	members  map[string]element
 }
 
-const verdicts = -1
+// field is a part of a key, or a value. The kernel only knows its length; the type is for nft, which must know it to list the
+// table, and some versions of which do not survive another one.
+type field struct {
+	length int
+	typ    uint32 // as nft numbers types (include/datatype.h of nftables)
+}
+
+var (
+	none         = field{}
+	verdicts     = field{-1, unix.NFT_DATA_VERDICT}
+	typeIdentity = field{8, 4}  // "integer", of any length
+	typeAddress4 = field{4, 7}  // "ipv4_addr"
+	typeAddress6 = field{16, 8} // "ipv6_addr"
+	typeProtocol = field{1, 12} // "inet_proto"
+	typePort     = field{2, 13} // "inet_service"
+	typeICMP     = field{1, 14} // "icmp_type"
+	typeNumber   = field{4, 19} // "mark"
+	typeFound    = field{4, 4}  // the same, as a value
+	typeCgroup   = field{8, 46} // "cgroupsv2"
+)
+
+// keyType is the type of keys, as nft puts types together.
+func (s *set) keyType() (typ uint32) {
+	const bits = 6
+	for _, f := range s.fields {
+		typ = typ<<bits | f.typ
+	}
+	return typ
+}
+
+func addressOf(length int) field {
+	if length == typeAddress4.length {
+		return typeAddress4
+	}
+	return typeAddress6
+}
 
 // element is a member of a set. Without a key it stands for every key that is in no other.
 type element struct {
@@ -55,7 +90,7 @@ func (s *set) put(e element) { s.members[e.key+e.last] = e }
 
 func (s *set) keyLength() (n int) {
 	for _, f := range s.fields {
-		n += (f + 3) &^ 3
+		n += (f.length + 3) &^ 3
 	}
 	return n
 }
