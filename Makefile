@@ -13,13 +13,14 @@ VERSION     ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo 
 GO_LDFLAGS  := -s -w -X bulkhead/internal/version.version=$(VERSION)
 COMMANDS    := bulkhead bulkhead-agent bulkhead-controller
 
-# Debian packages, by the names of Debian 12. Only `demo`, `bench` and `generate` need any.
+# Debian packages, by the names of Debian 12.
 DEMO_PACKAGES     := postgresql-15 postgresql-client-15
+TEST_PACKAGES     := nftables iptables
 RIVAL_PACKAGES    := nftables iptables ipset
 GENERATE_PACKAGES := clang-19 llvm-19 libbpf-dev linux-libc-dev protobuf-compiler
 
 # Kernel tests are mandatory for root and skipped, with the reason, for anybody else.
-REQUIRE     ?= $(if $(filter 0,$(shell id -u)),netns$(comma)bpf)
+REQUIRE     ?= $(if $(filter 0,$(shell id -u)),netns$(comma)bpf$(comma)firewalls)
 comma       := ,
 
 # A package may take long on a machine that has much else to do; TESTFLAGS are more flags of go test.
@@ -46,6 +47,7 @@ demo-setup:
 
 .PHONY: test
 test: build ## run every test (as root also those that need the kernel)
+	@if [ "$$(id -u)" = 0 ]; then tools/install-packages $(TEST_PACKAGES); fi
 	BULKHEAD_REQUIRE=$(REQUIRE) $(GO_TEST) ./...
 
 .PHONY: race

@@ -243,6 +243,17 @@ func (p *Process) MustDial(network, to string) *Socket {
 	return s
 }
 
+// Try dials, exchanges a message and closes. It returns "" or the name of the error; what is not answered within d is a timeout.
+func (p *Process) Try(network, to string, d time.Duration) string {
+	p.t.Helper()
+	s, err := p.dial(request{Net: network, To: to, Wait: d})
+	if err == "" {
+		err = s.exchange("x", "", d)
+		s.Close()
+	}
+	return err
+}
+
 // ping sends one echo request and returns the name of the error.
 func (p *Process) ping(to string, d time.Duration) string {
 	p.t.Helper()

@@ -31,12 +31,7 @@ func (h *host) reaches(p *Process, network, to, want string) {
 	if want == "EPERM" {
 		want = h.forbids(network, to)
 	}
-	s, err := p.dial(request{Net: network, To: to, Wait: wait(want)})
-	if err == "" {
-		err = s.exchange("x", "", wait(want))
-		s.Close()
-	}
-	if err != want {
+	if err := p.Try(network, to, wait(want)); err != want {
 		h.t.Errorf("%s to %s over %s: %q instead of %q", p.Name, to, network, err, want)
 	}
 }
