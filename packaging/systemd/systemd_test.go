@@ -60,7 +60,7 @@ func (u unit) is(t *testing.T, key string, words ...string) {
 }
 
 // TestAgentComesBeforeTheNetwork: policy on disk is in force before the first interface is up. That the agent says it is ready
-// only then is TestRebootOrder of internal/agent/command.
+// only then is TestHostReboot of internal/agent/command.
 func TestAgentComesBeforeTheNetwork(t *testing.T) {
 	u := read(t, "bulkhead-agent.service")
 	u.is(t, "Service.Type", "notify")

@@ -234,9 +234,9 @@ func TestStandalone(t *testing.T) {
 	}
 }
 
-// TestRebootOrder is the row "host reboot" of what may fail, for an agent with a controller: that is not there when the host
+// TestHostReboot is the row "host reboot" of what may fail, for an agent with a controller: that is not there when the host
 // comes back, nothing is in the kernel, and once the agent says that it is ready the policy on disk is in force.
-func TestRebootOrder(t *testing.T) {
+func TestHostReboot(t *testing.T) {
 	if testing.Short() {
 		t.Skip("builds and runs the programs")
 	}

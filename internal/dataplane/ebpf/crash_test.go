@@ -217,11 +217,11 @@ func (d *Dataplane) mustBeClean(t testing.TB, p *hostpolicy.Policy) {
 
 const victimEnv = "BULKHEAD_EBPF_VICTIM"
 
-// TestVictim is not a test of its own: it is the agent that TestKilledAtAnyPoint kills.
+// TestVictim is not a test of its own: it is the agent that TestAgentCrash kills.
 func TestVictim(t *testing.T) {
 	place := os.Getenv(victimEnv)
 	if place == "" {
-		t.Skip("only as a part of TestKilledAtAnyPoint")
+		t.Skip("only as a part of TestAgentCrash")
 	}
 	cgroup, bpffs, _ := strings.Cut(place, "|")
 	cfg := DefaultConfig()
@@ -240,9 +240,9 @@ func TestVictim(t *testing.T) {
 	}
 }
 
-// TestKilledAtAnyPoint kills agents in the middle of applying policies: the kernel judges by the old one or by the new
+// TestAgentCrash kills agents in the middle of applying policies: the kernel judges by the old one or by the new
 // one, and the next agent finds its way.
-func TestKilledAtAnyPoint(t *testing.T) {
+func TestAgentCrash(t *testing.T) {
 	t.Parallel()
 	d, bed := openForTest(t, nil)
 	policies := []*hostpolicy.Policy{bigPolicy(0, 2000), bigPolicy(1, 2000)}

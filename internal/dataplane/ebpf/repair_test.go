@@ -19,9 +19,9 @@ import (
 	"bulkhead/internal/dataplane/dataplanetest"
 )
 
-// TestTamper does to the dataplane, while an agent has it open, what root can do, and looks whether a denied connection
+// TestRulesTamperedWith does to the dataplane, while an agent has it open, what root can do, and looks whether a denied connection
 // that has come through is cut, whether policy is enforced again after one round of looking, and what is said of it.
-func TestTamper(t *testing.T) {
+func TestRulesTamperedWith(t *testing.T) {
 	t.Parallel()
 	d, bed := openForTest(t, nil)
 	l := newLab(bed)

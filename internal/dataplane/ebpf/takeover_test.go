@@ -70,8 +70,8 @@ func (l *lab) mustEnforce(t testing.TB, when string) {
 	}
 }
 
-// TestTakeOverWithoutGap has agents come and go while a program tries what is denied without pause.
-func TestTakeOverWithoutGap(t *testing.T) {
+// TestAgentUpgrade has agents come and go while a program tries what is denied without pause.
+func TestAgentUpgrade(t *testing.T) {
 	t.Parallel()
 	d, bed := openForTest(t, nil)
 	l := newLab(bed)

@@ -29,9 +29,9 @@ func openHere(t testing.TB, _ dataplanetest.Place) dataplane.Dataplane {
 	return d
 }
 
-// TestRepair has somebody change the table in ways that open or close something: it is found, said and put right by the next
+// TestRulesTamperedWith has somebody change the table in ways that open or close something: it is found, said and put right by the next
 // look, and what others do in nftables is nothing to us.
-func TestRepair(t *testing.T) {
+func TestRulesTamperedWith(t *testing.T) {
 	bed := dataplanetest.NewBed(t)
 	d := bed.Open(openHere).(*Dataplane)
 	ctx := context.Background()
