@@ -20,69 +20,44 @@ var (
 // Diff returns what turns old into new; both are of one host. Equal policies give a delta that changes the revision
 // alone.
 func Diff(old, new *hostpolicy.Policy) *pb.HostPolicyDelta {
-	base, result := old.Hash(), new.Hash()
-	d := &pb.HostPolicyDelta{Revision: new.Revision, Base: base[:], Result: result[:]}
+	s := hostpolicy.Between(old, new)
+	s.Base, s.Result = old.Hash(), new.Hash()
+	return StepToProto(s)
+}
 
-	compare(old.Subjects, new.Subjects, hostpolicy.CompareSubjects, equalSubjects,
-		func(s *hostpolicy.Subject) { d.UpsertSubjects = append(d.UpsertSubjects, subjectToProto(s)) },
-		func(s *hostpolicy.Subject) { d.RemoveSubjects = append(d.RemoveSubjects, s.Workload) })
-	// A workload that was the host and is now a unit (or the reverse) has another place in the order but the same
-	// key: it is replaced, not removed.
-	d.RemoveSubjects = slices.DeleteFunc(d.RemoveSubjects, func(w string) bool {
-		return slices.ContainsFunc(d.UpsertSubjects, func(s *pb.Subject) bool { return s.Workload == w })
-	})
-	// The ID of a set is the hash of its content: equal IDs are equal sets.
-	compare(old.Sets, new.Sets, hostpolicy.CompareSets, func(a, b *hostpolicy.PolicySet) bool { return true },
-		func(s *hostpolicy.PolicySet) { d.UpsertSets = append(d.UpsertSets, setToProto(s)) },
-		func(s *hostpolicy.PolicySet) { d.RemoveSets = append(d.RemoveSets, uint64(s.ID)) })
-	compare(old.Addresses, new.Addresses, hostpolicy.CompareAddresses, equal[hostpolicy.Address],
-		func(a *hostpolicy.Address) { d.UpsertAddresses = append(d.UpsertAddresses, addressToProto(a)) },
-		func(a *hostpolicy.Address) { d.RemoveAddresses = append(d.RemoveAddresses, addressToProto(a)) })
-	compare(old.Ports, new.Ports, hostpolicy.ComparePorts, equal[hostpolicy.PortOwner],
-		func(o *hostpolicy.PortOwner) { d.UpsertPorts = append(d.UpsertPorts, portToProto(o)) },
-		func(o *hostpolicy.PortOwner) { d.RemovePorts = append(d.RemovePorts, portToProto(o)) })
-	if !slices.Equal(old.Controllers, new.Controllers) {
-		d.Controllers, d.ControllersChanged = controllersToProto(new.Controllers), true
+// StepToProto returns the step as a delta message. It shares no memory with s that anybody writes to.
+func StepToProto(s *hostpolicy.Step) *pb.HostPolicyDelta {
+	d := &pb.HostPolicyDelta{
+		Revision: s.Revision, Base: s.Base[:], Result: s.Result[:], RemoveSubjects: s.GoneSubjects,
+		UpsertSubjects:  each(s.Subjects, subjectToProto),
+		UpsertSets:      each(s.Sets, setToProto),
+		UpsertAddresses: each(s.Upsert, addressToProto),
+		RemoveAddresses: each(s.Remove, addressToProto),
+		UpsertPorts:     each(s.UpsertPorts, portToProto),
+		RemovePorts:     each(s.RemovePorts, portToProto),
 	}
-	if !slices.Equal(old.Domains, new.Domains) {
-		d.Domains, d.DomainsChanged = domainsToProto(new.Domains), true
+	for _, id := range s.GoneSets {
+		d.RemoveSets = append(d.RemoveSets, uint64(id))
+	}
+	if s.ControllersChanged {
+		d.Controllers, d.ControllersChanged = controllersToProto(s.Controllers), true
+	}
+	if s.DomainsChanged {
+		d.Domains, d.DomainsChanged = domainsToProto(s.Domains), true
 	}
 	return d
 }
 
-func equal[T comparable](a, b *T) bool { return *a == *b }
-
-func equalSubjects(a, b *hostpolicy.Subject) bool {
-	return a.Workload == b.Workload && a.Unit == b.Unit && a.Identity == b.Identity && a.Set == b.Set &&
-		slices.Equal(a.Local, b.Local) && a.Isolation == b.Isolation && a.Quarantine == b.Quarantine &&
-		a.OnAgentLoss == b.OnAgentLoss
-}
-
-// compare walks two sorted lists: upsert is called for what is new or differs, remove for what is gone.
-func compare[T any](old, new []T, order func(a, b *T) int, same func(a, b *T) bool, upsert, remove func(*T)) {
-	i, j := 0, 0
-	for i < len(old) || j < len(new) {
-		c := -1
-		switch {
-		case i == len(old):
-			c = 1
-		case j < len(new):
-			c = order(&old[i], &new[j])
-		}
-		switch {
-		case c < 0:
-			remove(&old[i])
-			i++
-		case c > 0:
-			upsert(&new[j])
-			j++
-		default:
-			if !same(&old[i], &new[j]) {
-				upsert(&new[j])
-			}
-			i, j = i+1, j+1
-		}
+// each turns every entry of a list into a message; an empty list gives nil.
+func each[T, M any](list []T, to func(*T) M) []M {
+	if len(list) == 0 {
+		return nil
 	}
+	out := make([]M, len(list))
+	for i := range list {
+		out[i] = to(&list[i])
+	}
+	return out
 }
 
 // ApplyDelta returns what the delta makes of base, and leaves base as it is. The result is checked whole and has

@@ -152,7 +152,7 @@ func (b *builder) found(host, unit string) error {
 	if unit == "" || b.byUnit[key] != nil {
 		return nil
 	}
-	name := host + "/" + unit
+	name := unitName(host, unit)
 	inst := b.byName[name]
 	switch {
 	case inst == nil:
@@ -166,6 +166,9 @@ func (b *builder) found(host, unit string) error {
 	b.byUnit[key] = inst
 	return nil
 }
+
+// unitName returns the name of the workload that a found unit is, if no document declares it.
+func unitName(host, unit string) string { return host + "/" + unit }
 
 // inherit gives units their host's labels and addresses. It comes before leases, which say something of one workload.
 func (b *builder) inherit() {
