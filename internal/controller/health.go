@@ -56,7 +56,7 @@ func (p *parts) countElsewhere() {
 	m.Gauge("bulkhead_agents_current", "Agents that are connected and have acknowledged the policy they should have.",
 		func() float64 { return float64(p.fleet.Totals().Current) })
 	m.Gauge("bulkhead_revision", "Number of the newest revision.", func() float64 { return float64(p.world.Snapshot().Revision()) })
-	m.Gauge("bulkhead_workloads", "Workloads there are.", func() float64 { return float64(len(p.world.Snapshot().Compiled.Inventory().Instances)) })
+	m.Gauge("bulkhead_workloads", "Workloads there are.", func() float64 { return float64(p.world.Snapshot().Len()) })
 	m.Gauge("bulkhead_quarantines", "Workloads in quarantine.", func() float64 { return float64(len(p.quarantine.List())) })
 	m.Counter("bulkhead_flow_records_total", "Flow records stored.", nil, func() float64 { return float64(c.Taken.Load()) })
 	lost := func(where string, n func() uint64) {

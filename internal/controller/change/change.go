@@ -155,11 +155,11 @@ func (d *Desk) commit(ctx context.Context, base *world.Documents, docs *model.Do
 	if next.Hash == base.Hash && base.Revision != 0 {
 		return &Result{Revision: base.Revision, Hash: base.Hash}, nil
 	}
-	candidate, err := d.try(next)
+	before, candidate, err := d.compile(d.world.Snapshot(), next)
 	if err != nil {
 		return nil, err
 	}
-	broken := unmet(d.world.Snapshot().Compiled, candidate.Compiled, d.holds)
+	broken := unmet(before, candidate.Compiled, d.holds)
 	if len(broken) > 0 && !r.Force {
 		return nil, fail(Unmet, "%s\nnothing was changed; put it right, or apply with --force", strings.Join(broken, "\n"))
 	}
@@ -201,13 +201,21 @@ func (d *Desk) commit(ctx context.Context, base *world.Documents, docs *model.Do
 
 const storeTimeout = 15 * time.Second
 
-// try compiles the documents with the world as it is. What goes wrong is wrong with the documents.
-func (d *Desk) try(docs *world.Documents) (*world.Candidate, error) {
-	c, err := d.world.Try(docs)
-	if err != nil {
-		return nil, fail(Invalid, "%v", err)
+// compile returns the snapshot, and the documents with the world as it is, as worlds that judge. What goes wrong with the
+// second is wrong with the documents.
+func (d *Desk) compile(s *world.Snapshot, docs *world.Documents) (before *compile.World, candidate *world.Candidate, err error) {
+	var failed error
+	var present sync.WaitGroup
+	present.Go(func() { before, failed = s.Compiled() })
+	candidate, err = d.world.Try(docs)
+	present.Wait()
+	switch {
+	case err != nil:
+		return nil, nil, fail(Invalid, "%v", err)
+	case failed != nil:
+		return nil, nil, fmt.Errorf("compile what is in force: %w", failed)
 	}
-	return c, nil
+	return before, candidate, nil
 }
 
 // Plan judges the edit by the flows recorded since then, and changes nothing. Errors: *Error, and those of the flow
@@ -218,7 +226,7 @@ func (d *Desk) Plan(ctx context.Context, e Edit, since time.Time) (*plan.Plan, e
 	if err != nil {
 		return nil, err
 	}
-	candidate, err := d.try(canonical(docs))
+	before, candidate, err := d.compile(s, canonical(docs))
 	if err != nil {
 		return nil, err
 	}
@@ -226,7 +234,7 @@ func (d *Desk) Plan(ctx context.Context, e Edit, since time.Time) (*plan.Plan, e
 	if err != nil {
 		return nil, err
 	}
-	p, err := plan.Make(s.Compiled, candidate.Compiled, recorded, plan.Options{BaseRevision: s.Revision(), Targets: d.holds})
+	p, err := plan.Make(before, candidate.Compiled, recorded, plan.Options{BaseRevision: s.Revision(), Targets: d.holds})
 	if err != nil {
 		return nil, fail(Invalid, "%v", err)
 	}

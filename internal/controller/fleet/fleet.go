@@ -62,16 +62,16 @@ type agent struct {
 	stored  store.Agent
 	unsaved bool
 
-	session    *session          // nil: not connected
-	has        hostpolicy.Hash   // what it acknowledged last
-	policy     *world.HostPolicy // with that hash; nil: not one that we know
-	refused    string            // why the policy that it should have is not enforced
-	refusedSum hostpolicy.Hash   // of that policy
-	status     *pb.AgentStatus   // nil: nothing yet since it connected
-	isolates   map[string]bool   // workloads to be told about, on or off
-	glass      uint64            // Unix milliseconds until which the glass is broken, as audited
-	tampered   uint64            // Unix milliseconds at which somebody changed the dataplane, as audited
-	changed    chan struct{}     // closed and replaced whenever the agent says something about its policy
+	session    *session        // nil: not connected
+	has        hostpolicy.Hash // what it acknowledged last
+	policy     *world.Outline  // with that hash; nil: not one that we know
+	refused    string          // why the policy that it should have is not enforced
+	refusedSum hostpolicy.Hash // of that policy
+	status     *pb.AgentStatus // nil: nothing yet since it connected
+	isolates   map[string]bool // workloads to be told about, on or off
+	glass      uint64          // Unix milliseconds until which the glass is broken, as audited
+	tampered   uint64          // Unix milliseconds at which somebody changed the dataplane, as audited
+	changed    chan struct{}   // closed and replaced whenever the agent says something about its policy
 }
 
 // New returns a fleet that knows no agent; Load makes it know those that are stored.
@@ -386,7 +386,6 @@ type Totals struct {
 // Totals counts the agents: those that have enrolled and not been revoked, those that are connected, and those of
 // them that have acknowledged what they should have.
 func (f *Fleet) Totals() Totals {
-	s := f.world.Snapshot()
 	var t Totals
 	for _, a := range f.all() {
 		a.mu.Lock()
@@ -397,7 +396,7 @@ func (f *Fleet) Totals() Totals {
 		}
 		if connected {
 			t.Connected++
-			if want := s.HostPolicy(a.host); want != nil && want.Sum == has {
+			if want := f.world.Wanted(a.host); want != nil && want.Sum == has {
 				t.Current++
 			}
 		}
@@ -411,12 +410,12 @@ func (f *Fleet) List() []*pb.Agent {
 	all := f.all()
 	list := make([]*pb.Agent, len(all))
 	for i, a := range all {
-		list[i] = a.describe(s.HostPolicy(a.host), s.Problems[a.host])
+		list[i] = a.describe(f.world.Wanted(a.host), s.Problems[a.host])
 	}
 	return list
 }
 
-func (a *agent) describe(want *world.HostPolicy, problems []string) *pb.Agent {
+func (a *agent) describe(want *world.Outline, problems []string) *pb.Agent {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	out := &pb.Agent{

@@ -57,7 +57,7 @@ type session struct {
 
 // push is a policy on its way.
 type push struct {
-	policy   *world.HostPolicy
+	policy   *world.Outline
 	snapshot bool
 	sent     time.Time
 }
@@ -118,6 +118,7 @@ func (f *Fleet) Serve(ctx context.Context, peer *trust.Peer, stream Stream, brea
 		}
 		close(joined)
 		defer f.leave(s)
+		defer f.world.Watch(s.host, s.poke)()
 		return s.send(ctx, received)
 	case err := <-received:
 		return err
@@ -200,7 +201,6 @@ func (s *session) send(ctx context.Context, received <-chan error) error {
 		return err
 	}
 	changed := true // there may be another policy
-	next := f.world.Next()
 	for {
 		if m := s.urgent(); m != nil {
 			if err := s.stream.Send(m); err != nil {
@@ -217,7 +217,7 @@ func (s *session) send(ctx context.Context, received <-chan error) error {
 		}
 		select {
 		case computing <- struct{}{}:
-			changed, next = false, f.world.Next() // before the snapshot is looked at, so as to miss none
+			changed = false
 			m := s.policy()
 			if m == nil {
 				continue
@@ -225,8 +225,6 @@ func (s *session) send(ctx context.Context, received <-chan error) error {
 			if err := s.stream.Send(m); err != nil {
 				return s.reason(err)
 			}
-		case <-next:
-			changed, next = true, f.world.Next()
 		case <-s.wake:
 			changed = true
 		case <-s.ended:
@@ -280,37 +278,83 @@ func (s *session) urgent() *pb.ControllerMessage {
 func (s *session) policy() *pb.ControllerMessage {
 	f := s.fleet
 	defer func() { <-f.computing }()
-	a := f.agent(s.host)
+	snapshot := f.world.Snapshot() // first: what is wanted is of this snapshot or of a later one
+	want := f.world.Wanted(s.host)
+	has, whole, due := s.due(snapshot, want)
+	if !due {
+		return nil
+	}
+	if whole {
+		has = nil
+	}
+	// Without a lock: it may take a while, and an isolation must not wait for it.
+	draft := f.world.Draw(s.host, has)
+	if draft == nil {
+		return nil
+	}
+	var m *pb.ControllerMessage
+	kind := "snapshot"
+	if draft.Step != nil {
+		kind = "delta"
+		m = &pb.ControllerMessage{Message: &pb.ControllerMessage_Delta{Delta: wire.StepToProto(draft.Step)}}
+	} else {
+		m = &pb.ControllerMessage{Message: &pb.ControllerMessage_Snapshot{Snapshot: wire.PolicyToProto(draft.Whole)}}
+	}
+	if !s.push(snapshot, draft, has) {
+		return nil
+	}
+	f.metrics.PoliciesSent.WithLabelValues(kind).Inc()
+	return m
+}
+
+// due reports whether the agent should be sent a policy at all: what it has, as far as it is known, and whether it must be sent
+// the whole policy.
+func (s *session) due(snapshot *world.Snapshot, want *world.Outline) (has *world.Outline, whole, due bool) {
+	a := s.fleet.agent(s.host)
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if a.session != s || s.pushing != nil {
-		return nil
+	return a.policy, s.whole, s.lacks(a, snapshot, want)
+}
+
+// push notes that the policy is on its way. It reports false if it is not needed any more, or starts from another one than the
+// agent has by now.
+func (s *session) push(snapshot *world.Snapshot, draft *world.Draft, has *world.Outline) bool {
+	a := s.fleet.agent(s.host)
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.lacks(a, snapshot, draft.Want) {
+		return false
 	}
-	snapshot := f.world.Snapshot()
-	want := snapshot.HostPolicy(s.host)
+	if draft.Step != nil && (a.policy != has || s.whole) {
+		s.poke() // it has said something else meanwhile
+		return false
+	}
+	s.pushing = &push{policy: draft.Want, snapshot: draft.Whole != nil, sent: time.Now()}
+	return true
+}
+
+// lacks reports whether the agent should be sent what is wanted. The caller holds mu of both.
+func (s *session) lacks(a *agent, snapshot *world.Snapshot, want *world.Outline) bool {
+	if a.session != s || s.pushing != nil {
+		return false
+	}
 	switch {
 	case want == nil:
-		return nil
+		return false
 	case a.has == hostpolicy.Hash{} && (!s.found || !snapshot.Has(s.since)):
 		// Its first policy waits for its inventory, which follows at once: with the units in it, all that it tells
 		// of is told of the right workload from the beginning.
-		return nil
+		return false
 	case want.Sum == a.has:
-		a.policy = want // the same as before, and it holds no older world in memory
+		a.policy = want // the same as before, and what comes next starts from there
 		a.refused = ""
-		return nil
-	case want.Sum == a.refusedSum:
-		return nil // it will not have changed its mind
+		return false
 	}
-	s.pushing = &push{policy: want, snapshot: s.whole || a.policy == nil, sent: time.Now()}
-	if s.pushing.snapshot {
-		f.metrics.PoliciesSent.WithLabelValues("snapshot").Inc()
-		return &pb.ControllerMessage{Message: &pb.ControllerMessage_Snapshot{Snapshot: wire.PolicyToProto(want.Policy)}}
-	}
-	f.metrics.PoliciesSent.WithLabelValues("delta").Inc()
-	return &pb.ControllerMessage{Message: &pb.ControllerMessage_Delta{Delta: wire.Diff(a.policy.Policy, want.Policy)}}
+	return want.Sum != a.refusedSum // it will not have changed its mind
 }
 
 // receive takes messages until the stream ends.

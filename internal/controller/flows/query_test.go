@@ -8,7 +8,7 @@ import (
 
 	"bulkhead/internal/controller/flows"
 	"bulkhead/internal/controller/world"
-	"bulkhead/internal/core/compile"
+	"bulkhead/internal/core/inventory"
 	"bulkhead/internal/core/model"
 	"bulkhead/internal/flowstore"
 	"bulkhead/internal/flowstore/fake"
@@ -16,12 +16,11 @@ import (
 
 // TestRecordedProcesses: a recorded flow says which executable it was, so that rules for some are judged as they were kept.
 func TestRecordedProcesses(t *testing.T) {
-	inv := &model.Inventory{Instances: []model.Instance{{Name: "a", Managed: true, Addresses: []netip.Addr{netip.MustParseAddr("10.0.0.1")}}}}
-	w, err := compile.Compile(&model.Documents{}, inv, compile.Options{})
-	if err != nil {
+	w := world.New(world.Config{}, slog.New(slog.DiscardHandler))
+	if err := w.Load(nil, []inventory.Report{{Host: "a", Addresses: []netip.Addr{netip.MustParseAddr("10.0.0.1")}}}, nil); err != nil {
 		t.Fatal(err)
 	}
-	snapshot := &world.Snapshot{Compiled: w}
+	snapshot := w.Snapshot()
 	at := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
 	store := &fake.Store{}
 	record := func(port uint16, path string) flowstore.Record {
@@ -36,7 +35,7 @@ func TestRecordedProcesses(t *testing.T) {
 	if _, err := store.Append(t.Context(), []flowstore.Batch{{Host: "a", Records: []flowstore.Record{record(80, "/usr/bin/x"), record(81, "")}}}); err != nil {
 		t.Fatal(err)
 	}
-	i := flows.New(flows.Config{}, store, func() *world.Snapshot { return snapshot }, slog.New(slog.DiscardHandler))
+	i := flows.New(flows.Config{}, store, w.Snapshot, slog.New(slog.DiscardHandler))
 	got, err := i.Recorded(t.Context(), at.Add(-time.Hour), snapshot)
 	if err != nil || len(got) != 2 {
 		t.Fatalf("got %v, %v", got, err)

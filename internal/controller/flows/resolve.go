@@ -98,7 +98,7 @@ func ours(s *world.Snapshot, host, workload string) bool {
 
 // ourAddress reports whether the host may speak for the address: nobody else has it.
 func ourAddress(s *world.Snapshot, host string, a netip.Addr) bool {
-	owners := s.Compiled.Owners(a)
+	owners := s.Owners(a)
 	for _, o := range owners {
 		if o.Host == host || o.Name == host {
 			return true

@@ -21,7 +21,7 @@ func (o *operatorService) GetStatus(context.Context, *pb.GetStatusRequest) (*pb.
 	s, t, c := o.World.Snapshot(), o.Fleet.Totals(), o.Flows.Counters()
 	return &pb.GetStatusResponse{
 		Version: o.Version, Revision: s.Revision(), AgentsConnected: uint32(t.Connected), AgentsKnown: uint32(t.Known),
-		AgentsCurrent: uint32(t.Current), Workloads: uint32(len(s.Compiled.Inventory().Instances)),
+		AgentsCurrent: uint32(t.Current), Workloads: uint32(s.Len()),
 		FlowRecords: c.Taken.Load(), FlowRecordsLost: c.Lost(), StartedMs: o.Started.UnixMilli(),
 	}, nil
 }
@@ -49,9 +49,8 @@ func (o *operatorService) GetWorld(ctx context.Context, r *pb.GetWorldRequest) (
 	for i := range s.Documents().Parsed.Workloads {
 		declared[s.Documents().Parsed.Workloads[i].Name] = true
 	}
-	instances := s.Compiled.Inventory().Instances
-	for i := range instances {
-		inst := wire.InstanceToProto(&instances[i])
+	for of := range s.Instances() {
+		inst := wire.InstanceToProto(of)
 		inst.Declared, inst.Connected = declared[inst.Name], connected[inst.Host]
 		resp.Instances = append(resp.Instances, inst)
 	}
@@ -60,10 +59,12 @@ func (o *operatorService) GetWorld(ctx context.Context, r *pb.GetWorldRequest) (
 
 // GetHostPolicy implements bulkheadv1connect.ControllerServiceHandler.
 func (o *operatorService) GetHostPolicy(_ context.Context, r *pb.GetHostPolicyRequest) (*pb.GetHostPolicyResponse, error) {
-	s := o.World.Snapshot()
-	p := s.HostPolicy(r.GetHost())
+	p, err := o.World.HostPolicy(r.GetHost())
+	if err != nil {
+		return nil, o.fail("compile the policy of a host", err)
+	}
 	if p == nil {
-		if inst := s.Instance(r.GetHost()); inst != nil && inst.Host != "" && inst.Host != inst.Name {
+		if inst := o.World.Snapshot().Instance(r.GetHost()); inst != nil && inst.Host != "" && inst.Host != inst.Name {
 			return nil, connect.Errorf(connect.CodeNotFound, "%s is a unit; ask for its host %s", inst.Name, inst.Host)
 		}
 		return nil, connect.Errorf(connect.CodeNotFound, "there is no host %s; `bulkhead agents` lists them", r.GetHost())

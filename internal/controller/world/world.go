@@ -1,23 +1,23 @@
 // Package world holds what the controller knows, in memory: the newest documents, what agents report and the
-// quarantines in force; and the policy compiled from it. Readers get an immutable Snapshot; changes are gathered for
-// some milliseconds and become the next one.
+// quarantines in force; and the policy compiled from it. Changes are gathered for some milliseconds and take effect together.
 //
-// How a snapshot comes about is behind the type compiler: it compiles everything from scratch, and an incremental one
-// can take its place.
+// Policy follows them one by one (ADR 0005): a change costs as much as it concerns, and what it means for a host is drawn when
+// the stream of that host's agent asks (agents). Readers get an immutable Snapshot of everything else; a world that judges
+// is compiled from it, from scratch, for those who want to judge. Documents are tried from scratch too, before they are adopted.
 package world
 
 import (
 	"context"
 	"fmt"
 	"log/slog"
-	"maps"
 	"net/netip"
 	"reflect"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
 
+	"bulkhead/internal/core/compile"
+	"bulkhead/internal/core/hostpolicy"
 	"bulkhead/internal/core/inventory"
 	"bulkhead/internal/core/model"
 	"bulkhead/internal/core/policy"
@@ -50,22 +50,24 @@ func NewDocuments(revision uint64, hash, canonical string) (*Documents, error) {
 	return &Documents{Revision: revision, Hash: hash, Canonical: canonical, Parsed: parsed}, nil
 }
 
-// World takes changes and publishes snapshots. Its methods may be called from any goroutine.
+// World takes changes and publishes snapshots. Its methods may be called from any goroutine. Those that say what agents should
+// have wait while changes are compiled; no other does.
 type World struct {
 	cfg      Config
 	log      *slog.Logger
-	compiler compiler
 	snapshot atomic.Pointer[Snapshot]
 	wake     chan struct{} // holds one token when inputs have changed
 
-	building sync.Mutex // held from the reading of inputs to the publication of what was made of them
+	compiling sync.Mutex // taken before mu; held from the reading of changes to the publication of what was made of them
+	compiler  *compiler
+	agents    *agents
 
 	mu         sync.Mutex
 	docs       *Documents
 	hosts      map[string]*host
 	leases     map[string]inventory.Lease
-	generation uint64        // of the inputs
-	published  chan struct{} // closed and replaced at each publication
+	touched    changes // hosts and leases that the compiler has to look at, by name; their values do not count
+	generation uint64  // of the inputs
 }
 
 // New returns a world that is empty and has no snapshot; Load gives it one.
@@ -82,10 +84,12 @@ func New(cfg Config, log *slog.Logger) *World {
 	if cfg.Compiled == nil {
 		cfg.Compiled = func(time.Duration, error) {}
 	}
+	c := newCompiler(log, cfg.Controllers)
 	return &World{
-		cfg: cfg, log: log, wake: make(chan struct{}, 1),
-		docs: &Documents{Parsed: &model.Documents{}}, hosts: map[string]*host{}, leases: map[string]inventory.Lease{},
-		published: make(chan struct{}),
+		cfg: cfg, log: log, wake: make(chan struct{}, 1), compiler: c,
+		agents: &agents{compiler: c, feeds: map[string]*feed{}, expecting: map[string]bool{}, sets: map[hostpolicy.PolicySetID]hostpolicy.PolicySet{}},
+		docs:   &Documents{Parsed: &model.Documents{}}, hosts: map[string]*host{}, leases: map[string]inventory.Lease{},
+		touched: changes{hosts: map[string]*host{}, leases: map[string]*inventory.Lease{}},
 	}
 }
 
@@ -96,29 +100,23 @@ func (w *World) Load(docs *Documents, reports []inventory.Report, leases []inven
 		w.docs = docs
 	}
 	for _, r := range reports {
-		w.hosts[r.Host] = newHost(r, w.cfg.Now())
+		w.hosts[r.Host] = w.hosts[r.Host].with(r, w.cfg.Now())
+		w.touched.hosts[r.Host] = nil
 	}
 	for _, l := range leases {
 		w.leases[l.Workload] = l
+		w.touched.leases[l.Workload] = nil
 	}
 	w.mu.Unlock()
-	return w.rebuild()
+	return w.Flush()
 }
 
 // Snapshot returns the newest snapshot; nil before Load.
 func (w *World) Snapshot() *Snapshot { return w.snapshot.Load() }
 
-// Next returns a channel that is closed when a snapshot newer than the present one is published. Take it before the
-// snapshot, so as to miss none.
-func (w *World) Next() <-chan struct{} {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return w.published
-}
-
-// Run makes a snapshot of each burst of changes, and one whenever a rule expires, until ctx ends.
+// Run compiles each burst of changes, and whenever a rule expires, until ctx ends.
 func (w *World) Run(ctx context.Context) error {
-	var rested time.Time // agents should not be kept busier with snapshots than with their work
+	var rested time.Time // agents should not be kept busier with changes than with their work
 	for {
 		timer := time.NewTimer(w.untilExpiry())
 		select {
@@ -135,8 +133,8 @@ func (w *World) Run(ctx context.Context) error {
 			}
 		}
 		start := time.Now()
-		if err := w.rebuild(); err != nil {
-			// The last snapshot stays in force; the next change tries again.
+		if err := w.Flush(); err != nil {
+			// What was compiled last stays in force; the next change tries again.
 			w.log.Error("the world cannot be compiled", "error", err)
 		}
 		rested = time.Now().Add(max(w.cfg.Rest, 2*time.Since(start)))
@@ -147,14 +145,10 @@ const forever = 365 * 24 * time.Hour
 
 func (w *World) untilExpiry() time.Duration {
 	s := w.Snapshot()
-	if s == nil {
+	if s == nil || s.nextExpiry.IsZero() {
 		return forever
 	}
-	at, ok := s.Compiled.NextExpiry()
-	if !ok {
-		return forever
-	}
-	return min(max(at.Sub(w.cfg.Now()), time.Millisecond), forever)
+	return min(max(s.nextExpiry.Sub(w.cfg.Now()), time.Millisecond), forever)
 }
 
 // changed notes that inputs are not what they were. The caller holds mu.
@@ -166,101 +160,80 @@ func (w *World) changed() {
 	}
 }
 
-// Flush publishes what has changed, now.
-func (w *World) Flush() error { return w.rebuild() }
-
-// rebuild compiles the present inputs and publishes the result, if they have changed since the last time.
-func (w *World) rebuild() error {
-	w.building.Lock()
-	defer w.building.Unlock()
-	in := w.inputs(nil)
-	if s := w.snapshot.Load(); s != nil && s.generation == in.generation {
-		if at, ok := s.Compiled.NextExpiry(); !ok || in.now.Before(at) {
-			return nil
-		}
-	}
-	s, err := w.compile(in)
-	if err != nil {
-		return err
-	}
-	w.publish(s)
-	return nil
-}
-
-func (w *World) compile(in *inputs) (*Snapshot, error) {
-	start := time.Now()
-	s, err := w.compiler.compile(in)
-	w.cfg.Compiled(time.Since(start), err)
-	return s, err
-}
-
-// publish makes the snapshot the newest one. The caller holds building.
-func (w *World) publish(s *Snapshot) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.snapshot.Store(s)
-	close(w.published)
-	w.published = make(chan struct{})
-}
-
-// inputs returns a copy of what a snapshot is made of, with other documents in place of the present ones if given.
-func (w *World) inputs(docs *Documents) *inputs {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if docs == nil {
-		docs = w.docs
-	}
-	in := &inputs{
-		docs: docs, generation: w.generation, now: w.cfg.Now(), controllers: w.cfg.Controllers,
-		hosts: make([]host, 0, len(w.hosts)), leases: make([]inventory.Lease, 0, len(w.leases)),
-	}
-	for _, name := range slices.Sorted(maps.Keys(w.hosts)) {
-		in.hosts = append(in.hosts, *w.hosts[name])
-	}
-	for _, name := range slices.Sorted(maps.Keys(w.leases)) {
-		in.leases = append(in.leases, w.leases[name])
-	}
-	return in
-}
-
-// Candidate is a world with other documents, compiled and not published.
-type Candidate struct {
-	*Snapshot
-}
-
-// Try compiles the documents with everything else as it is, and changes nothing.
-func (w *World) Try(docs *Documents) (*Candidate, error) {
-	w.building.Lock()
-	defer w.building.Unlock()
-	s, err := w.compile(w.inputs(docs))
-	if err != nil {
-		return nil, err
-	}
-	return &Candidate{s}, nil
-}
-
-// Adopt publishes the candidate under its revision number. What has changed since Try is compiled in.
-func (w *World) Adopt(c *Candidate, revision uint64) error {
-	docs := *c.docs
-	docs.Revision = revision
-	w.building.Lock()
-	defer w.building.Unlock()
-	w.mu.Lock()
-	w.docs = &docs
-	fresh := w.generation == c.generation
-	w.generation++
-	generation := w.generation
-	w.mu.Unlock()
-	if fresh {
-		w.publish(c.as(&docs, generation))
+// Flush compiles and publishes what has changed, now.
+func (w *World) Flush() error {
+	w.compiling.Lock()
+	in := w.changes()
+	if s := w.snapshot.Load(); s != nil && s.generation == in.generation && !s.expired(in.now) {
+		w.putBack(in)
+		w.compiling.Unlock()
 		return nil
 	}
-	s, err := w.compile(w.inputs(nil))
+	err := w.advance(in, nil)
+	w.compiling.Unlock()
+	w.spread()
+	return err
+}
+
+// advance compiles and publishes changes. Judge is the same as a world that judges, if it is there already. The caller holds
+// compiling, and then calls spread.
+func (w *World) advance(in *changes, judge *compile.World) error {
+	w.agents.finish()
+	w.compiler.renew()
+	w.agents.expect(in.hosts)
+	start := time.Now()
+	made, err := w.compiler.advance(in)
+	w.cfg.Compiled(time.Since(start), err)
 	if err != nil {
 		return err
 	}
-	w.publish(s)
+	s := w.compiler.snapshot(in)
+	s.judge = judge
+	w.snapshot.Store(s)
+	w.agents.begin(made)
 	return nil
+}
+
+// atOnce is how many hosts are told of a change while streams wait for what they should have.
+const atOnce = 64
+
+// spread tells the streams of all hosts that the latest changes concern. Those that were told may draw meanwhile.
+func (w *World) spread() {
+	for more := true; more; {
+		w.compiling.Lock()
+		more = w.agents.spread(atOnce)
+		w.compiling.Unlock()
+	}
+}
+
+// changes returns what has changed since it was called last. The caller holds compiling.
+func (w *World) changes() *changes {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	in := w.touched
+	w.touched = changes{hosts: map[string]*host{}, leases: map[string]*inventory.Lease{}}
+	for name := range in.hosts {
+		in.hosts[name] = w.hosts[name]
+	}
+	for workload := range in.leases {
+		if l, ok := w.leases[workload]; ok {
+			in.leases[workload] = &l
+		}
+	}
+	in.docs, in.now, in.generation = w.docs, w.cfg.Now(), w.generation
+	return &in
+}
+
+// putBack leaves changes that are none for the next time.
+func (w *World) putBack(in *changes) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for name := range in.hosts {
+		w.touched.hosts[name] = nil
+	}
+	for workload := range in.leases {
+		w.touched.leases[workload] = nil
+	}
 }
 
 // SetLease puts a quarantine in force.
@@ -271,6 +244,7 @@ func (w *World) SetLease(l inventory.Lease) {
 		return
 	}
 	w.leases[l.Workload] = l
+	w.touched.leases[l.Workload] = nil
 	w.changed()
 }
 
@@ -280,24 +254,25 @@ func (w *World) DropLease(workload string) {
 	defer w.mu.Unlock()
 	if _, ok := w.leases[workload]; ok {
 		delete(w.leases, workload)
+		w.touched.leases[workload] = nil
 		w.changed()
 	}
 }
 
-// SetReport takes what an agent says about its host in place of what it said before. It returns the generation of the
-// world that has it, for Snapshot.Has.
+// SetReport takes what an agent says about its host in place of what it said before. It returns the first generation of the
+// world that has it, for Snapshot.Has; whoever watches the host is poked when there is a snapshot of that.
 func (w *World) SetReport(r inventory.Report) uint64 {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	h := w.hosts[r.Host]
-	if h == nil {
-		w.hosts[r.Host] = newHost(r, w.cfg.Now())
+	if h == nil || !reflect.DeepEqual(h.report, r) {
 		w.changed()
-	} else if !reflect.DeepEqual(h.report, r) {
-		h.update(r, w.cfg.Now())
-		w.changed()
+		h = h.with(r, w.cfg.Now())
+		h.generation = w.generation
+		w.hosts[r.Host] = h
+		w.touched.hosts[r.Host] = nil
 	}
-	return w.generation
+	return h.generation
 }
 
 // DropReport forgets a host.
@@ -306,6 +281,7 @@ func (w *World) DropReport(name string) {
 	defer w.mu.Unlock()
 	if w.hosts[name] != nil {
 		delete(w.hosts, name)
+		w.touched.hosts[name] = nil
 		w.changed()
 	}
 }
@@ -318,8 +294,12 @@ func (w *World) SetConnected(name string, connected bool) {
 	if h == nil || h.connected == connected {
 		return
 	}
-	h.connected = connected
-	if s := w.snapshot.Load(); s != nil && s.disputed[name] {
+	now := *h
+	now.connected = connected
+	w.hosts[name] = &now
+	w.touched.hosts[name] = nil
+	// Whether it claims an address that another one claims is known but of what has been compiled.
+	if s := w.snapshot.Load(); s != nil && (s.disputed[name] || !s.Has(w.generation)) {
 		w.changed()
 	}
 }

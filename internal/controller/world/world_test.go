@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"bulkhead/internal/controller/world"
+	"bulkhead/internal/core/compile"
 	"bulkhead/internal/core/inventory"
 	"bulkhead/internal/core/model"
 )
@@ -69,6 +70,25 @@ func flush(t *testing.T, w *world.World) *world.Snapshot {
 	return w.Snapshot()
 }
 
+// judge returns the snapshot as a world that judges.
+func judge(t *testing.T, s *world.Snapshot) *compile.World {
+	t.Helper()
+	c, err := s.Compiled()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+func hostPolicy(t *testing.T, w *world.World, host string) *world.HostPolicy {
+	t.Helper()
+	p, err := w.HostPolicy(host)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
 func TestSnapshotOfWhatWasStored(t *testing.T) {
 	w := load(t, world.Config{Controllers: []netip.AddrPort{netip.MustParseAddrPort("10.0.0.5:7443")}}, documents(t, 3, basic),
 		[]inventory.Report{report("web-1", "web", "10.0.0.1"), report("db-1", "db", "10.0.0.2")},
@@ -77,7 +97,7 @@ func TestSnapshotOfWhatWasStored(t *testing.T) {
 	if s.Revision() != 3 || s.Documents().Hash != "hash-3" {
 		t.Errorf("revision %d, hash %s", s.Revision(), s.Documents().Hash)
 	}
-	p := s.HostPolicy("db-1")
+	p := hostPolicy(t, w, "db-1")
 	if p == nil || p.Revision != 3 || p.Host != "db-1" || p.Subjects[0].Quarantine != model.QuarantineIsolate || len(p.Controllers) != 1 {
 		t.Fatalf("policy of db-1: %+v", p)
 	}
@@ -87,18 +107,19 @@ func TestSnapshotOfWhatWasStored(t *testing.T) {
 	if err := p.Check(); err != nil {
 		t.Error(err)
 	}
-	if s.HostPolicy("db-1") != p {
-		t.Error("the policy of a host is made twice")
+	defer w.Watch("db-1", func() {})()
+	if o := w.Wanted("db-1"); o.Sum != p.Sum || o.Revision != 3 || w.Wanted("db-1") != o {
+		t.Error("the outline of a host is another one, or made twice")
 	}
-	if s.HostPolicy("nobody") != nil {
+	if hostPolicy(t, w, "nobody") != nil || w.Wanted("nobody") != nil || w.Draw("nobody", nil) != nil {
 		t.Error("a host that is not there has a policy")
 	}
 }
 
 func TestAnEmptyWorld(t *testing.T) {
 	s := load(t, world.Config{}, nil, nil).Snapshot()
-	if s.Revision() != 0 || len(s.Compiled.Inventory().Instances) != 0 {
-		t.Errorf("revision %d with %d workloads", s.Revision(), len(s.Compiled.Inventory().Instances))
+	if s.Revision() != 0 || s.Len() != 0 || len(judge(t, s).Inventory().Instances) != 0 {
+		t.Errorf("revision %d with %d workloads", s.Revision(), s.Len())
 	}
 }
 
@@ -110,31 +131,24 @@ func TestBurstsBecomeOneSnapshot(t *testing.T) {
 		done := make(chan error, 1)
 		go func() { done <- w.Run(ctx) }()
 		before := compiled.Load()
-		next := w.Next()
 		for i := range 100 {
 			w.SetReport(report(fmt.Sprintf("web-%d", i), "web", fmt.Sprintf("10.0.1.%d", i)))
 		}
-		select {
-		case <-next:
-		case <-time.After(time.Minute):
-			t.Fatal("no snapshot")
-		}
-		if n := len(w.Snapshot().Compiled.Hosts()); n != 100 {
+		time.Sleep(time.Minute)
+		if n := len(judge(t, w.Snapshot()).Hosts()); n != 100 {
 			t.Errorf("%d hosts in the snapshot, want 100", n)
 		}
 		if n := compiled.Load() - before; n != 1 {
 			t.Errorf("compiled %d times, want once", n)
 		}
 		// What changes nothing makes no snapshot.
-		next = w.Next()
+		last := w.Snapshot()
 		w.SetReport(report("web-7", "web", "10.0.1.7"))
 		w.DropReport("nobody")
 		w.DropLease("nobody")
 		w.SetConnected("web-7", true)
-		select {
-		case <-next:
+		if time.Sleep(150 * time.Millisecond); w.Snapshot() != last {
 			t.Error("a snapshot of nothing new")
-		case <-time.After(150 * time.Millisecond):
 		}
 		cancel()
 		if err := <-done; err != nil {
@@ -145,17 +159,17 @@ func TestBurstsBecomeOneSnapshot(t *testing.T) {
 
 func TestReportsAndLeasesChangeTheWorld(t *testing.T) {
 	w := load(t, world.Config{}, documents(t, 1, basic), []inventory.Report{report("web-1", "web", "10.0.0.1"), report("db-1", "db", "10.0.0.2")})
-	before := w.Snapshot().HostPolicy("db-1").Sum
+	before := w.Wanted("db-1").Sum
 	w.SetLease(inventory.Lease{Workload: "web-1", Level: model.QuarantineIsolate})
 	s := flush(t, w)
 	if got := s.Instance("web-1").Labels[model.QuarantineLabel]; got != "isolate" {
 		t.Errorf("label %q", got)
 	}
-	if s.HostPolicy("db-1").Sum == before {
+	if w.Wanted("db-1").Sum == before {
 		t.Error("a peer's new labels are the same policy")
 	}
 	w.DropLease("web-1")
-	if flush(t, w).HostPolicy("db-1").Sum != before {
+	if flush(t, w); w.Wanted("db-1").Sum != before {
 		t.Error("the same world has another policy")
 	}
 	w.DropReport("web-1")
@@ -179,7 +193,7 @@ func TestTryChangesNothing(t *testing.T) {
 		t.Fatal(err)
 	}
 	s := w.Snapshot()
-	if s.Revision() != 2 || s.Compiled != c.Compiled || s.HostPolicy("web-1").Revision != 2 {
+	if s.Revision() != 2 || judge(t, s) != c.Compiled || hostPolicy(t, w, "web-1").Revision != 2 || w.Wanted("web-1").Revision != 2 {
 		t.Errorf("adopted revision %d", s.Revision())
 	}
 	if flush(t, w) != s {
@@ -205,19 +219,20 @@ func TestRulesExpireByThemselves(t *testing.T) {
 	docs := documents(t, 1, strings.Replace(basic, "on: [tcp/5432]}}", "on: [tcp/5432]}, expires: 2026-11-23T09:00:01Z}", 1))
 	w := load(t, world.Config{Now: func() time.Time { return *clock.Load() }}, docs,
 		[]inventory.Report{report("web-1", "web", "10.0.0.1"), report("db-1", "db", "10.0.0.2")})
-	before := w.Snapshot()
-	next := w.Next()
+	before := w.Wanted("db-1").Sum
+	poked := make(chan struct{}, 1)
+	defer w.Watch("db-1", func() { poked <- struct{}{} })()
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- w.Run(ctx) }()
 	later := now.Add(2 * time.Second)
 	clock.Store(&later)
 	select {
-	case <-next:
+	case <-poked:
 	case <-time.After(time.Minute):
-		t.Fatal("no snapshot when the rule expired")
+		t.Fatal("nobody is told when the rule expired")
 	}
-	if w.Snapshot().HostPolicy("db-1").Sum == before.HostPolicy("db-1").Sum {
+	if w.Wanted("db-1").Sum == before {
 		t.Error("the rule is still there")
 	}
 	cancel()
@@ -234,7 +249,7 @@ func TestAnAgentCannotTakeAnAddress(t *testing.T) {
 	owner := func(addr string) string {
 		t.Helper()
 		s := flush(t, w)
-		owners := s.Compiled.Owners(netip.MustParseAddr(addr))
+		owners := s.Owners(netip.MustParseAddr(addr))
 		if len(owners) != 1 {
 			t.Fatalf("%s has %d owners", addr, len(owners))
 		}
@@ -299,7 +314,7 @@ spec: {unit: {host: node-1, name: postgresql.service}}
 	}
 	w := load(t, world.Config{}, docs, append(reports, report("pay-db", "db", "10.0.7.7")))
 	s := w.Snapshot()
-	if n := len(s.Compiled.Hosts()); n != 9 {
+	if n := len(judge(t, s).Hosts()); n != 9 {
 		t.Errorf("%d hosts, want the 9 good ones", n)
 	}
 	if p := strings.Join(s.Problems["pay-db"], ""); !strings.Contains(p, "not taken") || !strings.Contains(p, "rename") {
@@ -309,7 +324,7 @@ spec: {unit: {host: node-1, name: postgresql.service}}
 		t.Errorf("problems %v", s.Problems)
 	}
 	w.DropReport("pay-db")
-	if s := flush(t, w); len(s.Problems) != 0 || len(s.Compiled.Hosts()) != 9 {
+	if s := flush(t, w); len(s.Problems) != 0 || len(judge(t, s).Hosts()) != 9 {
 		t.Errorf("after it is gone: %v", s.Problems)
 	}
 }
