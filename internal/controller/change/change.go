@@ -201,19 +201,20 @@ func (d *Desk) commit(ctx context.Context, base *world.Documents, docs *model.Do
 
 const storeTimeout = 15 * time.Second
 
-// compile returns the snapshot, and the documents with the world as it is, as worlds that judge. What goes wrong with the
-// second is wrong with the documents.
+// compile returns the snapshot, nil if it cannot be judged, and the documents with the world as it is, as worlds that judge. The
+// error is about the documents.
 func (d *Desk) compile(s *world.Snapshot, docs *world.Documents) (before *compile.World, candidate *world.Candidate, err error) {
-	var failed error
 	var present sync.WaitGroup
-	present.Go(func() { before, failed = s.Compiled() })
+	present.Go(func() {
+		var err error
+		if before, err = s.Compiled(); err != nil {
+			d.log.Error("what is in force cannot be judged", "revision", s.Revision(), "error", err)
+		}
+	})
 	candidate, err = d.world.Try(docs)
 	present.Wait()
-	switch {
-	case err != nil:
+	if err != nil {
 		return nil, nil, fail(Invalid, "%v", err)
-	case failed != nil:
-		return nil, nil, fmt.Errorf("compile what is in force: %w", failed)
 	}
 	return before, candidate, nil
 }
@@ -229,6 +230,9 @@ func (d *Desk) Plan(ctx context.Context, e Edit, since time.Time) (*plan.Plan, e
 	before, candidate, err := d.compile(s, canonical(docs))
 	if err != nil {
 		return nil, err
+	}
+	if before == nil {
+		return nil, errors.New("what is in force cannot be judged; the controller's log says why")
 	}
 	recorded, err := d.flows.Recorded(ctx, since, s)
 	if err != nil {

@@ -36,8 +36,8 @@ func (s *Snapshot) Documents() *Documents { return s.docs }
 func (s *Snapshot) Revision() uint64 { return s.docs.Revision }
 
 // Compiled returns the snapshot as a world that judges. It is compiled from scratch when somebody asks for the first time,
-// which takes seconds in a large world: agents are sent policy without it. The error would be a mistake of ours, because
-// what a snapshot is made of has been compiled before.
+// which takes seconds in a large world: agents are sent policy without it. An error is rare: to judge, workloads without
+// an agent are compiled too, and their rules may make too many ranges of ports.
 func (s *Snapshot) Compiled() (*compile.World, error) {
 	s.judging.Lock()
 	defer s.judging.Unlock()
