@@ -110,7 +110,10 @@ func portKey(proto model.Proto, port uint16) uint32 { return uint32(proto)<<16 |
 
 // decide returns what the function that begins there comes to. It allocates nothing.
 func (j *judges) decide(f *functions, fn int32, proto model.Proto, port uint16, process *model.Process) (model.Verdict, uint32) {
-	at := j.find(fn, proto, port)
+	at := fn
+	if j.cells[fn].from != 0 { // else every protocol is judged alike, as by most functions
+		at = j.find(fn, proto, port)
+	}
 	says := j.cells[at].says
 	verdict, rule := model.Verdict(says&verdictBits), says>>ruleShift
 	if says&hasAlternatives != 0 {

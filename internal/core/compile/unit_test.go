@@ -360,9 +360,24 @@ func TestMayBeAddress(t *testing.T) {
 	for name, want := range map[string]bool{
 		"10.0.0.1": true, "fd00::1": true, "::": true, "::ffff:10.0.0.1": true, "ab.cd": true,
 		"web-1": false, "cafe": false, "node-1/x.service": false, "": false, "10": false,
+		"host-000123": false, "0123456789ab": false, "10.0.0.1-b": false, "db1.eu-west": false, "default/web-0": false, "10.0.0.\xb1": false,
 	} {
 		if got := MayBeAddress(name); got != want {
 			t.Errorf("%q: %t", name, got)
+		}
+	}
+	r := rand.New(rand.NewPCG(9, 9))
+	for range 10_000 {
+		var b [16]byte
+		for i := range r.IntN(17) {
+			b[15-i] = byte(r.IntN(256))
+		}
+		for _, a := range []netip.Addr{netip.AddrFrom16(b), netip.AddrFrom4([4]byte(b[12:])), netip.AddrFrom16(b).Unmap()} {
+			for _, text := range []string{a.String(), a.StringExpanded(), strings.ToUpper(a.String())} {
+				if !MayBeAddress(text) {
+					t.Fatalf("%q is an address", text)
+				}
+			}
 		}
 	}
 }

@@ -13,13 +13,14 @@ const BatchSize = 32
 // together; and what differs from one end to the next, so that a processor would have to guess it, it sorts first. It must not
 // be used by several goroutines at once.
 type Batch struct {
-	e     *Evaluator
-	ends  [2 * BatchSize]batchEnd // two of a flow: whence and where to
-	named list                    // ends that may be named by their workload
-	plain list                    // ends by address
-	flows [BatchSize]judging
-	asked [2 * BatchSize]compile.Question
-	small bool // judge one by one
+	e      *Evaluator
+	ends   [2 * BatchSize]batchEnd // two of a flow: whence and where to
+	named  list                    // ends that may be named by their workload
+	plain  list                    // ends by address
+	either list                    // ends that give an address, and may be named all the same
+	flows  [BatchSize]judging
+	asked  [2 * BatchSize]compile.Question
+	small  bool // judge one by one
 
 	warmed int32 // what was read ahead of its time; nobody reads it
 }
@@ -114,7 +115,7 @@ func (b *Batch) inSteps(out []Judged, flows []*model.Flow) {
 	}
 }
 
-// sort lists the ends by how they may be found.
+// sort lists the ends by how they may be found: by name, or by address as Evaluator.named says.
 func (b *Batch) sort(flows []*model.Flow) {
 	warmed := int32(0)
 	for i, f := range flows {
@@ -122,12 +123,19 @@ func (b *Batch) sort(flows []*model.Flow) {
 		warmed += warmText(f.From.Workload) + warmText(f.To.Workload)
 	}
 	b.warmed += warmed
-	b.named.n, b.plain.n = 0, 0
+	b.named.n, b.plain.n, b.either.n = 0, 0, 0
 	for k := range 2 * len(flows) {
-		n := b.e.named(b.ends[k].end)
-		b.ends[k].given = n == 0
-		b.named.add(k, n)
-		b.plain.add(k, 1-n)
+		end := b.ends[k].end
+		given := bit(end.Addr.IsValid()) | bit(end.Workload == "")
+		b.either.add(k, given)
+		b.named.add(k, 1-given)
+	}
+	names := bit(b.e.world.HasAddressNames())
+	for _, k := range b.either.all() {
+		text := b.ends[k].end.Workload
+		plain := bit(text == "") | bit(compile.MayBeAddress(text))&^names
+		b.plain.add(int(k), plain)
+		b.named.add(int(k), 1-plain)
 	}
 }
 
@@ -136,11 +144,11 @@ func (b *Batch) seat() {
 	w, warmed := b.e.world, int32(0)
 	for _, k := range b.named.all() {
 		e := &b.ends[k]
-		e.trace = w.TraceName(e.end.Workload)
+		e.given, e.trace = false, w.TraceName(e.end.Workload)
 	}
 	for _, k := range b.plain.all() {
 		e := &b.ends[k]
-		e.trace = w.TraceAddr(plain(e.end.Addr))
+		e.given, e.trace = true, w.TraceAddr(plain(e.end.Addr))
 	}
 	for _, k := range b.named.all() {
 		warmed += w.TouchName(&b.ends[k].trace)
