@@ -4,6 +4,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"net/netip"
+	"os/exec"
 	"strings"
 	"testing"
 
@@ -20,8 +21,16 @@ func testInterfaces(t *testing.T, open Open) {
 		}
 		return
 	}
+	t.Run("other frames", func(t *testing.T) { whole.with(t).otherFrames() })
+	t.Run("translated addresses", func(t *testing.T) { whole.with(t).translated() })
 	for _, f := range yardFamilies {
 		t.Run("packet sockets "+f.name, func(t *testing.T) { whole.with(t).packetSockets(f) })
+		t.Run("a spoofed source "+f.name, func(t *testing.T) { whole.with(t).spoofed(f) })
+		t.Run("a stack in user space "+f.name, func(t *testing.T) { whole.with(t).stack(f) })
+		t.Run("sockets of a container "+f.name, func(t *testing.T) { whole.with(t).container(f) })
+		t.Run("a virtual machine "+f.name+" echo", func(t *testing.T) { whole.with(t).machineEcho(f) })
+		t.Run("a virtual machine "+f.name+" fragments", func(t *testing.T) { whole.with(t).machineFragments(f) })
+		t.Run("a virtual machine "+f.name+" policy changes", func(t *testing.T) { whole.with(t).machineChanges(f) })
 		for _, network := range []string{f.tcp, f.udp} {
 			for _, v := range verdicts {
 				for _, d := range model.Directions {
@@ -167,4 +176,253 @@ func (y *yard) machineFlow(f yardFamily, network string, d model.Direction, v mo
 	if sum := y.events.carried(mine); sum.sent != 15 || sum.received != 15 {
 		y.t.Errorf("it has carried %+v", sum)
 	}
+}
+
+// machineEcho pings in both directions, through the stack of the virtual machine.
+func (y *yard) machineEcho(f yardFamily) {
+	for _, d := range model.Directions {
+		p, to := y.guest, f.far
+		if d == model.Ingress {
+			p, to = y.farP, f.guest
+		}
+		for _, v := range verdicts {
+			y.apply(policy{two: []Rule{rule(d, farID, f.echo, v)}})
+			y.events.clear()
+			k, want, wait := dataplane.EventOpen, "", patience
+			if v == model.Deny {
+				k, want, wait = dataplane.EventDeny, "timeout", brief
+			}
+			if err := p.ping(to, wait); err != want {
+				y.t.Errorf("%s %s: %q instead of %q", d, v, err, want)
+			}
+			y.events.one("the echo", all(kind(k), workload("near/two"), dir(d), proto(f.icmp)))
+		}
+	}
+}
+
+// machineFragments sends datagrams that do not fit into a packet, there and back.
+func (y *yard) machineFragments(f yardFamily) {
+	l := y.farP.Listen(f.udp, at(f.far, 0))
+	defer l.Close()
+	y.apply(policy{two: []Rule{rule(model.Egress, farID, fmt.Sprintf("udp/%d", l.Port()), model.Allow)}})
+	s := y.guest.MustDial(f.udp, l.Addr)
+	defer s.Close()
+	if err := s.Exchange(strings.Repeat("x", 4000), ""); err != "" {
+		y.t.Errorf("what is allowed: %s", err)
+	}
+	y.apply(policy{})
+	seen, _ := l.Seen()
+	if err := s.exchange(strings.Repeat("x", 4000), "", brief); err != "timeout" {
+		y.t.Errorf("what is denied: %q", err)
+	}
+	if now, _ := l.Seen(); now != seen {
+		y.t.Error("what is denied has come")
+	}
+}
+
+// machineChanges has policy change under a live connection of the virtual machine.
+func (y *yard) machineChanges(f yardFamily) {
+	l := y.farP.Listen(f.tcp, at(f.far, 0))
+	defer l.Close()
+	open := policy{two: []Rule{rule(model.Egress, farID, fmt.Sprintf("tcp/%d", l.Port()), model.Allow)}}
+	y.apply(open)
+	s := y.guest.MustDial(f.tcp, l.Addr)
+	defer s.Close()
+	if err := s.Exchange("hello", ""); err != "" {
+		y.t.Fatal(err)
+	}
+	y.events.clear()
+	y.apply(policy{})
+	if err := s.exchange("hello", "", brief); err != "timeout" {
+		y.t.Errorf("what is denied: %q", err)
+	}
+	mine := all(workload("near/two"), port(l.Port()))
+	y.events.wait("the denial", func() bool { return len(y.events.find(all(kind(dataplane.EventDeny), rejudged(true), mine))) == 1 })
+	y.apply(open)
+	if b, err := s.Read(patience); b != "hello" { // the guest has gone on trying
+		y.t.Errorf("allowed again: %q, %s", b, err)
+	}
+}
+
+// container has the sockets of a container talk, behind whose interface there is nothing but this kernel: each flow is judged and
+// told once, at its socket.
+func (y *yard) container(f yardFamily) {
+	for name, p := range map[string]*Process{"at a bridge": y.bridged, "without one": y.routed} {
+		addr := f.bridged
+		if p == y.routed {
+			addr = f.routed
+		}
+		for _, network := range []string{f.tcp, f.udp} {
+			for _, d := range model.Directions {
+				server, client, serves := y.farP, p, f.far
+				if d == model.Ingress {
+					server, client, serves = p, y.farP, addr
+				}
+				l := server.Listen(network, at(serves, 0))
+				y.apply(policy{one: []Rule{rule(d, farID, fmt.Sprintf("%s/%d", network[:3], l.Port()), model.Allow)}})
+				y.events.clear()
+				s := client.MustDial(network, l.Addr)
+				for range 3 {
+					if err := s.Exchange(strings.Repeat("x", 3000), ""); err != "" {
+						y.t.Errorf("%s, %s %s: %s", name, network, d, err)
+					}
+				}
+				mine := all(workload("near/one"), dir(d), port(l.Port()))
+				y.events.one(fmt.Sprintf("%s, %s %s", name, network, d), all(kind(dataplane.EventOpen), mine))
+				y.events.none("a denial", all(kind(dataplane.EventDeny), workload("near/one")))
+				s.Close()
+				l.Close()
+			}
+		}
+		y.apply(policy{one: []Rule{rule(model.Egress, farID, f.echo, model.Allow)}})
+		y.events.clear()
+		if err := p.ping(f.far, patience); err != "" {
+			y.t.Errorf("%s, echo: %s", name, err)
+		}
+		y.events.one("the echo", all(kind(dataplane.EventOpen), proto(f.icmp)))
+		y.events.none("a denied echo", all(kind(dataplane.EventDeny), proto(f.icmp)))
+	}
+}
+
+// stack has a process of no judged cgroup send frames in the namespace of a container, as a network stack in user space would: it is
+// the container's unit.
+func (y *yard) stack(f yardFamily) {
+	l := y.farP.Listen(f.udp, at(f.far, 0))
+	defer l.Close()
+	d := datagram{
+		srcMAC: y.macs["bridged"], dstMAC: y.macs["bridge"], data: "hello",
+		src: netip.AddrPortFrom(netip.MustParseAddr(f.bridged), 7100), dst: netip.AddrPortFrom(netip.MustParseAddr(f.far), l.Port()),
+	}
+	for _, v := range verdicts {
+		y.apply(policy{one: []Rule{rule(model.Egress, farID, fmt.Sprintf("udp/%d", l.Port()), v)}})
+		y.events.clear()
+		if err := y.stranger.send("eth0", d); err != "" {
+			y.t.Fatal(err)
+		}
+		mine := all(workload("near/one"), dir(model.Egress), port(l.Port()))
+		y.events.wait(v.String(), func() bool {
+			return len(y.events.find(all(mine, func(e *dataplane.Event) bool { return e.Verdict == v }))) == 1
+		})
+		d.src = netip.AddrPortFrom(d.src.Addr(), d.src.Port()+1)
+	}
+}
+
+// spoofed has a container send from addresses of others of this host.
+func (y *yard) spoofed(f yardFamily) {
+	l := y.farP.Listen(f.udp, at(f.far, 0))
+	defer l.Close()
+	y.apply(policy{host: everything(model.Allow), one: everything(model.Allow), two: everything(model.Allow)})
+	ports := []uint16{7201, 7202, 7203, l.Port()} // or denials would be folded
+	for i, addr := range []string{f.near, f.bridge, f.routed, f.bridged} {
+		y.events.clear()
+		err := y.bridged.send("eth0", datagram{
+			srcMAC: y.macs["bridged"], dstMAC: y.macs["bridge"], data: "hello",
+			src: netip.AddrPortFrom(netip.MustParseAddr(addr), 7200), dst: netip.AddrPortFrom(netip.MustParseAddr(f.far), ports[i]),
+		})
+		if err != "" {
+			y.t.Fatal(err)
+		}
+		from := func(e *dataplane.Event) bool { return e.Local.Addr().String() == addr && e.Workload == "near/one" }
+		if addr == f.bridged { // its own
+			y.events.one("what is not spoofed", all(kind(dataplane.EventOpen), from))
+			y.events.wait("what is not spoofed", func() bool { seen, _ := l.Seen(); return seen == 1 })
+			continue
+		}
+		e := y.events.one("from "+addr, all(kind(dataplane.EventDeny), from))
+		if e.Rule != "dataplane/spoofed-source" || e.Dir != model.Egress {
+			y.t.Errorf("%s", describe(&e))
+		}
+	}
+	if seen, _ := l.Seen(); seen != 1 {
+		y.t.Errorf("%d datagrams have come", seen)
+	}
+}
+
+// otherFrames sends what is not IP, or hides it.
+func (y *yard) otherFrames() {
+	tagged := datagram{
+		srcMAC: y.macs["near"], dstMAC: y.macs["far"], data: "hello", tags: []uint16{7},
+		src: netip.AddrPortFrom(netip.MustParseAddr(Near4), 7300), dst: netip.AddrPortFrom(netip.MustParseAddr(Far4), 7301),
+	}
+	odd := append(append(append([]byte{}, y.macs["far"]...), y.macs["near"]...), 0x88, 0xb5, 'x')
+	cut := tagged.frame()[:12+4+2+10]
+	routed := tagged.frame()[:12+4+2] // with a source route
+	routed = append(routed, 0x47, 0, 0, 36, 0, 1, 0, 0, 64, 17, 0, 0, 10, 77, 0, 1, 10, 77, 0, 2, 131, 7, 4, 10, 77, 1, 3, 0, 0x1c, 0x84, 0x1c, 0x85, 0, 8, 0, 0)
+	arp := append(append(append([]byte{}, y.macs["far"]...), y.macs["near"]...), 0x08, 0x06, 0, 1, 8, 0, 6, 4, 0, 1)
+	arp = append(arp, make([]byte, 20)...)
+	forLink := append([]byte{0x01, 0x80, 0xc2, 0, 0, 0x0e}, odd[6:]...)
+	for _, v := range []model.Verdict{model.Allow, model.Deny} {
+		y.apply(policy{two: everything(v)})
+		for _, c := range []struct {
+			name   string
+			frame  []byte
+			proto  model.Proto
+			port   uint16
+			passes bool
+		}{
+			{"in a VLAN", tagged.frame(), model.ProtoUDP, 7301, false},
+			{"of a protocol of its own", odd, 255, 0x88b5, false},
+			{"cut short", cut, 255, 0x0800, false},
+			{"with a source route", routed, 255, 0x0800, false},
+			{"ARP", arp, 0, 0, true},
+			{"for the link", forLink, 0, 0, true},
+		} {
+			y.events.clear()
+			want, k := "", dataplane.EventOpen
+			if v == model.Deny && !c.passes {
+				want, k = "ENOBUFS", dataplane.EventDeny
+			}
+			if err := y.two.ask(request{Do: "frame", Local: "eth0", Data: hex.EncodeToString(c.frame)}).Err; err != want {
+				y.t.Errorf("%s, %s: %q instead of %q", c.name, v, err, want)
+			}
+			if !c.passes {
+				y.events.one(c.name, all(kind(k), workload("near/two"), proto(c.proto), port(c.port)))
+			}
+		}
+	}
+}
+
+// translated has near translate addresses, as container runtimes have it done: of what its containers send, and of a port that
+// it publishes.
+func (y *yard) translated() {
+	nft, err := exec.LookPath("nft")
+	if err != nil {
+		y.t.Skip("needs nft")
+	}
+	inside, outside := y.bridged.Listen("tcp4", at(Bridged4, 0)), y.farP.Listen("tcp4", at(Far4, 0))
+	defer inside.Close()
+	defer outside.Close()
+	rules := fmt.Sprintf(`table ip lab {
+		chain in { type nat hook prerouting priority -100; tcp dport 8088 dnat to %s; }
+		chain out { type nat hook postrouting priority 100; ip saddr 10.78.0.0/16 oifname "eth0" masquerade; }
+	}`, inside.Addr)
+	y.nft(nft, rules)
+	defer y.nft(nft, "delete table ip lab")
+	y.apply(policy{one: []Rule{
+		rule(model.Ingress, farID, fmt.Sprintf("tcp/%d", inside.Port()), model.Allow),
+		rule(model.Egress, farID, fmt.Sprintf("tcp/%d", outside.Port()), model.Allow),
+	}})
+	y.events.clear()
+	y.reaches(y.farP, "tcp4", at(Near4, 8088), "")
+	e := y.events.one("the published port", all(kind(dataplane.EventOpen), dir(model.Ingress), port(inside.Port())))
+	if e.Workload != "near/one" || e.Remote.Addr().String() != Far4 {
+		y.t.Errorf("%s", describe(&e))
+	}
+	y.reaches(y.bridged, "tcp4", outside.Addr, "")
+	e = y.events.one("the masqueraded one", all(kind(dataplane.EventOpen), dir(model.Egress), port(outside.Port())))
+	if e.Workload != "near/one" || e.Local.Addr().String() != Bridged4 {
+		y.t.Errorf("%s", describe(&e))
+	}
+	y.events.none("a denial", kind(dataplane.EventDeny))
+}
+
+func (y *yard) nft(path, rules string) {
+	y.t.Helper()
+	in(y.t, y.near, func() {
+		cmd := exec.Command(path, "-f", "-")
+		cmd.Stdin = strings.NewReader(rules)
+		if out, err := cmd.CombinedOutput(); err != nil {
+			y.t.Fatalf("nft: %v\n%s", err, out)
+		}
+	})
 }

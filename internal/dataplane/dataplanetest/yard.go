@@ -151,6 +151,7 @@ func enslave(t testing.TB, name string) {
 func address(t testing.TB, name string, addrs ...string) {
 	t.Helper()
 	must(t, os.WriteFile("/proc/sys/net/ipv6/conf/"+name+"/accept_dad", []byte("0"), 0))
+	must(t, os.WriteFile("/proc/sys/net/ipv4/ping_group_range", []byte("0 2147483647"), 0))
 	l, err := netlink.LinkByName(name)
 	must(t, err)
 	must(t, netlink.LinkSetUp(l))

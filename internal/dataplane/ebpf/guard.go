@@ -22,7 +22,7 @@ var guardPrograms = []string{
 }
 
 const unguarded = "Traffic that this host forwards for others, and frames of packet sockets, are not judged: the kernel refuses " +
-	"the programs at interfaces that do it."
+	"programs at interfaces (tcx, Linux 6.6)."
 
 // guarding is what is known of guarded interfaces. Dataplane.mu guards it.
 type guarding struct {
@@ -42,7 +42,7 @@ func (d *Dataplane) beginGuarding() error {
 		if err := d.loadGuards(); err != nil {
 			d.log.Warn("the kernel refuses the programs at interfaces", "error", err)
 			d.missing = append(d.missing, unguarded)
-			d.cfg.Guard = GuardNone
+			d.cfg.Guard, d.guarding.flush = GuardNone, nil
 		}
 	}
 	g := &d.guarding
@@ -68,7 +68,28 @@ func (d *Dataplane) loadGuards() error {
 		d.demanded[name] = p
 	}
 	d.guarding.flush = d.demanded[programsProgBulkheadFlushPassages]
-	return nil
+	return d.tryTCX()
+}
+
+// tryTCX finds out whether the kernel (6.6) takes programs at interfaces, by one that lets everything pass, at the loopback interface
+// for a moment.
+func (d *Dataplane) tryTCX() error {
+	if d.cfg.withoutTCX {
+		return ebpf.ErrNotSupported
+	}
+	return d.netns.run(func() error {
+		lo, err := netlink.LinkByName("lo")
+		if err != nil {
+			return err
+		}
+		l, err := link.AttachTCX(link.TCXOptions{
+			Interface: lo.Attrs().Index, Program: d.demanded[programsProgBulkheadUplink], Attach: ebpf.AttachTCXEgress,
+		})
+		if err != nil {
+			return err
+		}
+		return l.Close()
+	})
 }
 
 // readGuards reads what the maps of guarded interfaces hold.
@@ -121,7 +142,7 @@ func (d *Dataplane) dropStaleGuards() error {
 			errs = append(errs, err)
 			continue
 		}
-		errs = append(errs, l.Unpin(), detachGuard(l), l.Close())
+		errs = append(errs, d.unpinLink(guardPrefix+name), detachGuard(l), l.Close())
 	}
 	return errors.Join(errs...)
 }
@@ -212,7 +233,7 @@ func (d *Dataplane) guardPost(p post) error {
 	}
 	if old != nil {
 		delete(d.links, name)
-		if err := errors.Join(old.Unpin(), detachGuard(old), old.Close()); err != nil && !errors.Is(err, os.ErrNotExist) {
+		if err := errors.Join(d.unpinLink(name), detachGuard(old), old.Close()); err != nil {
 			return err
 		}
 	}
@@ -255,11 +276,7 @@ func (d *Dataplane) leavePost(name string) error {
 	if l == nil {
 		return nil
 	}
-	err := l.Unpin()
-	if errors.Is(err, os.ErrNotExist) {
-		err = nil
-	}
-	return errors.Join(err, detachGuard(l), l.Close())
+	return errors.Join(d.unpinLink(name), detachGuard(l), l.Close())
 }
 
 // isPosted reports whether the link is at the post: that of an interface which is gone is nowhere.

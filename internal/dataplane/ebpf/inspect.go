@@ -38,6 +38,18 @@ func (d *Dataplane) inspectedMaps() []inspected {
 			keys: func() iter.Seq[patternKey] { return maps.Keys(h.numbers) },
 			same: func(have, want uint32) bool { return have == want },
 		},
+		&mirror[uint32, guarded]{
+			d: d, name: "guarded interfaces", m: d.maps.Guards, size: func() int { return len(d.guarding.entries) },
+			want: func(k uint32) (guarded, bool) { v, ok := d.guarding.entries[k]; return v, ok },
+			keys: func() iter.Seq[uint32] { return maps.Keys(d.guarding.entries) },
+			same: func(have, want guarded) bool { return have == want },
+		},
+		&mirror[address, uint32]{
+			d: d, name: "addresses behind interfaces", m: d.maps.Behind, size: func() int { return len(d.guarding.behind) },
+			want: func(k address) (uint32, bool) { v, ok := d.guarding.behind[k]; return v, ok },
+			keys: func() iter.Seq[address] { return maps.Keys(d.guarding.behind) },
+			same: func(have, want uint32) bool { return have == want },
+		},
 		&rowMirror[rowKey, row]{
 			d: d, name: "policy rows", m: d.maps.Rows, of: budget.Rows, number: func(k rowKey) uint32 { return k.Pset },
 			entries: func(l *lowered, _ uint32) ([]rowKey, []row) { return keysOf(l.rows), valuesOf(l.rows) },

@@ -247,6 +247,14 @@ func (d *Dataplane) pinLink(l link.Link, program string) error {
 	return pinOver(l, d.linkPath(program))
 }
 
+// unpinLink takes the link's pin away, if it is there. A link that was pinned by pinOver does not know where that is.
+func (d *Dataplane) unpinLink(program string) error {
+	if err := os.Remove(d.linkPath(program)); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("unpin %s: %w", program, err)
+	}
+	return nil
+}
+
 // pinMap pins the map where it should be pinned already.
 func (d *Dataplane) pinMap(m *ebpf.Map, name string) error {
 	fresh, err := m.Clone() // which does not believe that it is pinned

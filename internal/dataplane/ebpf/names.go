@@ -85,7 +85,7 @@ func (d *Dataplane) unfollow() error {
 		}
 		delete(d.links, a.program)
 		delete(d.inodes, linkPin(a.program))
-		errs = append(errs, l.Unpin(), detach(l), l.Close())
+		errs = append(errs, d.unpinLink(a.program), detach(l), l.Close())
 	}
 	for _, name := range onDemand {
 		if p := d.demanded[name]; p != nil {

@@ -13,6 +13,7 @@
 #define ETH_P_8021AD 0x88a8
 #define ETHERNET 14
 #define MAX_TAGS 2
+#define IPPROTO_IGMP 2
 #define NO_PROTOCOL 255 /* of what is no packet of IP; its port is the type of the frame */
 
 /* What a frame may be. */
@@ -84,6 +85,8 @@ GLOBAL int frame_extension(struct __sk_buff *skb, struct frame *f)
 	if (bpf_skb_load_bytes(skb, f->offset, e, sizeof(e)) < 0)
 		return -1;
 	proto = f->flow.proto;
+	if (proto == IPPROTO_ROUTING && e[3]) /* its destination is not where it ends */
+		return -1;
 	if (proto == IPPROTO_FRAGMENT) {
 		f->piece = ((e[2] << 8 | e[3]) & 0xfff8) ? LATER_PIECE : (e[3] & 1) ? FIRST_PIECE : WHOLE;
 		f->id = (__u32)e[4] << 24 | e[5] << 16 | e[6] << 8 | e[7];
@@ -110,7 +113,8 @@ static __noinline bool packet_header(struct __sk_buff *skb, struct frame *f)
 		f->id = b[4] << 8 | b[5];
 		f->piece = ((b[6] & 0x1f) << 8 | b[7]) ? LATER_PIECE : (b[6] & 0x20) ? FIRST_PIECE : WHOLE;
 		f->offset += (b[0] & 0xf) * 4;
-		return true;
+		/* Options may be a route to elsewhere; only groups need them. */
+		return (b[0] & 0xf) == 5 || f->flow.proto == IPPROTO_IGMP;
 	}
 	if (bpf_skb_load_bytes(skb, f->offset, h, HEAD) < 0 || b[0] >> 4 != 6)
 		return false;
@@ -152,6 +156,8 @@ static __noinline bool transport_header(struct __sk_buff *skb, struct frame *f)
 		f->flow.port = ICMP_PORT(t[0], t[1]);
 		if (is_echo(f->flow.proto, t[0]))
 			f->flow.lport = t[4] << 8 | t[5];
+		else /* a flow of its own */
+			f->flow.rport = f->flow.port;
 		return true;
 	}
 	src = t[0] << 8 | t[1];
@@ -184,6 +190,7 @@ GLOBAL int read_frame(struct __sk_buff *skb, struct frame *f, bool raw)
 	}
 	f->flow.proto = NO_PROTOCOL;
 	f->flow.port = f->type;
+	f->flow.rport = f->type; /* each type is a flow of its own */
 	f->piece = WHOLE;
 	return FRAME_PACKET;
 }
