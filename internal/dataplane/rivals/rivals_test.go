@@ -7,12 +7,15 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"math"
+	"net/netip"
 	"os/exec"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"bulkhead/internal/core/hostpolicy"
 	"bulkhead/internal/core/model"
 	"bulkhead/internal/dataplane"
 	"bulkhead/internal/dataplane/dataplanetest"
@@ -310,4 +313,44 @@ func TestRivalUpdates(t *testing.T) {
 		return feed(t, b, false, "iptables-legacy -D INPUT -s 12.0.0.1 -j SERVICES", "")
 	})
 	print("iptables, linear", 1000, load, one)
+}
+
+// TestRivalCuts times how long it takes from a call that denies connections until all of them have been reset at this end: at
+// best of several. Rulesets by hand do not reset any.
+func TestRivalCuts(t *testing.T) {
+	if *rounds == 0 {
+		t.Skip("run make bench-dataplane")
+	}
+	const times = 3
+	fmt.Printf("%-17s %12s %12s\n", "", "connections", "cut")
+	for _, own := range []struct {
+		name string
+		at   func(dataplanetest.Place) (dataplane.Dataplane, error)
+	}{{"bulkhead eBPF", openEBPF}, {"bulkhead nftables", openNftables}} {
+		b := dataplanetest.NewBed(t)
+		d := open(t, b, false, own.at)
+		near, far := b.Start("one"), b.StartFar()
+		server := far.Listen("tcp4", fmt.Sprintf("%s:%d", dataplanetest.Far4, dataplanetest.MeasurePort))
+		units := map[string][]string{"a": {b.Unit("one")}}
+		allow, deny := dataplanetest.PeersPolicy(10), dataplanetest.PeersPolicy(10)
+		deny.Addresses = slices.DeleteFunc(deny.Addresses, func(a hostpolicy.Address) bool {
+			return a.Prefix.Addr() == netip.MustParseAddr(dataplanetest.Far4)
+		})
+		for _, n := range []int{1, 1000, 10_000} {
+			least := time.Duration(math.MaxInt64)
+			for range times {
+				if _, err := d.Apply(t.Context(), &dataplane.State{Policy: allow, Units: units}); err != nil {
+					t.Fatal(err)
+				}
+				many := near.DialMany("tcp4", server.Addr, n)
+				st, err := d.Apply(t.Context(), &dataplane.State{Policy: deny, Units: units})
+				if err != nil || st.Reset != n {
+					t.Fatalf("%s, %d connections: %+v, %v", own.name, n, st, err)
+				}
+				least = min(least, st.Took)
+				many.Close()
+			}
+			fmt.Printf("%-17s %12d %12v\n", own.name, n, least.Round(100*time.Microsecond))
+		}
+	}
 }
