@@ -311,8 +311,19 @@ func (y *yard) stack(f yardFamily) {
 func (y *yard) spoofed(f yardFamily) {
 	l := y.farP.Listen(f.udp, at(f.far, 0))
 	defer l.Close()
-	y.apply(policy{host: everything(model.Allow), one: everything(model.Allow), two: everything(model.Allow)})
 	ports := []uint16{7201, 7202, 7203, l.Port()} // or denials would be folded
+	y.apply(policy{one: everything(model.WouldDeny)})
+	y.events.clear()
+	if err := y.bridged.send("eth0", datagram{
+		srcMAC: y.macs["bridged"], dstMAC: y.macs["bridge"], data: "hello",
+		src: netip.AddrPortFrom(netip.MustParseAddr(f.routed), 7199), dst: netip.AddrPortFrom(netip.MustParseAddr(f.far), 7204),
+	}); err != "" {
+		y.t.Fatal(err)
+	}
+	if e := y.events.one("where nothing is enforced", all(kind(dataplane.EventOpen), dir(model.Egress), port(7204))); e.Workload != "near/one" || e.Verdict != model.WouldDeny {
+		y.t.Errorf("%s", describe(&e))
+	}
+	y.apply(policy{one: []Rule{rule(model.Egress, nobody, "udp", model.Allow)}})
 	for i, addr := range []string{f.near, f.bridge, f.routed, f.bridged} {
 		y.events.clear()
 		err := y.bridged.send("eth0", datagram{

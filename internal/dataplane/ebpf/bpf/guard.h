@@ -70,29 +70,32 @@ static __noinline bool find_sender(struct __sk_buff *skb, struct passing *p)
 	return true;
 }
 
-/*
- * is_spoofed reports whether what is behind the port sends from an address that this host has, or the stack behind another
- * port. Before the first policy, and where exceptions hold, nothing is kept from passing.
- */
-static __noinline bool is_spoofed(struct passing *p, __u32 ifindex)
+/* is_spoofed reports whether what is behind the port sends from an address that this host has, or the stack behind another port. */
+static __always_inline bool is_spoofed(const struct flow *f, __u32 ifindex)
 {
-	__u64 state = state_of(p->subject);
-	__u32 *at;
+	__u32 *at = bpf_map_lookup_elem(&behind, f->laddr);
 
-	if (!state_pset(state) || exception(state))
-		return false;
-	at = bpf_map_lookup_elem(&behind, p->frame.flow.laddr);
 	if (at && READ_ONCE(*at))
 		return READ_ONCE(*at) != ifindex;
-	return bpf_map_lookup_elem(&own, p->frame.flow.laddr) != NULL;
+	return bpf_map_lookup_elem(&own, f->laddr) != NULL;
 }
 
-static __noinline int deny_spoofed(struct passing *p)
+/*
+ * deny_spoofed drops it if policy denies the subject what no rule allows; else it is judged as if the address were its own: where
+ * nothing is enforced, nothing is dropped.
+ */
+static __noinline bool deny_spoofed(struct passing *p)
 {
-	struct decision d = {.rule = RULE_SPOOFED, .verdict = DENY};
+	struct flow f = {.proto = NO_PROTOCOL, .dir = OUT};
+	struct decision d = {};
 
+	judge(&f, p->subject, NULL, &d);
+	if (d.verdict != DENY)
+		return false;
+	d.rule = RULE_SPOOFED;
 	begin_direction(&p->frame, false);
-	return deny_passage(p, &d);
+	deny_passage(p, &d);
+	return true;
 }
 
 /*
@@ -163,10 +166,8 @@ static __noinline int on_leaving(struct __sk_buff *skb, struct guarded *g, bool 
 		known = subject;
 		p.subject = subject ? subject - 1 : HOST;
 	}
-	if (!from_socket && is_spoofed(&p, skb->ifindex)) {
-		deny_spoofed(&p);
+	if (!from_socket && is_spoofed(&p.frame.flow, skb->ifindex) && deny_spoofed(&p))
 		return FRAME_DROP;
-	}
 	if (!known) {
 		count(COUNT_TRANSIT);
 		return FRAME_NEXT;
