@@ -22,7 +22,7 @@ import (
 // Addresses of the lab. Near is the host that is judged; far is at the other end of the cable and has many addresses.
 const (
 	Near4, Near6   = "10.77.0.1", "fd77::1"
-	Near4b         = "10.77.0.11" // a second address of near
+	Near4b, Near6b = "10.77.0.11", "fd77::11" // other addresses of near
 	Far4, Far6     = "10.77.0.2", "fd77::2"
 	Other4, Other6 = "10.77.1.3", "fd77:1::3" // another address of far, in another network
 	Shared4        = "10.77.0.4"              // an address of far that two workloads share
@@ -121,7 +121,7 @@ func (b *Bed) wire() {
 		ns    *os.File
 		addrs []string
 	}{
-		{b.near, []string{Near4 + "/16", Near4b + "/16", Near6 + "/16"}},
+		{b.near, []string{Near4 + "/16", Near4b + "/16", Near6 + "/16", Near6b + "/16"}},
 		{b.far, append([]string{Far4 + "/16", Other4 + "/16", Shared4 + "/16", Far6 + "/16", Other6 + "/16"}, named()...)},
 	} {
 		in(b.t, h.ns, func() {
@@ -142,7 +142,7 @@ func (b *Bed) wire() {
 				addr, err := netlink.ParseAddr(a)
 				check(a, err)
 				addr.Flags = unix.IFA_F_NODAD
-				if strings.HasPrefix(a, Other6) || strings.HasPrefix(a, "fd77:2::") { // for incoming flows: no flow begins there by itself
+				if strings.HasPrefix(a, Near6b) || strings.HasPrefix(a, Other6) || strings.HasPrefix(a, "fd77:2::") { // for incoming flows: no flow begins there by itself
 					addr.ValidLft, addr.PreferedLft = math.MaxUint32, 0
 				}
 				check(a, netlink.AddrAdd(l, addr))

@@ -102,6 +102,8 @@ func Run(t *testing.T, open Open) {
 			group("same host "+address, func(t *testing.T, open Open) { testSameHost(t, open, f, address) })
 		}
 		group("live "+f.name, func(t *testing.T, open Open) { testLive(t, open, f) })
+		group("moments "+f.name, func(t *testing.T, open Open) { testMoments(t, open, f) })
+		group("translated "+f.name, func(t *testing.T, open Open) { testTranslated(t, open, f) })
 	}
 	group("changes", testChanges)
 	group("rules", testRules)

@@ -185,6 +185,10 @@ func (w *sockets) do(r request) (answer, error) {
 	case "seen":
 		return answer{Good: int(o.got.Load()), Took: 0, Data: time.Unix(0, o.last.Load()).Format(time.RFC3339Nano),
 			Bad: int(o.accepted.Load())}, nil
+	case "hang up":
+		return answer{}, o.hangUp(false)
+	case "vanish":
+		return answer{}, o.hangUp(true)
 	case "push": // to everyone who has connected
 		return answer{}, o.push(r)
 	case "abort":

@@ -395,6 +395,8 @@ static __noinline bool on_datagram(struct __sk_buff *skb, struct bpf_sock *sk, b
 	if ((p.flow.proto == IPPROTO_ICMP || p.flow.proto == IPPROTO_ICMPV6) &&
 	    fixed_essential(p.flow.proto, p.flow.port))
 		return true;
+	if (egress && p.flow.lport && sk->protocol == IPPROTO_UDP && sk->type != SOCK_RAW)
+		p.flow.lport = sk->src_port; /* the packet may have been given another already */
 	p.key.cookie = bpf_get_socket_cookie(skb);
 	copy_addr(p.key.raddr, p.flow.raddr);
 	p.key.rport = p.flow.rport;

@@ -108,6 +108,7 @@ static __noinline bool judge_connection(struct __sk_buff *skb, struct bpf_sock *
 			count(COUNT_ERRORS);
 			return false;
 		}
+		f.lport = sk->src_port; /* what leaves may have been given another already */
 		if (old & FLOW_DIR)
 			f.dir = old & FLOW_OUT ? OUT : IN;
 		else if (details.tcp_flags & TCP_SYN)
@@ -205,6 +206,7 @@ static __noinline bool on_listener(struct __sk_buff *skb, struct bpf_sock *sk, b
 		return false;
 	}
 	f.dir = IN;
+	f.lport = sk->src_port; /* what leaves may have been given another already */
 	f.port = f.lport;
 	syn = !egress && (details.tcp_flags & (TCP_SYN | TCP_ACK | TCP_RST)) == TCP_SYN;
 	old = s ? READ_ONCE(s->word) : 0;
