@@ -23,7 +23,7 @@ var limits = []string{
 	"Events do not name processes, and what happens while no agent runs is only counted.",
 	"A denied connection is refused (ECONNREFUSED) instead of forbidden (EPERM).",
 	"Of what a TCP connection has received one byte may be missing where this end has closed it first.",
-	"A denied attempt with the addresses and ports of a connection that has just ended may not be told.",
+	"A new connection to this host with the addresses and ports of one that it closed less than two minutes ago may be dropped untold.",
 	"A flow of UDP or another protocol without connections ends by its silence, not with its socket.",
 	"Packets that connection tracking cannot follow (invalid, untracked) are dropped where the policy of the host or a unit " +
 		"denies anything. Every connection takes an entry of the kernel's table (net.netfilter.nf_conntrack_max).",
