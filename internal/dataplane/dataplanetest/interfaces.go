@@ -301,7 +301,9 @@ func (y *yard) stack(f yardFamily) {
 		}
 		mine := all(workload("near/one"), dir(model.Egress), port(l.Port()))
 		y.events.wait(v.String(), func() bool {
-			return len(y.events.find(all(mine, func(e *dataplane.Event) bool { return e.Verdict == v }))) == 1
+			return len(y.events.find(all(mine, func(e *dataplane.Event) bool {
+				return (e.Kind == dataplane.EventOpen || e.Kind == dataplane.EventDeny) && e.Verdict == v
+			}))) == 1
 		})
 		d.src = netip.AddrPortFrom(d.src.Addr(), d.src.Port()+1)
 	}

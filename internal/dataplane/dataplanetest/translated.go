@@ -52,14 +52,15 @@ func (h *host) translatedOut(f family, network string) {
 	h.translate(nat.Rule{Proto: number, Match: asked, To: netip.MustParseAddrPort(server.Addr)})
 	asks := rule(model.Egress, otherID, fmt.Sprintf("%s/%d", p, asked.Port()), model.Allow)
 	goes := rule(model.Egress, farID, fmt.Sprintf("%s/%d", p, server.Port()), model.Allow)
-
-	// The answer comes from the address that was asked, which is not the one that the question went to: where flows of datagrams
-	// are known by what passes, it has to be allowed too.
-	answers := rule(model.Ingress, otherID, "udp", model.Allow)
-	h.apply(policy{one: []Rule{asks, goes, answers}})
+	h.apply(policy{one: []Rule{asks, goes}})
 	h.events.clear()
 	h.reaches(h.one, network, asked.String(), "")
-	h.events.one("what is allowed", all(kind(dataplane.EventOpen), workload("near/one"), proto(p), dir(model.Egress)))
+	opening := all(kind(dataplane.EventOpen), workload("near/one"), proto(p), dir(model.Egress))
+	if p == model.ProtoUDP && h.d.Capabilities().SocketFlows { // the answer opens a flow to what was asked
+		h.events.one("what is asked", all(opening, port(asked.Port())))
+		opening = all(opening, port(server.Port()))
+	}
+	h.events.one("what is allowed", opening)
 	messages, _ := server.Seen()
 
 	h.apply(policy{one: []Rule{asks}})

@@ -17,7 +17,7 @@ var limits = []string{
 		"(socket activation, moved processes).",
 	"A cgroup that appears is judged as what it lies in, a unit or the host, until the agent has named it to the kernel.",
 	"A connection that this host itself redirects (DNAT) is judged at connect by the address the program asked for, " +
-		"and its replies over UDP are judged as traffic of their own.",
+		"and the answers to a UDP socket without a peer are judged as traffic of their own.",
 	"An accepted connection names the process that listens, not the one that accepted it.",
 	"The process of a connection is the one that connected, or that made the socket which listens: a connected or listening " +
 		"socket that is handed to another process (socket activation) stays with the former.",

@@ -28,7 +28,7 @@ func TestWithoutPrivileges(t *testing.T) {
 		cfg.CgroupRoot, cfg.BPFFS, _ = strings.Cut(place, "|")
 		d, err := Open(cfg)
 		if err == nil {
-			fmt.Printf("opened: %q\n", d.Capabilities().Limits[len(limits):])
+			fmt.Printf("opened: %q\n", d.Capabilities().Limits[len(guardLimits[cfg.Guard])+len(limits):])
 			err = d.Remove()
 		}
 		fmt.Printf("unsupported=%v: %v\n", errors.Is(err, dataplane.ErrUnsupported), err)

@@ -92,6 +92,17 @@ int bulkhead_sock_release(struct bpf_sock *sk)
 	c = bpf_map_lookup_elem(&connections, &key);
 	if (c)
 		end_connection(&key, c);
+	if (!sk->dst_port || s->flow.dir != OUT)
+		return 1;
+	/* The flow that the socket's peer answered, if that was translated. */
+	if (is_v4(s->flow.raddr))
+		map_v4(key.raddr, sk->dst_ip4);
+	else
+		copy_addr(key.raddr, sk->dst_ip6);
+	key.rport = bpf_ntohs(sk->dst_port);
+	c = bpf_map_lookup_elem(&connections, &key);
+	if (c)
+		end_connection(&key, c);
 	return 1;
 }
 

@@ -210,7 +210,8 @@ static __noinline struct connection *new_connection(struct datagram *p, struct s
 	c->last = bpf_ktime_get_coarse_ns();
 	if (s) {
 		c->process = s->process;
-		s->flow = p->flow;
+		if (p->egress || p->flow.dir == IN) /* else it is what answers_asked found: known from the socket's peer */
+			s->flow = p->flow;
 	}
 	return c;
 }
@@ -296,6 +297,41 @@ static __noinline bool judge_datagram(struct __sk_buff *skb, struct bpf_sock *sk
 	return (new & FLOW_VERDICT) != DENY;
 }
 
+/* is_peer reports whether the socket is connected to where the packet's other end is. */
+static __always_inline bool is_peer(struct bpf_sock *sk, const struct flow *f)
+{
+	if (bpf_ntohs(sk->dst_port) != f->rport)
+		return false;
+	if (is_v4(f->raddr))
+		return sk->dst_ip4 == f->raddr[3];
+	return sk->dst_ip6[0] == f->raddr[0] && sk->dst_ip6[1] == f->raddr[1] && sk->dst_ip6[2] == f->raddr[2] &&
+	       sk->dst_ip6[3] == f->raddr[3];
+}
+
+/*
+ * answers_asked reports whether a datagram may answer one whose destination this host has translated: it comes from the
+ * address that the socket is connected to, and what the socket has sent went elsewhere, and was allowed. Then it belongs
+ * to a flow to the address that was asked, which has to be allowed as such, like that of a connection.
+ */
+static __noinline bool answers_asked(struct bpf_sock *sk, const struct datagram *p, const struct socket_state *s)
+{
+	struct connection_key key = {.cookie = p->key.cookie, .lport = p->key.lport, .proto = IPPROTO_UDP};
+	struct connection *c;
+	__u64 word;
+
+	if (!s || p->key.proto != IPPROTO_UDP || s->flow.proto != IPPROTO_UDP || s->flow.dir != OUT || s->flow.lport != p->key.lport ||
+	    !is_peer(sk, &p->flow))
+		return false;
+	copy_addr(key.raddr, s->flow.raddr);
+	key.rport = s->flow.rport;
+	c = bpf_map_lookup_elem(&connections, &key);
+	word = c ? READ_ONCE(c->word) : 0;
+	if (!(word & FLOW_OUT) || (word & FLOW_VERDICT) == DENY)
+		return false;
+	c->replied = 1;
+	return true;
+}
+
 /*
  * on_new_datagram judges a packet that belongs to no flow, or to one that must be judged again (c).
  */
@@ -314,7 +350,7 @@ static __always_inline bool on_new_datagram(struct __sk_buff *skb, struct bpf_so
 	}
 	if (!c) {
 		p->guessed = p->egress && s && seems_served(s->word, &p->flow, now);
-		p->flow.dir = p->egress && !p->guessed ? OUT : IN;
+		p->flow.dir = (p->egress && !p->guessed) || (!p->egress && answers_asked(sk, p, s)) ? OUT : IN;
 		if (p->flow.proto == IPPROTO_UDP || p->flow.proto == IPPROTO_UDPLITE || p->flow.proto == IPPROTO_SCTP)
 			p->flow.port = p->flow.dir == OUT ? p->flow.rport : p->flow.lport;
 		if (denied_before(skb, sk, s, p, now))

@@ -30,32 +30,36 @@ static __always_inline bool may_be_routed(struct __sk_buff *skb)
 /* route_option finds the end of a source route of IPv4. It returns how many hosts are still to come after the next one. */
 static __always_inline int route_option(struct __sk_buff *skb, __u32 *end)
 {
-	__u32 at = 20, length, i;
-	__u8 o[3] = {};
-	__u32 last;
+	__u8 o[IP_OPTIONS + 2] = {}, head;
+	__u32 length, last, i, at = 0, skip = 0;
 
-	if (bpf_skb_load_bytes(skb, 0, o, 1) < 0)
+	if (bpf_skb_load_bytes(skb, 0, &head, 1) < 0)
 		return 0;
-	length = (o[0] & 0xf) * 4;
-	for (i = 0; i < IP_OPTIONS && at < length; i++) {
-		if (bpf_skb_load_bytes(skb, at, o, 1) < 0 || o[0] == IPOPT_END)
-			return 0;
-		if (o[0] == IPOPT_NOOP) {
-			at++;
+	length = (head & 0xf) * 4;
+	if (length <= 20 || length > 20 + IP_OPTIONS || bpf_skb_load_bytes(skb, 20, o, length - 20) < 0)
+		return 0;
+	/* Unrolled, the loop is checked in no time. What is behind the options is zero, which ends them. */
+#pragma unroll
+	for (i = 0; i < IP_OPTIONS; i++) {
+		if (skip) {
+			skip--;
 			continue;
 		}
-		if (bpf_skb_load_bytes(skb, at, o, 3) < 0 || o[1] < 2)
-			return 0;
-		if (o[0] == IPOPT_LSRR || o[0] == IPOPT_SSRR) {
-			/* The third byte points to the next address, counted from 1 at the option's beginning. */
-			if (o[1] < 7 || o[2] < 4 || o[2] > o[1] - 3 || bpf_skb_load_bytes(skb, at + o[1] - 4, &last, 4) < 0)
-				return 0;
-			map_v4(end, last);
-			return (int)((__u32)(o[1] - o[2] + 1) / 4);
-		}
-		at += o[1];
+		at = i;
+		if (o[i] == IPOPT_NOOP)
+			continue;
+		if (o[i] == IPOPT_END || o[i] == IPOPT_LSRR || o[i] == IPOPT_SSRR || o[i + 1] < 2)
+			break;
+		skip = o[i + 1] - 1;
 	}
-	return 0;
+	if (at >= IP_OPTIONS || (o[at] != IPOPT_LSRR && o[at] != IPOPT_SSRR))
+		return 0;
+	/* Behind its length it says where the next address is, counted from 1 at its beginning. */
+	length = o[at + 1];
+	if (length < 7 || o[at + 2] < 4 || o[at + 2] > length - 3 || bpf_skb_load_bytes(skb, 20 + at + length - 4, &last, 4) < 0)
+		return 0;
+	map_v4(end, last);
+	return (int)((length - o[at + 2] + 1) / 4);
 }
 
 /* routing_header does the same for IPv6. */
