@@ -117,6 +117,18 @@ func Run(t *testing.T, open Open) {
 	group("interfaces", testInterfaces)
 }
 
+// RunInterfaces runs only the situations at interfaces, for another way in which an implementation guards them. It fails if they are
+// not guarded.
+func RunInterfaces(t *testing.T, open Open) {
+	testInterfaces(t, func(t testing.TB, at Place) dataplane.Dataplane {
+		d := open(t, at)
+		if !d.Capabilities().Frames {
+			t.Fatalf("interfaces are not guarded: %q", d.Capabilities().Limits)
+		}
+		return d
+	})
+}
+
 // forbids is the error with which traffic from near to an address is denied where it is sent.
 func (h *host) forbids(network, to string) string {
 	addr, _, err := net.SplitHostPort(to)

@@ -60,7 +60,7 @@ type Config struct {
 
 	Logger *slog.Logger // nil discards
 
-	withoutSockDestroy, withoutLoop, withoutTCX bool // tests do as if the kernel were older
+	withoutSockDestroy, withoutLoop, withoutTCX, withoutClsact bool // tests do as if the kernel were older
 }
 
 // DefaultConfig returns a Config for a host of some hundred units and some ten thousand peers, without directories. It
@@ -308,12 +308,11 @@ func (d *Dataplane) Close() error {
 
 // Remove takes the programs out of the kernel and unpins everything. Like Close, it ends Events.
 func (d *Dataplane) Remove() error {
-	open := d.end()
-	err := Uninstall(d.cfg.BPFFS)
-	if open {
-		err = errors.Join(err, d.release())
+	if !d.end() {
+		return Uninstall(d.cfg.BPFFS)
 	}
-	return err
+	err := d.netns.run(func() error { return Uninstall(d.cfg.BPFFS) })
+	return errors.Join(err, d.release())
 }
 
 // end makes the dataplane unusable and waits until nothing uses it. It reports false if it was so already.
@@ -353,6 +352,9 @@ func (d *Dataplane) release() error {
 		errs = append(errs, p.Close())
 	}
 	errs = append(errs, d.maps.Close())
+	if h := d.guarding.filters.h; h != nil {
+		h.Close()
+	}
 	if d.netns != nil {
 		errs = append(errs, d.netns.Close())
 	}
@@ -368,6 +370,9 @@ func (d *Dataplane) abandon() error {
 	var errs []error
 	for _, dir := range slices.Backward(d.made) {
 		if dir == d.dir {
+			if f := d.guarding.filters; f.h != nil {
+				errs = append(errs, f.leaveOthers(nil))
+			}
 			errs = append(errs, removeLayout(dir))
 		} else {
 			errs = append(errs, os.Remove(dir))
@@ -398,23 +403,24 @@ func Installed(cfg Config) (this, other bool, err error) {
 }
 
 // Uninstall detaches and removes every dataplane that is pinned under dir, whether or not an agent has it open. A dir
-// that does not exist holds none.
+// that does not exist holds none, but what such dataplanes had at the interfaces of the current network namespace, which must be that of
+// the host, may be left and is removed.
 func Uninstall(dir string) error {
 	entries, err := os.ReadDir(dir)
-	if errors.Is(err, os.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
+	missing := errors.Is(err, os.ErrNotExist)
+	if err != nil && !missing {
 		return fmt.Errorf("uninstall dataplane: %w", err)
 	}
-	var errs []error
+	errs := []error{removeFiltersBelow(dir)} // their maps are still there
 	for _, e := range entries {
 		if e.IsDir() && isLayout(e.Name()) {
 			errs = append(errs, removeLayout(filepath.Join(dir, e.Name())))
 		}
 	}
-	if err := os.Remove(dir); err != nil && !errors.Is(err, unix.ENOTEMPTY) && !errors.Is(err, unix.EBUSY) {
-		errs = append(errs, err)
+	if !missing {
+		if err := os.Remove(dir); err != nil && !errors.Is(err, unix.ENOTEMPTY) && !errors.Is(err, unix.EBUSY) {
+			errs = append(errs, err)
+		}
 	}
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("uninstall dataplane: %w", err)

@@ -6,12 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"os"
 	"slices"
 	"strings"
 
 	"github.com/cilium/ebpf"
-	"github.com/cilium/ebpf/link"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
@@ -22,7 +20,19 @@ var guardPrograms = []string{
 }
 
 const unguarded = "Traffic that this host forwards for others, and frames of packet sockets, are not judged: the kernel refuses " +
-	"programs at interfaces (tcx, Linux 6.6)."
+	"programs at interfaces (tcx, or clsact with cls_bpf)."
+
+// posting is how programs are put at interfaces.
+type posting interface {
+	// put places the program at the post, in one step instead of what is ours there.
+	put(p post, prog *ebpf.Program) error
+	// at returns the program that we have there, 0 for none.
+	at(p post) (ebpf.ProgramID, error)
+	// leave takes away what is ours at the post. The interface may be gone.
+	leave(p post) error
+	// leaveOthers takes away what an agent with this layout has left elsewhere than at the posts of these names.
+	leaveOthers(wanted map[string]bool) error
+}
 
 // guarding is what is known of guarded interfaces. Dataplane.mu guards it.
 type guarding struct {
@@ -33,19 +43,29 @@ type guarding struct {
 	stations []station        // as they were found last
 	units    map[string][]string
 
-	flush *ebpf.Program // does not change after Open
+	// What follows does not change after Open.
+	flush   *ebpf.Program
+	filters filters // of this agent or another one
+	posting posting // nil: nothing is guarded
 }
 
 // beginGuarding loads the programs and puts them where they belong, or takes away those that an earlier agent had there.
 func (d *Dataplane) beginGuarding() error {
+	g := &d.guarding
+	if err := d.netns.run(func() (err error) {
+		g.filters.d = d
+		g.filters.h, err = netlink.NewHandle(unix.NETLINK_ROUTE)
+		return err
+	}); err != nil {
+		return fmt.Errorf("look at interfaces: %w", err)
+	}
 	if d.cfg.Guard != GuardNone {
 		if err := d.loadGuards(); err != nil {
 			d.log.Warn("the kernel refuses the programs at interfaces", "error", err)
 			d.missing = append(d.missing, unguarded)
-			d.cfg.Guard, d.guarding.flush = GuardNone, nil
+			d.cfg.Guard, g.flush = GuardNone, nil
 		}
 	}
-	g := &d.guarding
 	g.posts, g.problems = map[string]post{}, map[string]error{}
 	if err := errors.Join(d.readGuards(), d.dropStaleGuards()); err != nil {
 		return err
@@ -68,28 +88,35 @@ func (d *Dataplane) loadGuards() error {
 		d.demanded[name] = p
 	}
 	d.guarding.flush = d.demanded[programsProgBulkheadFlushPassages]
-	return d.tryTCX()
+	d.guarding.posting, err = d.findPosting()
+	return err
 }
 
-// tryTCX finds out whether the kernel (6.6) takes programs at interfaces, by one that lets everything pass, at the loopback interface
+// findPosting finds out how the kernel takes programs at interfaces, by one that lets everything pass, at the loopback interface
 // for a moment.
-func (d *Dataplane) tryTCX() error {
-	if d.cfg.withoutTCX {
-		return ebpf.ErrNotSupported
+func (d *Dataplane) findPosting() (posting, error) {
+	lo, err := d.guarding.filters.h.LinkByName("lo")
+	if err != nil {
+		return nil, err
 	}
-	return d.netns.run(func() error {
-		lo, err := netlink.LinkByName("lo")
-		if err != nil {
-			return err
+	p := post{lo.Attrs().Index, programsProgBulkheadUplink, true}
+	prog := d.demanded[p.program]
+	refused := ebpf.ErrNotSupported
+	if !d.cfg.withoutTCX {
+		l, err := tcx{d}.attach(p, prog)
+		if err == nil {
+			return tcx{d}, l.Close()
 		}
-		l, err := link.AttachTCX(link.TCXOptions{
-			Interface: lo.Attrs().Index, Program: d.demanded[programsProgBulkheadUplink], Attach: ebpf.AttachTCXEgress,
-		})
-		if err != nil {
-			return err
-		}
-		return l.Close()
-	})
+		refused = err
+	}
+	f := d.guarding.filters
+	if d.cfg.withoutClsact {
+		return nil, refused
+	}
+	if err := f.put(p, prog); err != nil {
+		return nil, errors.Join(fmt.Errorf("tcx: %w", refused), fmt.Errorf("clsact: %w", err))
+	}
+	return f, f.leave(p)
 }
 
 // readGuards reads what the maps of guarded interfaces hold.
@@ -113,12 +140,8 @@ func (d *Dataplane) readGuards() error {
 	return nil
 }
 
-// dropStaleGuards removes the links of an earlier agent whose interface is gone, or that this one does not want.
+// dropStaleGuards removes what an earlier agent has left at interfaces that this one does not guard.
 func (d *Dataplane) dropStaleGuards() error {
-	pins, err := os.ReadDir(d.dir)
-	if err != nil {
-		return err
-	}
 	wanted := map[string]bool{}
 	if d.cfg.Guard != GuardNone {
 		stations, err := d.stations()
@@ -132,27 +155,14 @@ func (d *Dataplane) dropStaleGuards() error {
 		}
 	}
 	var errs []error
-	for _, pin := range pins {
-		name, ok := strings.CutPrefix(pin.Name(), linkPin(guardPrefix))
-		if !ok || wanted[guardPrefix+name] {
-			continue
+	for _, by := range []posting{tcx{d}, d.guarding.filters} {
+		if by == d.guarding.posting {
+			errs = append(errs, by.leaveOthers(wanted))
+		} else {
+			errs = append(errs, by.leaveOthers(nil))
 		}
-		l, err := link.LoadPinnedLink(d.linkPath(guardPrefix+name), nil)
-		if err != nil {
-			errs = append(errs, err)
-			continue
-		}
-		errs = append(errs, d.unpinLink(guardPrefix+name), detachGuard(l), l.Close())
 	}
 	return errors.Join(errs...)
-}
-
-// detachGuard is detach for links that lose their interface by themselves.
-func detachGuard(l link.Link) error {
-	if err := detach(l); err != nil && !errors.Is(err, unix.ENOLINK) {
-		return err
-	}
-	return nil
 }
 
 // refreshGuards compares the interfaces there are with those that are guarded. An interface that cannot be guarded is a problem
@@ -218,75 +228,18 @@ func (d *Dataplane) isInterface(index int) bool {
 
 // guardPost puts the program of the post into place, or takes over what an earlier agent had there.
 func (d *Dataplane) guardPost(p post) error {
-	name, prog := p.name(), d.demanded[p.program]
-	old := d.links[name]
-	if old == nil {
-		var err error
-		if old, err = link.LoadPinnedLink(d.linkPath(name), nil); err != nil && !errors.Is(err, os.ErrNotExist) {
-			return fmt.Errorf("take over %s: %w", d.linkPath(name), err)
-		}
-	}
-	if old != nil && isPosted(old, p) {
-		if err := old.Update(prog); err == nil {
-			return d.keepPost(p, old, false)
-		}
-	}
-	if old != nil {
-		delete(d.links, name)
-		if err := errors.Join(d.unpinLink(name), detachGuard(old), old.Close()); err != nil {
-			return err
-		}
-	}
-	var l link.Link
-	err := d.netns.run(func() (err error) {
-		l, err = link.AttachTCX(link.TCXOptions{Interface: p.index, Program: prog, Attach: p.attachType(), Anchor: link.Head()})
-		return err
-	})
-	if err != nil {
+	if err := d.guarding.posting.put(p, d.demanded[p.program]); err != nil {
 		return fmt.Errorf("guard interface %d: %w", p.index, err)
 	}
-	return d.keepPost(p, l, true)
-}
-
-// keepPost remembers the link of a post, and pins it if it is a new one.
-func (d *Dataplane) keepPost(p post, l link.Link, fresh bool) error {
-	name := p.name()
-	if fresh {
-		if err := d.pinLink(l, name); err != nil {
-			return errors.Join(err, l.Close())
-		}
-	}
-	d.links[name] = l
-	d.guarding.posts[name] = p
-	if d.inodes != nil {
-		if err := d.rememberPin(linkPin(name)); err != nil {
-			return err
-		}
-	}
-	return d.rememberLink(name, l)
+	d.guarding.posts[p.name()] = p
+	return nil
 }
 
 // leavePost takes out what is at a post that is not wanted any more; the interface may be gone.
 func (d *Dataplane) leavePost(name string) error {
-	l := d.links[name]
-	delete(d.links, name)
-	delete(d.linked, name)
-	delete(d.inodes, linkPin(name))
+	p := d.guarding.posts[name]
 	delete(d.guarding.posts, name)
-	if l == nil {
-		return nil
-	}
-	return errors.Join(d.unpinLink(name), detachGuard(l), l.Close())
-}
-
-// isPosted reports whether the link is at the post: that of an interface which is gone is nowhere.
-func isPosted(l link.Link, p post) bool {
-	info, err := l.Info()
-	if err != nil {
-		return false
-	}
-	tcx := info.TCX()
-	return tcx != nil && int(tcx.Ifindex) == p.index && ebpf.AttachType(tcx.AttachType) == p.attachType()
+	return d.guarding.posting.leave(p)
 }
 
 // writeGuards tells the programs of the interfaces there are, and whose they are, unless owners is nil.
@@ -365,20 +318,21 @@ func (d *Dataplane) repairGuards() (found []string, err error) {
 	g := &d.guarding
 	var errs []error
 	for _, name := range slices.Sorted(maps.Keys(g.posts)) {
-		p, l := g.posts[name], d.links[name]
-		if l == nil {
-			continue
-		}
-		info, err := l.Info()
+		p := g.posts[name]
+		have, err := g.posting.at(p)
 		if err != nil {
 			errs = append(errs, fmt.Errorf("look at %s: %w", name, err))
 			continue
 		}
-		there := isPosted(l, p)
-		if there && info.Program == d.linked[name] {
+		want, err := d.demanded[p.program].Info()
+		if err != nil {
+			errs = append(errs, fmt.Errorf("look at %s: %w", p.program, err))
 			continue
 		}
-		if !there && !d.isInterface(p.index) {
+		if id, ok := want.ID(); ok && have == id {
+			continue
+		}
+		if have == 0 && !d.isInterface(p.index) {
 			continue // the next refresh forgets it
 		}
 		delete(g.posts, name)

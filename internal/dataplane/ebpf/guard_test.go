@@ -17,7 +17,13 @@ import (
 	"bulkhead/internal/dataplane/dataplanetest"
 )
 
-// guardedBy returns the programs at the interface of near.
+// guardForms are the ways in which programs are put at interfaces.
+var guardForms = []struct {
+	name       string
+	withoutTCX bool
+}{{"tcx", false}, {"clsact", true}}
+
+// guardedBy returns the programs at the interface of near, in either form.
 func guardedBy(t *testing.T, bed *dataplanetest.Bed, name string, at ebpf.AttachType) (ids []ebpf.ProgramID) {
 	t.Helper()
 	bed.On(false, func() {
@@ -32,14 +38,50 @@ func guardedBy(t *testing.T, bed *dataplanetest.Bed, name string, at ebpf.Attach
 		for _, p := range there.Programs {
 			ids = append(ids, p.ID)
 		}
+		parent := post{egress: at == ebpf.AttachTCXEgress}.parent()
+		for _, f := range filtersOn(t, name, parent) {
+			if b, ok := f.(*netlink.BpfFilter); ok && b.Priority == filterPriority {
+				ids = append(ids, ebpf.ProgramID(b.Id))
+			}
+		}
 	})
 	return ids
 }
 
-func openAgain(t *testing.T, bed *dataplanetest.Bed, guard Guard) *Dataplane {
+func filtersOn(t *testing.T, name string, parent uint32) []netlink.Filter {
+	t.Helper()
+	l, err := netlink.LinkByName(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	there, err := netlink.FilterList(l, parent)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return there
+}
+
+// hasClsact reports whether the interface of near has a clsact qdisc.
+func hasClsact(t *testing.T, bed *dataplanetest.Bed, name string) (has bool) {
+	t.Helper()
+	bed.On(false, func() {
+		l, err := netlink.LinkByName(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		all, err := netlink.QdiscList(l)
+		if err != nil {
+			t.Fatal(err)
+		}
+		has = slices.ContainsFunc(all, func(q netlink.Qdisc) bool { return q.Type() == "clsact" })
+	})
+	return has
+}
+
+func openAgain(t *testing.T, bed *dataplanetest.Bed, guard Guard, withoutTCX bool) *Dataplane {
 	t.Helper()
 	return bed.Open(func(t testing.TB, at dataplanetest.Place) dataplane.Dataplane {
-		return openAt(t, at, func(c *Config) { c.Guard = guard })
+		return openAt(t, at, func(c *Config) { c.Guard, c.withoutTCX = guard, withoutTCX })
 	}).(*Dataplane)
 }
 
@@ -47,7 +89,16 @@ func openAgain(t *testing.T, bed *dataplanetest.Bed, guard Guard) *Dataplane {
 // away, and one remove it all.
 func TestGuardsOutliveTheAgent(t *testing.T) {
 	t.Parallel()
-	d, bed := openForTest(t, func(c *Config) { c.Guard = GuardAll })
+	for _, f := range guardForms {
+		t.Run(f.name, func(t *testing.T) {
+			t.Parallel()
+			testGuardsOutliveTheAgent(t, f.withoutTCX)
+		})
+	}
+}
+
+func testGuardsOutliveTheAgent(t *testing.T, withoutTCX bool) {
+	d, bed := openForTest(t, func(c *Config) { c.Guard, c.withoutTCX = GuardAll, withoutTCX })
 	first := guardedBy(t, bed, "eth0", ebpf.AttachTCXEgress)
 	if len(first) != 1 {
 		t.Fatalf("programs at eth0: %v", first)
@@ -58,33 +109,45 @@ func TestGuardsOutliveTheAgent(t *testing.T) {
 	if now := guardedBy(t, bed, "eth0", ebpf.AttachTCXEgress); !slices.Equal(now, first) {
 		t.Errorf("without an agent: %v instead of %v", now, first)
 	}
-	d = openAgain(t, bed, GuardAll)
+	d = openAgain(t, bed, GuardAll, withoutTCX)
 	if now := guardedBy(t, bed, "eth0", ebpf.AttachTCXEgress); len(now) != 1 || now[0] == first[0] {
 		t.Errorf("after another agent: %v, before %v", now, first)
 	}
 	if err := d.Close(); err != nil {
 		t.Fatal(err)
 	}
-	d = openAgain(t, bed, GuardPorts)
+	d = openAgain(t, bed, GuardPorts, withoutTCX)
 	if now := guardedBy(t, bed, "eth0", ebpf.AttachTCXEgress); len(now) != 0 {
 		t.Errorf("an uplink is guarded though nobody wants that: %v", now)
 	}
 	if err := d.Close(); err != nil {
 		t.Fatal(err)
 	}
-	d = openAgain(t, bed, GuardAll)
+	d = openAgain(t, bed, GuardAll, withoutTCX)
 	if err := d.Remove(); err != nil {
 		t.Fatal(err)
 	}
 	if now := guardedBy(t, bed, "eth0", ebpf.AttachTCXEgress); len(now) != 0 {
 		t.Errorf("after removal: %v", now)
 	}
+	if hasClsact(t, bed, "eth0") {
+		t.Error("after removal a clsact qdisc is left")
+	}
 }
 
 // TestGuardsAreRepaired takes programs from an interface, and changes what is known of it.
 func TestGuardsAreRepaired(t *testing.T) {
 	t.Parallel()
-	d, bed := openForTest(t, func(c *Config) { c.Guard = GuardAll })
+	for _, f := range guardForms {
+		t.Run(f.name, func(t *testing.T) {
+			t.Parallel()
+			testGuardsAreRepaired(t, f.withoutTCX)
+		})
+	}
+}
+
+func testGuardsAreRepaired(t *testing.T, withoutTCX bool) {
+	d, bed := openForTest(t, func(c *Config) { c.Guard, c.withoutTCX = GuardAll, withoutTCX })
 	if found, err := d.round(t); len(found) > 0 || err != nil {
 		t.Errorf("before anything: %q, %v", found, err)
 	}
@@ -92,14 +155,33 @@ func TestGuardsAreRepaired(t *testing.T) {
 	for name := range d.guarding.posts {
 		post = name
 	}
-	for _, tt := range []struct {
+	type tampering struct {
 		what, says string
 		tamper     func() error
-	}{
+	}
+	ways := []tampering{
 		{"detached", "had been detached or replaced", func() error { return onPin(d.linkPath(post), detach) }},
 		{"unpinned", "pins below", func() error { return os.Remove(d.linkPath(post)) }},
-		{"forgotten", "guarded interfaces", func() error { return d.maps.Guards.Delete(uint32(d.guarding.posts[post].index)) }},
-	} {
+	}
+	if withoutTCX {
+		f, p := d.guarding.filters, d.guarding.posts[post]
+		ways = []tampering{
+			{"filter deleted", "had been detached or replaced", func() error { return f.h.FilterDel(f.filter(p, d.demanded[p.program], true)) }},
+			{"program replaced", "had been detached or replaced", func() error {
+				return f.h.FilterReplace(f.filter(p, d.demanded[programsProgBulkheadEntering], true))
+			}},
+			{"filter of others in its place", "had been detached or replaced", func() error {
+				other := f.filter(p, d.demanded[programsProgBulkheadEntering], true)
+				other.Name = "other"
+				return f.h.FilterReplace(other)
+			}},
+			{"qdisc deleted", "had been detached or replaced", func() error { return f.h.QdiscDel(clsact(p.index)) }},
+		}
+	}
+	ways = append(ways, tampering{
+		"forgotten", "guarded interfaces", func() error { return d.maps.Guards.Delete(uint32(d.guarding.posts[post].index)) },
+	})
+	for _, tt := range ways {
 		if err := tt.tamper(); err != nil {
 			t.Fatalf("%s: %v", tt.what, err)
 		}
@@ -119,7 +201,16 @@ func TestGuardsAreRepaired(t *testing.T) {
 // TestGuardsFollowInterfaces has interfaces come and go: they are guarded by what they are to the host, and forgotten.
 func TestGuardsFollowInterfaces(t *testing.T) {
 	t.Parallel()
-	d, bed := openForTest(t, func(c *Config) { c.Guard = GuardPorts })
+	for _, f := range guardForms {
+		t.Run(f.name, func(t *testing.T) {
+			t.Parallel()
+			testGuardsFollowInterfaces(t, f.withoutTCX)
+		})
+	}
+}
+
+func testGuardsFollowInterfaces(t *testing.T, withoutTCX bool) {
+	d, bed := openForTest(t, func(c *Config) { c.Guard, c.withoutTCX = GuardPorts, withoutTCX })
 	index := 0
 	bed.On(false, func() {
 		for _, l := range []netlink.Link{
@@ -172,7 +263,7 @@ func TestGuardsFollowInterfaces(t *testing.T) {
 // TestKernelWithoutGuards does as if the kernel took no programs at interfaces: the rest works, and it is said.
 func TestKernelWithoutGuards(t *testing.T) {
 	t.Parallel()
-	d, _ := openForTest(t, func(c *Config) { c.Guard, c.withoutTCX = GuardAll, true })
+	d, _ := openForTest(t, func(c *Config) { c.Guard, c.withoutTCX, c.withoutClsact = GuardAll, true, true })
 	if caps := d.Capabilities(); caps.Frames || !slices.Contains(caps.Limits, unguarded) {
 		t.Errorf("%+v", caps)
 	}

@@ -72,7 +72,7 @@ type post struct {
 	egress  bool
 }
 
-// name is what the post's link is known by.
+// name is what the post is known by, and its link if it has one.
 func (p post) name() string {
 	if p.egress {
 		return fmt.Sprintf("%s%d_out", guardPrefix, p.index)
@@ -87,6 +87,14 @@ func (p post) attachType() ebpf.AttachType {
 		return ebpf.AttachTCXEgress
 	}
 	return ebpf.AttachTCXIngress
+}
+
+// parent is where filters for the post hang at a clsact qdisc.
+func (p post) parent() uint32 {
+	if p.egress {
+		return netlink.HANDLE_MIN_EGRESS
+	}
+	return netlink.HANDLE_MIN_INGRESS
 }
 
 // noNamespace says that what is behind an interface is in no namespace that this kernel has.

@@ -366,5 +366,6 @@ func (d *Dataplane) removeOtherLayouts() error {
 			errs = append(errs, removeLayout(filepath.Join(d.cfg.BPFFS, e.Name())))
 		}
 	}
+	errs = append(errs, d.guarding.filters.leaveLayouts())
 	return errors.Join(errs...)
 }
