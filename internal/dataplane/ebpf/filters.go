@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"hash/crc32"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/cilium/ebpf"
@@ -164,6 +165,9 @@ func removeFilters(h *netlink.Handle, index int, unwanted func(*netlink.BpfFilte
 	if err != nil {
 		return err
 	}
+	if !slices.ContainsFunc(there, unwanted) {
+		return nil
+	}
 	made := false
 	var errs []error
 	for _, b := range there {
@@ -176,8 +180,12 @@ func removeFilters(h *netlink.Handle, index int, unwanted func(*netlink.BpfFilte
 			errs = append(errs, fmt.Errorf("delete a filter: %w", err))
 		}
 	}
-	if !made || len(errs) > 0 {
-		return errors.Join(errs...)
+	left, err := filtersAt(h, index)
+	if err == nil && slices.ContainsFunc(left, unwanted) {
+		err = errors.New("a filter that was deleted is still there")
+	}
+	if err := errors.Join(append(errs, err)...); err != nil || !made {
+		return err
 	}
 	return removeQdisc(h, index)
 }

@@ -230,7 +230,7 @@ func TestQdiscThatCannot(t *testing.T) {
 	}
 }
 
-func onlyPost(t *testing.T, d *Dataplane) (p post) {
+func onlyPost(t testing.TB, d *Dataplane) (p post) {
 	t.Helper()
 	if len(d.guarding.posts) != 1 {
 		t.Fatalf("posts: %v", d.guarding.posts)

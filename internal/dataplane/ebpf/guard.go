@@ -45,8 +45,9 @@ type guarding struct {
 
 	// What follows does not change after Open.
 	flush   *ebpf.Program
-	filters filters // of this agent or another one
-	posting posting // nil: nothing is guarded
+	ids     map[string]ebpf.ProgramID // of the programs, by name
+	filters filters                   // of this agent or another one
+	posting posting                   // nil: nothing is guarded
 }
 
 // beginGuarding loads the programs and puts them where they belong, or takes away those that an earlier agent had there.
@@ -80,12 +81,18 @@ func (d *Dataplane) loadGuards() error {
 		return err
 	}
 	d.resize(spec)
+	d.guarding.ids = map[string]ebpf.ProgramID{}
 	for _, name := range guardPrograms {
 		p, err := loadOne(spec, name, d.mapsByName())
 		if err != nil {
 			return unsupported(err, nil)
 		}
 		d.demanded[name] = p
+		info, err := p.Info()
+		if err != nil {
+			return fmt.Errorf("look at %s: %w", name, err)
+		}
+		d.guarding.ids[name], _ = info.ID() // every kernel that has such programs numbers them
 	}
 	d.guarding.flush = d.demanded[programsProgBulkheadFlushPassages]
 	d.guarding.posting, err = d.findPosting()
@@ -324,12 +331,7 @@ func (d *Dataplane) repairGuards() (found []string, err error) {
 			errs = append(errs, fmt.Errorf("look at %s: %w", name, err))
 			continue
 		}
-		want, err := d.demanded[p.program].Info()
-		if err != nil {
-			errs = append(errs, fmt.Errorf("look at %s: %w", p.program, err))
-			continue
-		}
-		if id, ok := want.ID(); ok && have == id {
+		if have == g.ids[p.program] {
 			continue
 		}
 		if have == 0 && !d.isInterface(p.index) {

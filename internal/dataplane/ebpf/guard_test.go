@@ -278,3 +278,18 @@ func BenchmarkUplink(b *testing.B) {
 		b.Fatal(err)
 	}
 }
+
+// BenchmarkLookAtGuards times a look of the watchdog at one program at an interface.
+func BenchmarkLookAtGuards(b *testing.B) {
+	for _, f := range guardForms {
+		b.Run(f.name, func(b *testing.B) {
+			d, _ := openForTest(b, func(c *Config) { c.Guard, c.withoutTCX = GuardAll, f.withoutTCX })
+			p := onlyPost(b, d)
+			for b.Loop() {
+				if have, err := d.guarding.posting.at(p); have == 0 || err != nil {
+					b.Fatal(have, err)
+				}
+			}
+		})
+	}
+}
