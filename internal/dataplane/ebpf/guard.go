@@ -68,8 +68,11 @@ func (d *Dataplane) beginGuarding() error {
 		}
 	}
 	g.posts, g.problems = map[string]post{}, map[string]error{}
-	if err := errors.Join(d.readGuards(), d.dropStaleGuards()); err != nil {
+	if err := d.readGuards(); err != nil {
 		return err
+	}
+	if err := d.dropStaleGuards(); err != nil { // no reason to leave everything else unjudged
+		d.log.Error("taking away what an earlier agent had at interfaces", "error", err)
 	}
 	return d.refreshGuards()
 }
