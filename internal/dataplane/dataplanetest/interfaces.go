@@ -400,7 +400,7 @@ func (y *yard) otherFrames() {
 func (y *yard) translated() {
 	nft, err := exec.LookPath("nft")
 	if err != nil {
-		y.t.Skip("needs nft")
+		Cannot(y.t, "firewalls", err)
 	}
 	inside, outside := y.bridged.Listen("tcp4", at(Bridged4, 0)), y.farP.Listen("tcp4", at(Far4, 0))
 	defer inside.Close()

@@ -1,19 +1,15 @@
 package ebpf
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -256,7 +252,7 @@ func TestAgentCrash(t *testing.T) {
 		if err := d.Close(); err != nil {
 			t.Fatal(err)
 		}
-		kill(t, bed.Place, time.Duration(r.IntN(60))*time.Millisecond)
+		dataplanetest.KillVictim(t, victimEnv+"="+bed.Place.CgroupRoot+"|"+bed.Place.BPFFS, time.Duration(r.IntN(60))*time.Millisecond)
 
 		// Verdicts as they are before any agent cleans up: the maps speak for themselves.
 		d = bed.Open(func(t testing.TB, at dataplanetest.Place) dataplane.Dataplane { return openAt(t, at, nil) }).(*Dataplane)
@@ -280,35 +276,6 @@ func TestAgentCrash(t *testing.T) {
 		d.mustBeClean(t, policies[1-which])
 	}
 	t.Logf("found in force: %v", seen)
-}
-
-// kill starts an agent, lets it apply policies for a while, and kills it.
-func kill(t *testing.T, at dataplanetest.Place, after time.Duration) {
-	t.Helper()
-	runtime.LockOSThread() // the agent dies with the thread that started it
-	defer runtime.UnlockOSThread()
-	cmd := exec.Command(os.Args[0], "-test.run=^TestVictim$", "-test.v")
-	cmd.Env = append(os.Environ(), victimEnv+"="+at.CgroupRoot+"|"+at.BPFFS)
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	ready := false
-	for lines := bufio.NewScanner(out); !ready && lines.Scan(); {
-		ready = lines.Text() == "ready"
-	}
-	time.Sleep(after)
-	if err := cmd.Process.Kill(); err != nil {
-		t.Fatal(err)
-	}
-	var exit *exec.ExitError
-	if err := cmd.Wait(); !errors.As(err, &exit) || exit.Sys().(syscall.WaitStatus).Signal() != syscall.SIGKILL || !ready {
-		t.Fatalf("the agent ended by itself: %v (ready: %v)", err, ready)
-	}
 }
 
 // TestRefused offers what does not fit or cannot be expressed: the old policy stays, whole.

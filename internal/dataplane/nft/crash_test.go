@@ -1,17 +1,13 @@
 package nft_test
 
 import (
-	"bufio"
 	"context"
-	"errors"
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
 	"os"
-	"os/exec"
 	"runtime"
 	"slices"
-	"syscall"
 	"testing"
 	"time"
 
@@ -125,7 +121,7 @@ func TestAgentCrash(t *testing.T) {
 	}
 	seen := map[bool]int{}
 	for range 5 {
-		kill(t, bed.NearNamespace(), time.Duration(rand.IntN(200))*time.Millisecond)
+		dataplanetest.KillVictim(t, victimEnv+"="+bed.NearNamespace(), time.Duration(rand.IntN(200))*time.Millisecond)
 		odd := inForce("killed")
 		seen[odd]++
 		d := bed.Open(func(t testing.TB, _ dataplanetest.Place) dataplane.Dataplane {
@@ -149,33 +145,4 @@ func TestAgentCrash(t *testing.T) {
 		}
 	}
 	t.Logf("found in force: %v", seen)
-}
-
-// kill starts an agent, lets it apply policies for a while, and kills it.
-func kill(t *testing.T, namespace string, after time.Duration) {
-	t.Helper()
-	runtime.LockOSThread() // the agent dies with the thread that started it
-	defer runtime.UnlockOSThread()
-	cmd := exec.Command(os.Args[0], "-test.run=^TestVictim$", "-test.v")
-	cmd.Env = append(os.Environ(), victimEnv+"="+namespace)
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	ready := false
-	for lines := bufio.NewScanner(out); !ready && lines.Scan(); {
-		ready = lines.Text() == "ready"
-	}
-	time.Sleep(after)
-	if err := cmd.Process.Kill(); err != nil {
-		t.Fatal(err)
-	}
-	var exit *exec.ExitError
-	if err := cmd.Wait(); !errors.As(err, &exit) || exit.Sys().(syscall.WaitStatus).Signal() != syscall.SIGKILL || !ready {
-		t.Fatalf("the agent ended by itself: %v (ready: %v)", err, ready)
-	}
 }
