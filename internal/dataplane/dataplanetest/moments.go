@@ -53,53 +53,97 @@ func (o *opened) hangUp(vanish bool) error {
 func (s *Socket) hangUp() { s.p.must(request{Do: "hang up", ID: s.id}) }
 func (s *Socket) vanish() { s.p.must(request{Do: "vanish", ID: s.id}) }
 
-// timeWait has far come back from the port of a connection that this host remembers the end of.
+// timeWait has far come back from the port of a connection that this host remembers the end of: it is judged as whoever listens
+// there now, whatever was before it.
 func (h *host) timeWait(f family) {
-	if !h.d.Capabilities().SocketFlows {
-		h.t.Skip("what the kernel tracks outlives the connection here, and stands in the way of another with its ports")
-	}
 	h.apply(policy{})
 	server := h.one.Listen(f.tcp, at(f.near, 0))
-	defer server.Close()
-	allowed := policy{one: []Rule{rule(model.Ingress, farID, fmt.Sprintf("tcp/%d", server.Port()), model.Allow)}}
+	on := fmt.Sprintf("tcp/%d", server.Port())
+	from := at(f.far, 8600)
 	dial := func(d time.Duration) (s *Socket, err string) {
 		h.t.Helper()
 		h.events.wait("its port", func() bool { // which the far end lets go of a moment after it was closed
-			s, err = h.farP.dial(request{Net: f.tcp, Local: at(f.far, 8600), To: server.Addr, Wait: d})
+			s, err = h.farP.dial(request{Net: f.tcp, Local: from, To: server.Addr, Wait: d})
 			return err != "EADDRINUSE"
 		})
 		return s, err
 	}
-	end := func(s *Socket) {
+	passes := func(when, who string) {
 		h.t.Helper()
-		if err := s.Exchange("hello", ""); err != "" {
-			h.t.Errorf("exchange: %s", err)
+		h.events.clear()
+		s, err := dial(patience)
+		if err == "" {
+			err = s.Exchange("hello", "")
+		}
+		if err != "" {
+			h.t.Fatalf("%s: %s", when, err)
 		}
 		server.hangUp() // who closes first remembers
 		s.Close()
 		h.events.wait("TIME_WAIT", func() bool { return h.hasTCP(h.one, f, server.Port(), "06") })
-	}
-	for round := range 2 {
-		h.apply(allowed)
-		h.events.clear()
-		s, err := dial(patience)
-		if err != "" {
-			h.t.Fatalf("round %d: %s", round, err)
+		m := all(port(server.Port()), dir(model.Ingress))
+		if e := h.events.one(when+": its opening", all(kind(dataplane.EventOpen), m)); e.Workload != who || e.Rejudged || e.Remote.String() != from {
+			h.t.Errorf("%s: %s", when, describe(&e))
 		}
-		end(s)
-		h.events.one("its opening", all(kind(dataplane.EventOpen), port(server.Port())))
-		h.events.one("its end", all(kind(dataplane.EventClose), port(server.Port())))
+		h.events.one(when+": its end", all(kind(dataplane.EventClose), m))
+	}
+	denied := func(when, who string) {
+		h.t.Helper()
 		if st := h.apply(policy{}); st.Reset != 0 {
-			h.t.Errorf("round %d: %d connections were reset that have ended", round, st.Reset)
+			h.t.Errorf("%s: %d connections were reset that have ended", when, st.Reset)
 		}
 		h.events.clear()
 		if _, err := dial(brief); err != "timeout" {
-			h.t.Errorf("round %d, denied: %q", round, err)
+			h.t.Errorf("%s, denied: %q", when, err)
 		}
-		h.events.wait("the denial", func() bool {
-			return len(h.events.find(all(kind(dataplane.EventDeny), dir(model.Ingress), workload("near/one"), port(server.Port())))) > 0
+		m := all(port(server.Port()), dir(model.Ingress))
+		h.events.wait(when+": the denial", func() bool {
+			return len(h.events.find(all(kind(dataplane.EventDeny), workload(who), m))) > 0
 		})
+		h.events.none(when+": anything of another workload", all(m, func(e *dataplane.Event) bool { return e.Workload != who }))
 	}
+	// What the host itself or another unit may is nothing to the one that listens.
+	ofOne := policy{one: []Rule{rule(model.Ingress, farID, on, model.Allow)}}
+	ofTwo := policy{two: ofOne.one}
+	for _, when := range []string{"at first", "after a denial"} {
+		h.apply(ofOne)
+		passes(when, "near/one")
+		passes(when+", again", "near/one")
+		denied(when, "near/one")
+	}
+	h.apply(ofOne)
+	passes("before another one listens", "near/one")
+	server.Close()
+	server = h.two.Listen(f.tcp, server.Addr)
+	defer func() { server.Close() }()
+	denied("another one listens", "near/two")
+	h.apply(ofTwo)
+	passes("another one listens", "near/two")
+	passes("another one listens, again", "near/two")
+
+	from = at(f.near, 8601) // and on the same host, where this end's is known exactly too
+	dial = func(d time.Duration) (s *Socket, err string) {
+		h.t.Helper()
+		h.events.wait("its port", func() bool {
+			s, err = h.one.dial(request{Net: f.tcp, Local: from, To: server.Addr, Wait: d})
+			return err != "EADDRINUSE"
+		})
+		return s, err
+	}
+	here := policy{
+		one: []Rule{rule(model.Egress, twoID, on, model.Allow)},
+		two: []Rule{rule(model.Ingress, oneID, on, model.Allow)},
+	}
+	h.apply(here)
+	passes("on the same host", "near/two")
+	passes("on the same host, again", "near/two")
+	here.two = nil
+	h.apply(here)
+	h.events.clear()
+	if _, err := dial(brief); err != "timeout" {
+		h.t.Errorf("on the same host, denied: %q", err)
+	}
+	h.events.one("the denial", all(kind(dataplane.EventDeny), dir(model.Ingress), workload("near/two"), port(server.Port())))
 }
 
 // hasTCP reports whether there is a connection of the local port in the state, as /proc/net/tcp has it, where the process is.

@@ -26,7 +26,7 @@ func (d *Dataplane) Apply(ctx context.Context, st *dataplane.State) (dataplane.A
 	}
 	c.beaten, c.glass = d.record.flags&flagBeaten != 0, d.record.flags&flagGlass != 0
 	var stats dataplane.ApplyStats
-	digest := c.digest(d.layout, d.cfg.LogGroup)
+	digest := c.digest(d.layout, d.cfg.LogGroup, d.can)
 	if d.record.flags&flagPolicy != 0 && d.record.flags&flagUnfinished == 0 && d.record.digest == digest {
 		if d.content == nil { // an earlier agent has applied it
 			d.content, d.table = c, d.build(c, &d.record)

@@ -14,6 +14,15 @@ import (
 // batch is one transaction: all of it happens, at one moment, or nothing.
 type batch struct {
 	messages []netlink.Message
+	probe    bool // it is about a table of another name, which it takes away again: nobody ever sees it
+}
+
+// name is that of the table that the batch is about.
+func (b *batch) name() string {
+	if b.probe {
+		return tableName + "-probe"
+	}
+	return tableName
 }
 
 // header is struct nfgenmsg.
@@ -36,7 +45,7 @@ func (b *batch) empty() bool { return len(b.messages) == 0 }
 
 func (b *batch) table(msg int) {
 	var a attributes
-	a.text(unix.NFTA_TABLE_NAME, tableName)
+	a.text(unix.NFTA_TABLE_NAME, b.name())
 	b.add(msg, created(msg), a)
 }
 
@@ -53,14 +62,14 @@ func created(msg int) netlink.HeaderFlags {
 // named adds a message that needs no more than the name of what it is about.
 func (b *batch) named(msg int, tableAttribute, nameAttribute uint16, name string) {
 	var a attributes
-	a.text(tableAttribute, tableName)
+	a.text(tableAttribute, b.name())
 	a.text(nameAttribute, name)
 	b.add(msg, created(msg), a)
 }
 
 func (b *batch) newChain(name string, c *chain) {
 	var a attributes
-	a.text(unix.NFTA_CHAIN_TABLE, tableName)
+	a.text(unix.NFTA_CHAIN_TABLE, b.name())
 	a.text(unix.NFTA_CHAIN_NAME, name)
 	if c.hook != nil {
 		a.nest(unix.NFTA_CHAIN_HOOK, func(a *attributes) {
@@ -93,7 +102,7 @@ func (b *batch) ruleFirst(chain string, r *rule) { b.ruleAt(chain, r, 0) }
 
 func (b *batch) ruleAt(chain string, r *rule, where netlink.HeaderFlags) {
 	var a attributes
-	a.text(unix.NFTA_RULE_TABLE, tableName)
+	a.text(unix.NFTA_RULE_TABLE, b.name())
 	a.text(unix.NFTA_RULE_CHAIN, chain)
 	a.nest(unix.NFTA_RULE_EXPRESSIONS, func(a *attributes) {
 		for _, s := range r.steps {
@@ -108,7 +117,7 @@ func (b *batch) ruleAt(chain string, r *rule, where netlink.HeaderFlags) {
 
 func (b *batch) newSet(name string, s *set) {
 	var a attributes
-	a.text(unix.NFTA_SET_TABLE, tableName)
+	a.text(unix.NFTA_SET_TABLE, b.name())
 	a.text(unix.NFTA_SET_NAME, name)
 	flags := uint32(0)
 	if s.ranges {
@@ -163,7 +172,7 @@ func (b *batch) elements(msg int, name string, s *set, all []element) {
 	for len(all) > 0 {
 		n := min(len(all), elementsEach)
 		var a attributes
-		a.text(unix.NFTA_SET_ELEM_LIST_TABLE, tableName)
+		a.text(unix.NFTA_SET_ELEM_LIST_TABLE, b.name())
 		a.text(unix.NFTA_SET_ELEM_LIST_SET, name)
 		a.nest(unix.NFTA_SET_ELEM_LIST_ELEMENTS, func(a *attributes) {
 			for i := range all[:n] {
@@ -201,7 +210,7 @@ func (e *element) attributes(a *attributes, s *set, value bool) {
 
 func (b *batch) counter(name string, packets uint64) {
 	var a attributes
-	a.text(unix.NFTA_OBJ_TABLE, tableName)
+	a.text(unix.NFTA_OBJ_TABLE, b.name())
 	a.text(unix.NFTA_OBJ_NAME, name)
 	a.u32(unix.NFTA_OBJ_TYPE, unix.NFT_OBJECT_COUNTER)
 	a.nest(unix.NFTA_OBJ_DATA, func(a *attributes) {

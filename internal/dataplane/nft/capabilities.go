@@ -23,7 +23,6 @@ var limits = []string{
 	"Events do not name processes, and what happens while no agent runs is only counted.",
 	"A denied connection is refused (ECONNREFUSED) instead of forbidden (EPERM).",
 	"Of what a TCP connection has received one byte may be missing where this end has closed it first.",
-	"A new connection to this host with the addresses and ports of one that it closed less than two minutes ago may be dropped untold.",
 	"A flow of UDP or another protocol without connections ends by its silence, not with its socket.",
 	"Packets that connection tracking cannot follow (invalid, untracked) are dropped where the policy of the host or a unit " +
 		"denies anything. Every connection takes an entry of the kernel's table (net.netfilter.nf_conntrack_max).",
@@ -48,8 +47,17 @@ func (d *Dataplane) Capabilities() dataplane.Capabilities {
 		Errno:       "ECONNREFUSED",
 		AgentLoss:   d.cfg.AgentLoss,
 		PeersAtOnce: true,
-		Limits:      slices.Clone(limits),
+		Limits:      d.limits(),
 	}
+}
+
+func (d *Dataplane) limits() []string {
+	all := slices.Clone(limits)
+	if !d.can.reopen {
+		all = append(all, "This kernel lacks nft_tproxy: a connection to a unit from a port that it knows in TIME_WAIT, for a minute after it has "+
+			"closed a connection from there, is judged as the host's until it is open.")
+	}
+	return all
 }
 
 func kernelRelease() string {
@@ -60,13 +68,29 @@ func kernelRelease() string {
 	return unix.ByteSliceToString(u.Release[:])
 }
 
-// probe finds out whether the kernel can do everything that is needed: it makes a table with all of it and takes it away
-// again, in one transaction, so nobody ever sees it.
-func (n *namespace) probe() error {
+// abilities are what the kernel can do beyond what is needed.
+type abilities struct {
+	reopen bool // nft_tproxy is there: a connection that comes back to a port in TIME_WAIT can be judged by who listens there
+}
+
+// probe finds out whether the kernel can do everything that is needed, and what it can do beyond that: it makes a table with all
+// of it and takes it away again, in one transaction, so nobody ever sees it.
+func (n *namespace) probe() (abilities, error) {
+	if n.tries(true) == nil {
+		return abilities{reopen: true}, nil
+	}
+	if err := n.tries(false); err != nil {
+		return abilities{}, fmt.Errorf("this kernel lacks something that is needed (Linux 5.13 with nf_tables, nft_socket, nft_ct, nft_log, "+
+			"nft_reject and nfnetlink_log has it), or this process lacks CAP_NET_ADMIN: %w", err)
+	}
+	return abilities{}, nil
+}
+
+func (n *namespace) tries(reopens bool) error {
 	t := newTable()
 	w := writer{table: t, content: &content{
 		policy: probePolicy(), beaten: true, glass: true, units: map[uint64]unitCgroup{1: {depth: 1, subject: hostNumber}},
-	}, layout: layout{8}, gen: 1, group: 1}
+	}, layout: layout{8}, gen: 1, group: 1, reopens: reopens}
 	w.content.addresses = lowerAddresses(w.content.policy, nil)
 	for i := range w.content.policy.Subjects {
 		w.content.subjects = append(w.content.subjects, &subject{&w.content.policy.Subjects[i], hostNumber, false})
@@ -74,22 +98,11 @@ func (n *namespace) probe() error {
 	r := record{version: tableVersion, gen: 1}
 	t.chain(stateChain).rules = r.rules()
 	w.write()
-	there, err := n.isThere()
-	if err != nil {
-		return err
-	}
-	if there {
-		return nil // it was made here
-	}
-	var b batch
+	b := batch{probe: true}
 	b.table(unix.NFT_MSG_NEWTABLE)
 	newTable().change(t, &b)
 	b.table(unix.NFT_MSG_DELTABLE)
-	if err := n.commit(&b); err != nil {
-		return fmt.Errorf("this kernel lacks something that is needed (Linux 5.13 with nf_tables, nft_socket, nft_ct, nft_log, "+
-			"nft_reject and nfnetlink_log has it), or this process lacks CAP_NET_ADMIN: %w", err)
-	}
-	return nil
+	return n.commit(&b)
 }
 
 func probePolicy() *hostpolicy.Policy {

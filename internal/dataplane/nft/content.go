@@ -273,9 +273,9 @@ func cgroupOf(dir string) (id uint64, depth uint32, err error) {
 }
 
 // digest is what the kernel keeps of the content, so that the next agent knows whether it is there already.
-func (c *content) digest(l layout, group uint16) (d [32]byte) {
+func (c *content) digest(l layout, group uint16, can abilities) (d [32]byte) {
 	h := sha256.New()
-	fmt.Fprintf(h, "%d %d %d %x\n", tableVersion, l.shift, group, c.policy.Hash())
+	fmt.Fprintf(h, "%d %d %d %v %x\n", tableVersion, l.shift, group, can, c.policy.Hash())
 	var ids []uint64
 	for id := range c.units {
 		ids = append(ids, id)
@@ -289,4 +289,4 @@ func (c *content) digest(l layout, group uint16) (d [32]byte) {
 }
 
 // tableVersion changes with whatever rules.go and judging.go make of the same content.
-const tableVersion = 3
+const tableVersion = 4

@@ -21,6 +21,10 @@ const (
 
 	exthdrIPv4 = 2 // NFT_EXTHDR_OP_IPV4
 
+	attrTproxyFamily  = 1
+	attrTproxyAddress = 2
+	attrTproxyPort    = 3
+
 	attrSocketKey      = 1
 	attrSocketRegister = 2
 	attrSocketLevel    = 3
@@ -108,6 +112,26 @@ func loadTransport(offset, length uint32, to register) expression {
 		a.u32(unix.NFTA_PAYLOAD_BASE, unix.NFT_PAYLOAD_TRANSPORT_HEADER)
 		a.u32(unix.NFTA_PAYLOAD_OFFSET, offset)
 		a.u32(unix.NFTA_PAYLOAD_LEN, length)
+	})
+}
+
+func loadNetwork(offset, length uint32, to register) expression {
+	return step("payload", func(a *attributes) {
+		a.u32(unix.NFTA_PAYLOAD_DREG, to.number())
+		a.u32(unix.NFTA_PAYLOAD_BASE, unix.NFT_PAYLOAD_NETWORK_HEADER)
+		a.u32(unix.NFTA_PAYLOAD_OFFSET, offset)
+		a.u32(unix.NFTA_PAYLOAD_LEN, length)
+	})
+}
+
+// reopen gives up the socket in TIME_WAIT that a packet of that family is for, which must be the first of a connection, if
+// somebody listens at the address and port in the registers. A packet for a transparent socket is that socket's from then
+// on, whose it would be anyway; for any other the rule ends.
+func reopen(family uint32, address, port register) expression {
+	return step("tproxy", func(a *attributes) {
+		a.u32(attrTproxyFamily, family)
+		a.u32(attrTproxyAddress, address.number())
+		a.u32(attrTproxyPort, port.number())
 	})
 }
 

@@ -17,16 +17,17 @@ import (
 
 // Messages and attributes of nfnetlink_log (linux/netfilter/nfnetlink_log.h).
 const (
-	logPacket, logConfig               = 0, 1
-	logCfgCommand, logCfgMode          = 1, 2
-	logCfgThreshold, logCfgFlags       = 5, 6
-	logBind                            = 1
-	logCopyPacket                      = 2
-	logSequence                        = 1
-	logAttrMark, logAttrPayload        = 2, 9
-	logAttrPrefix, logAttrSequence     = 10, 12
-	loggedBytes                        = 256 // of a packet: headers, and room for IPv6 extensions
-	tcpFlagSYN, tcpFlagRST, tcpFlagACK = 2, 4, 16
+	logPacket, logConfig           = 0, 1
+	logCfgCommand, logCfgMode      = 1, 2
+	logCfgThreshold, logCfgFlags   = 5, 6
+	logBind                        = 1
+	logCopyPacket                  = 2
+	logSequence                    = 1
+	logAttrMark, logAttrPayload    = 2, 9
+	logAttrPrefix, logAttrSequence = 10, 12
+	loggedBytes                    = 256 // of a packet: headers, and room for IPv6 extensions
+	tcpFlagFIN, tcpFlagSYN         = 1, 2
+	tcpFlagRST, tcpFlagACK         = 4, 16
 )
 
 // listenLog has the kernel send what our rules tell to this socket.

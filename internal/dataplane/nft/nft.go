@@ -63,6 +63,7 @@ type Dataplane struct {
 	ns     *namespace
 	lock   *net.UnixListener // that there is one of us in the namespace
 	layout layout
+	can    abilities
 
 	mu         sync.Mutex
 	closed     bool
@@ -122,7 +123,7 @@ func Open(cfg Config) (_ *Dataplane, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("another agent has the nftables dataplane of this network namespace: %w", err)
 	}
-	if err := d.ns.probe(); err != nil {
+	if d.can, err = d.ns.probe(); err != nil {
 		return nil, fmt.Errorf("%w: nftables: %w", dataplane.ErrUnsupported, err)
 	}
 	rec, ok, err := ns.readRecord()
@@ -192,7 +193,7 @@ func unsupported(err error) error {
 func (d *Dataplane) build(c *content, r *record) *table {
 	t := newTable()
 	t.chain(stateChain).rules = r.rules()
-	w := writer{table: t, content: c, layout: d.layout, gen: r.gen, group: d.cfg.LogGroup}
+	w := writer{table: t, content: c, layout: d.layout, gen: r.gen, group: d.cfg.LogGroup, reopens: d.can.reopen}
 	w.write()
 	return t
 }
