@@ -29,13 +29,11 @@ func Diff(old, new *hostpolicy.Policy) *pb.HostPolicyDelta {
 func StepToProto(s *hostpolicy.Step) *pb.HostPolicyDelta {
 	d := &pb.HostPolicyDelta{
 		Revision: s.Revision, Base: s.Base[:], Result: s.Result[:], RemoveSubjects: s.GoneSubjects,
-		UpsertSubjects:  each(s.Subjects, subjectToProto),
-		UpsertSets:      each(s.Sets, setToProto),
-		UpsertAddresses: each(s.Upsert, addressToProto),
-		RemoveAddresses: each(s.Remove, addressToProto),
-		UpsertPorts:     each(s.UpsertPorts, portToProto),
-		RemovePorts:     each(s.RemovePorts, portToProto),
+		UpsertSubjects: each(s.Subjects, subjectToProto),
+		UpsertSets:     each(s.Sets, setToProto),
 	}
+	d.UpsertAddresses, d.UpsertPorts = blocksToProto(s.Upsert)
+	d.RemoveAddresses, d.RemovePorts = blocksToProto(s.Remove)
 	for _, id := range s.GoneSets {
 		d.RemoveSets = append(d.RemoveSets, uint64(id))
 	}
@@ -58,6 +56,22 @@ func each[T, M any](list []T, to func(*T) M) []M {
 		out[i] = to(&list[i])
 	}
 	return out
+}
+
+// blocksToProto turns every entry of the blocks into a message.
+func blocksToProto(blocks []*hostpolicy.Block) (addresses []*pb.Address, ports []*pb.PortOwner) {
+	var n, m int
+	for _, b := range blocks {
+		n, m = n+len(b.Addresses), m+len(b.Ports)
+	}
+	addresses, ports = slices.Grow(addresses, n), slices.Grow(ports, m)
+	for a := range hostpolicy.Addresses(blocks) {
+		addresses = append(addresses, addressToProto(a))
+	}
+	for o := range hostpolicy.Ports(blocks) {
+		ports = append(ports, portToProto(o))
+	}
+	return addresses, ports
 }
 
 // ApplyDelta returns what the delta makes of base, and leaves base as it is. The result is checked whole and has

@@ -12,6 +12,8 @@ func newBitset(n int) bitset { return make(bitset, (n+63)/64) }
 
 func (s bitset) add(i int32) { s[uint32(i)/64] |= 1 << (uint32(i) % 64) }
 
+func (s bitset) drop(i int32) { s[uint32(i)/64] &^= 1 << (uint32(i) % 64) }
+
 func (s bitset) has(i int32) bool { return s[uint32(i)/64]&(1<<(uint32(i)%64)) != 0 }
 
 func (s bitset) clear() { clear(s) }

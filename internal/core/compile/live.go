@@ -52,13 +52,13 @@ type Live struct {
 	// Identities have slots: the lists of ids are parallel to these.
 	ids           *identities
 	identitySlots slots
-	refs          []int         // points, cells, shared identities and addresses that need it
-	bornIn        []uint64      // the batch that it is new in
-	meant         [][]int32     // the matches that mean it, sorted
-	addrs         [][]*liveAddr // that it, alone or among others, stands behind
-	places        [][]place     // the addresses that are taken for it
-	judgeOf       [][]*judge    // that judge subjects of it
-	identityMark  []uint32      // mark of the last walk that met it
+	refs          []int      // points, cells, shared identities and addresses that need it
+	bornIn        []uint64   // the batch that it is new in
+	meant         [][]int32  // the matches that mean it, sorted
+	places        []*place   // the addresses that are taken for it
+	judgeOf       [][]*judge // that judge subjects of it
+	members       bitset     // of shared identities
+	identityMark  []uint32   // mark of the last walk that met it
 	byKey         map[identityKey]int32
 	byMembers     map[string]int32
 	byID          map[model.IdentityID]int32
@@ -90,7 +90,8 @@ type Live struct {
 	covers       map[string]*cover // by the netsets told; of the present partition
 	log          addressLog
 
-	latest    *batch // what it leaves is tidied up when the next begins: until then its changes can be read
+	told      [2]bitset // of views
+	latest    *batch    // what it leaves is tidied up when the next begins: until then its changes can be read
 	mark      uint32
 	gathering gathering
 	cellAs    []int32
@@ -126,6 +127,11 @@ func NewLive(docs *model.Documents, inv *model.Inventory, o Options) (*Live, err
 	l.latest = &batch{Live: l, number: l.log.version, turnsBefore: l.turns.end()}
 	l.recycle()
 	l.swept = len(l.tables)
+	for _, c := range l.cells {
+		for _, p := range c.places {
+			l.block(p)
+		}
+	}
 	return l, nil
 }
 

@@ -1,6 +1,7 @@
 package compile
 
 import (
+	"math/bits"
 	"slices"
 
 	"bulkhead/internal/core/hostpolicy"
@@ -10,7 +11,6 @@ import (
 type addressDelta struct {
 	delta     *hostpolicy.AddressDelta
 	gone, new addressSums
-	twice     bool // a prefix may be new and gone
 }
 
 // to does to the sums what the delta does to the addresses, and undo takes it back.
@@ -27,10 +27,11 @@ func (d *addressDelta) undo(s *addressSums) {
 var noAddresses = &addressDelta{}
 
 // addressDelta returns what changes in the addresses and ports that hosts are told of, from one state to the next. Peers in
-// doubt may be told apart in one of them only; moot are the addresses whose records changed and may be told of.
-func (b *batch) addressDelta(old, now *groupState, doubt []int32, moot []*liveAddr) *addressDelta {
+// doubt may be told apart in one of them only, if it is not known of all peers; moot are the addresses whose records changed and
+// may be told of.
+func (b *batch) addressDelta(old, now *view, doubt []int32, moot []*liveAddr) *addressDelta {
 	l := b.Live
-	shared := len(doubt) == 0 && len(moot) <= 8 && old.cover == now.cover
+	shared := old.told == nil && len(doubt) == 0 && len(moot) <= 8 && old.cover == now.cover
 	if shared {
 		// Hosts of many groups are told the same of few addresses: they share it.
 		key := b.key[:0]
@@ -49,17 +50,34 @@ func (b *batch) addressDelta(old, now *groupState, doubt []int32, moot []*liveAd
 			return known
 		}
 	}
+	d := &addressDelta{}
 	g := &l.gathering
-	d := &addressDelta{delta: &hostpolicy.AddressDelta{
-		Upsert: g.upsert[:0], Remove: g.remove[:0], UpsertPorts: g.upsertPorts[:0], RemovePorts: g.removePorts[:0],
-	}}
-	l.mark++
-	seen := l.mark
-	look := func(e *liveAddr) {
-		if e.seen == seen {
-			return
+	g.addressDelta = d
+	if old.told != nil {
+		for at, word := range old.told {
+			for word ^= now.told[at]; word != 0; word &= word - 1 {
+				p := int32(at*64 + bits.TrailingZeros64(word))
+				b.places(old, now, p, old.told.has(p))
+			}
 		}
-		e.seen = seen
+	} else {
+		b.doubt(old, now, doubt)
+	}
+	if old.cover != now.cover {
+		g.prefixes(old.cover.prefixes, now.cover.prefixes)
+		for _, pair := range [2][2]*cover{{old.cover, now.cover}, {now.cover, old.cover}} {
+			for _, cell := range pair[0].cells {
+				if pair[1].holds(cell) {
+					continue
+				}
+				for _, at := range l.cells[cell].places {
+					members := l.ids.all[at.seen].members
+					b.place(at, old.cover.holds(cell) || old.tells(at.seen, members), now.cover.holds(cell) || now.tells(at.seen, members))
+				}
+			}
+		}
+	}
+	for _, e := range moot {
 		was, is := e.rec, e.rec
 		if e.dirty {
 			was = b.was[e]
@@ -70,88 +88,72 @@ func (b *batch) addressDelta(old, now *groupState, doubt []int32, moot []*liveAd
 		if !now.lists(is) {
 			is = nil
 		}
-		d.entry(was, is)
+		g.entry(was, is)
 	}
-	l.mark++
-	visited := l.mark
-	for _, p := range doubt {
-		if old.tells(p) == now.tells(p) {
-			continue
-		}
-		b.places(d, old, now, p, look, visited)
-		for _, shared := range l.ids.sharedIn[p] {
-			b.places(d, old, now, shared, look, visited)
-		}
-	}
-	if old.cover != now.cover {
-		d.prefixes(old.cover.prefixes, now.cover.prefixes)
-		for _, pair := range [2][2]*cover{{old.cover, now.cover}, {now.cover, old.cover}} {
-			for _, cell := range pair[0].cells {
-				if pair[1].holds(cell) {
-					continue
-				}
-				l.ownedIn(cell, func(e *liveAddr) {
-					if e.dirty || e.rec.cell == cell {
-						look(e)
-					}
-				})
-			}
-		}
-	}
-	for _, e := range moot {
-		look(e)
-	}
-	d.finish(g)
+	d.delta = g.finish()
 	if shared {
 		b.addressDeltas[string(b.key)] = d
 	}
 	return d
 }
 
-// places adds what changes because an identity, or one of those that it stands for, is told apart in one state only, all
-// addresses of a place at once. Addresses that the batch changed are left to look, and so are those that hosts are told of
-// because of their cell in one state only.
-func (b *batch) places(d *addressDelta, old, now *groupState, p int32, look func(*liveAddr), visited uint32) {
+// doubt gathers what changes because a peer is told apart in one state only, or a shared identity that stands for it.
+func (b *batch) doubt(old, now *view, peers []int32) {
 	l := b.Live
-	if l.identityMark[p] == visited {
-		return
+	l.mark++
+	look := func(p int32) {
+		if l.identityMark[p] == l.mark {
+			return
+		}
+		l.identityMark[p] = l.mark
+		members := l.ids.all[p].members
+		if was := old.tells(p, members); was != now.tells(p, members) {
+			b.places(old, now, p, was)
+		}
 	}
-	l.identityMark[p] = visited
-	was, is := old.tellsAny(p, l.ids.all[p].members), now.tellsAny(p, l.ids.all[p].members)
-	if was == is {
-		return
-	}
-	for i := range l.places[p] {
-		at := &l.places[p][i]
-		switch {
-		case old.cover.holds(at.cell) || now.cover.holds(at.cell):
-			// In both, nothing changes; in one of them, the cell is looked at.
-		case at.changes == b.number:
-			for _, e := range l.addrs[p] {
-				if e.rec.seen == p && e.rec.cell == at.cell {
-					look(e)
-				}
-			}
-		case is:
-			d.new.add(&at.addressSums)
-			d.delta.Upsert = append(d.delta.Upsert, at.listed...)
-			d.delta.UpsertPorts = at.appendPorts(d.delta.UpsertPorts)
-		default:
-			d.gone.add(&at.addressSums)
-			d.delta.Remove = append(d.delta.Remove, at.listed...)
-			d.delta.RemovePorts = at.appendPorts(d.delta.RemovePorts)
+	for _, p := range peers {
+		look(p)
+		for _, shared := range l.ids.sharedIn[p] {
+			look(shared)
 		}
 	}
 }
 
-func (p *place) appendPorts(dst []hostpolicy.PortOwner) []hostpolicy.PortOwner {
-	if p.ports.N == 0 {
-		return dst
+// places gathers the places of an identity that is told apart in one state only, but for those that hosts are told of because of
+// their cell, in both states or in one.
+func (b *batch) places(old, now *view, p int32, was bool) {
+	for at := b.Live.places[p]; at != nil; at = at.more {
+		if !old.cover.holds(at.cell) && !now.cover.holds(at.cell) {
+			b.place(at, was, !was)
+		}
 	}
-	for _, r := range p.records {
-		dst = append(dst, r.portOwners...)
+}
+
+// place gathers a place of which hosts were told, or are told now. Addresses that the batch changed are not among it: they are
+// looked at one by one.
+func (b *batch) place(at *place, was, is bool) {
+	g := &b.Live.gathering
+	switch {
+	case was == is:
+	case at.changed:
+		for _, r := range at.records {
+			switch {
+			case r.of.dirty:
+			case is:
+				g.entry(nil, r)
+			default:
+				g.entry(r, nil)
+			}
+		}
+	case is:
+		g.new.addPlace(at)
+		g.upsertBlocks = append(g.upsertBlocks, b.Live.block(at))
+		g.entries += at.len()
+	default:
+		g.gone.addPlace(at)
+		g.removeBlocks = append(g.removeBlocks, b.Live.block(at))
+		g.entries += at.len()
 	}
-	return dst
 }
 
 func flagByte(b bool) byte {
@@ -161,42 +163,44 @@ func flagByte(b bool) byte {
 	return 0
 }
 
-func (d *addressDelta) entry(was, is *addrRecord) {
+// entry gathers an address that is told of otherwise, or in one state only.
+func (g *gathering) entry(was, is *addrRecord) {
 	if was == nil && is == nil {
 		return
 	}
 	var old, now []hostpolicy.PortOwner
 	if was != nil {
-		d.gone.add(&was.addressSums)
+		g.gone.add(&was.addressSums)
 		old = was.portOwners
 	}
 	if is != nil {
-		d.new.add(&is.addressSums)
+		g.new.add(&is.addressSums)
 		now = is.portOwners
 	}
 	switch {
 	case is == nil:
-		d.delta.Remove = append(d.delta.Remove, was.address)
+		g.remove = append(g.remove, was.address)
 	case was == nil || was.address != is.address:
-		d.delta.Upsert = append(d.delta.Upsert, is.address)
+		g.upsert = append(g.upsert, is.address)
 	}
 	for _, o := range now {
 		if !slices.Contains(old, o) {
-			d.delta.UpsertPorts = append(d.delta.UpsertPorts, o)
+			g.upsertPorts = append(g.upsertPorts, o)
 		}
 	}
 	for _, o := range old {
 		if !slices.ContainsFunc(now, func(n hostpolicy.PortOwner) bool { return hostpolicy.ComparePorts(&n, &o) == 0 }) {
-			d.delta.RemovePorts = append(d.delta.RemovePorts, o)
+			g.removePorts = append(g.removePorts, o)
 		}
 	}
 }
 
-func (d *addressDelta) prefixes(old, now []hostpolicy.Address) {
+// prefixes gathers what changes in the prefixes of addresses that no workload owns.
+func (g *gathering) prefixes(old, now []hostpolicy.Address) {
 	if len(old)+len(now) == 0 || len(old) == len(now) && &old[0] == &now[0] {
 		return
 	}
-	d.twice = true // an address of a workload may be a prefix too
+	g.twice = true // an address of a workload may be a prefix too
 	for len(old) > 0 || len(now) > 0 {
 		c := -1
 		switch {
@@ -206,14 +210,14 @@ func (d *addressDelta) prefixes(old, now []hostpolicy.Address) {
 			c = hostpolicy.CompareAddresses(&old[0], &now[0])
 		}
 		if c == 0 && old[0] != now[0] || c > 0 {
-			d.delta.Upsert = append(d.delta.Upsert, now[0])
-			d.new.addresses.Add(now[0].Digest())
+			g.upsert = append(g.upsert, now[0])
+			g.new.addresses.Add(now[0].Digest())
 		}
 		if c == 0 && old[0] != now[0] || c < 0 {
 			if c < 0 {
-				d.delta.Remove = append(d.delta.Remove, old[0])
+				g.remove = append(g.remove, old[0])
 			}
-			d.gone.addresses.Add(old[0].Digest())
+			g.gone.addresses.Add(old[0].Digest())
 		}
 		if c <= 0 {
 			old = old[1:]
@@ -224,24 +228,36 @@ func (d *addressDelta) prefixes(old, now []hostpolicy.Address) {
 	}
 }
 
-// finish puts the lists, which were gathered, into order. An entry that takes the place of one of the same prefix is no removal.
-func (d *addressDelta) finish(g *gathering) {
-	x := d.delta
-	g.upsert, g.remove, g.upsertPorts, g.removePorts = x.Upsert, x.Remove, x.UpsertPorts, x.RemovePorts
-	x.Upsert, x.Remove = g.addresses(g.upsert), g.addresses(g.remove)
-	x.UpsertPorts, x.RemovePorts = g.ports(g.upsertPorts), g.ports(g.removePorts)
-	if !d.twice {
-		return
-	}
-	n, k := 0, 0
-	for i := range x.Remove {
-		for k < len(x.Upsert) && hostpolicy.CompareAddresses(&x.Upsert[k], &x.Remove[i]) < 0 {
-			k++
+// finish returns the delta of what was gathered, and forgets that. An entry that takes the place of one of the same prefix is no
+// removal.
+func (g *gathering) finish() *hostpolicy.AddressDelta {
+	upsert := &hostpolicy.Block{Addresses: g.addresses(g.upsert), Ports: g.ports(g.upsertPorts)}
+	remove := &hostpolicy.Block{Addresses: g.addresses(g.remove), Ports: g.ports(g.removePorts)}
+	if g.twice {
+		n, k := 0, 0
+		for i := range remove.Addresses {
+			for k < len(upsert.Addresses) && hostpolicy.CompareAddresses(&upsert.Addresses[k], &remove.Addresses[i]) < 0 {
+				k++
+			}
+			if k == len(upsert.Addresses) || upsert.Addresses[k].Prefix != remove.Addresses[i].Prefix {
+				remove.Addresses[n] = remove.Addresses[i]
+				n++
+			}
 		}
-		if k == len(x.Upsert) || x.Upsert[k].Prefix != x.Remove[i].Prefix {
-			x.Remove[n] = x.Remove[i]
-			n++
-		}
+		remove.Addresses = remove.Addresses[:n]
 	}
-	x.Remove = x.Remove[:n]
+	if n := upsert.Len(); n > 0 {
+		g.upsertBlocks = append(g.upsertBlocks, upsert)
+		g.entries += n
+	}
+	if n := remove.Len(); n > 0 {
+		g.removeBlocks = append(g.removeBlocks, remove)
+		g.entries += n
+	}
+	out := &hostpolicy.AddressDelta{Upsert: slices.Clone(g.upsertBlocks), Remove: slices.Clone(g.removeBlocks), Entries: g.entries}
+	g.upsert, g.remove, g.upsertPorts, g.removePorts = g.upsert[:0], g.remove[:0], g.upsertPorts[:0], g.removePorts[:0]
+	clear(g.upsertBlocks) // or blocks of long ago would be kept
+	clear(g.removeBlocks)
+	g.upsertBlocks, g.removeBlocks, g.entries, g.twice, g.addressDelta = g.upsertBlocks[:0], g.removeBlocks[:0], 0, false, nil
+	return out
 }

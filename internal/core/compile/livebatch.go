@@ -14,14 +14,15 @@ type batch struct {
 	turnsBefore uint64 // the end of the log of turns when it began
 	turned      []int32
 
-	born, dying []int32
-	lostUnowned []int32
-	touched     []*liveAddr
-	was         map[*liveAddr]*addrRecord // touched address to its record before
-	dirty       []*liveAddr               // addresses whose record differs
-	recover     map[int32]bool            // unowned identities: who tells them apart must look at prefixes again
-	hosts       map[string]bool           // to look at again
-	moves       []move
+	born, dying   []int32
+	lostUnowned   []int32
+	touched       []*liveAddr
+	was           map[*liveAddr]*addrRecord // touched address to its record before
+	dirty         []*liveAddr               // addresses whose record differs
+	placesChanged []*place
+	recover       map[int32]bool  // unowned identities: who tells them apart must look at prefixes again
+	hosts         map[string]bool // to look at again
+	moves         []move
 
 	dirtyPeers   [2]map[int32]*dirtyPeers // by direction and subject
 	stale        []*judge
@@ -319,5 +320,8 @@ func (b *batch) finish() {
 	}
 	for _, e := range b.dirty {
 		e.dirty = false
+	}
+	for _, p := range b.placesChanged {
+		p.changed = false
 	}
 }

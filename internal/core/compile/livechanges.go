@@ -201,7 +201,11 @@ func (b *batch) drawGroup(g *group) *groupChange {
 			moot = g.moot
 		}
 	}
-	d := b.addressDelta(old, now, doubt, moot)
+	was, is := &view{groupState: old}, &view{groupState: now}
+	if len(doubt)*16 > len(l.ids.all) { // quicker than to look them up one by one
+		was, is = l.view(old, 0), l.view(now, 1)
+	}
+	d := b.addressDelta(was, is, doubt, moot)
 	if c.addresses = d.delta; c.quiet() {
 		return nil
 	}
@@ -211,7 +215,7 @@ func (b *batch) drawGroup(g *group) *groupChange {
 			d.to(&known.addressSums)
 		}
 	}
-	b.common(c, l.sums(g), d)
+	b.common(c, l.sums(g, is), d)
 	return c
 }
 
@@ -225,48 +229,21 @@ func (b *batch) drawMove(m *move) *groupChange {
 	b.settleGroup(m.from)
 	b.settleGroup(m.to)
 	c := &groupChange{before: m.from.before, after: m.to.state}
-	var doubt []int32
+	old, now := &view{groupState: c.before}, &view{groupState: c.after}
 	if c.before != c.after {
-		doubt = l.toldByOne(c.before, c.after)
+		old, now = l.view(c.before, 0), l.view(c.after, 1)
 		b.sets(c, m.from == m.to)
 	}
-	d := b.addressDelta(c.before, c.after, doubt, b.dirty)
+	d := b.addressDelta(old, now, nil, b.dirty)
 	c.addresses = d.delta
 	c.loud = !slices.EqualFunc(subjectsOf(m.shape, c.before), subjectsOf(m.host.shape, c.after),
 		func(x, y hostpolicy.Subject) bool { return equalSubjects(&x, &y) })
 	if c.quiet() {
 		return nil
 	}
-	b.common(c, l.sums(m.to), d)
+	b.common(c, l.sums(m.to, now), d)
 	m.change = c
 	return c
-}
-
-// toldByOne returns the peers for which one of two states has rows and the other has none.
-func (l *Live) toldByOne(x, y *groupState) []int32 {
-	l.mark += 2
-	first, both := l.mark-1, l.mark
-	var out []int32
-	for _, c := range x.contents {
-		c.each(func(p, _ int32) { l.identityMark[p] = first })
-	}
-	for _, c := range y.contents {
-		c.each(func(p, _ int32) {
-			if l.identityMark[p] != first && l.identityMark[p] != both {
-				out = append(out, p)
-			}
-			l.identityMark[p] = both
-		})
-	}
-	for _, c := range x.contents {
-		c.each(func(p, _ int32) {
-			if l.identityMark[p] == first {
-				out = append(out, p)
-				l.identityMark[p] = both
-			}
-		})
-	}
-	return out
 }
 
 // common makes what the hashes of hosts have in common before and after, from the sums after.

@@ -31,6 +31,7 @@ const nowhere = 0
 type liveCell struct {
 	prefix netip.Prefix // the zero value of nowhere
 	sums   addressSums  // of the owned addresses in it
+	places []*place
 }
 
 // cell returns the number of the cell that the address is in.
@@ -39,17 +40,6 @@ func (l *Live) cell(a netip.Addr) int32 {
 		return l.cellNumber(l.nets.cells[c].prefix)
 	}
 	return nowhere
-}
-
-// ownedIn calls visit for the addresses in the cell that workloads own, and perhaps for others.
-func (l *Live) ownedIn(cell int32, visit func(*liveAddr)) {
-	owned := l.owned.All()
-	if cell != nowhere {
-		owned = l.owned.Subnets(l.cells[cell].prefix)
-	}
-	for _, e := range owned {
-		visit(e)
-	}
 }
 
 func (l *Live) cellNumber(p netip.Prefix) int32 {

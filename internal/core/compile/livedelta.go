@@ -24,10 +24,12 @@ func (b *batch) diff(old, now *content) *tableDiff {
 	if d, ok := b.diffs[pair]; ok {
 		return d
 	}
-	d := &tableDiff{}
 	if old == nil {
-		old = &content{def: none}
+		d := b.whole(now)
+		b.diffs[pair] = d
+		return d
 	}
+	d := &tableDiff{}
 	funcs := b.functions.funcs
 	if old.def != now.def {
 		d.delta.Others = funcs[now.def]
@@ -51,6 +53,26 @@ func (b *batch) diff(old, now *content) *tableDiff {
 		d.delta.Gone = slices.DeleteFunc(d.delta.Gone, func(id model.IdentityID) bool { return named[id] })
 	}
 	b.diffs[pair] = d
+	return d
+}
+
+// whole returns the difference of a table without rows and a content, without presence: nobody is in doubt about it.
+func (b *batch) whole(now *content) *tableDiff {
+	funcs := b.functions.funcs
+	n := 0
+	for _, chunk := range now.chunks {
+		n += len(chunk)
+	}
+	d := &tableDiff{}
+	d.delta.Others = funcs[now.def]
+	if n > 0 {
+		d.delta.Rows = make([]hostpolicy.PeerRow, 0, n)
+	}
+	for _, chunk := range now.chunks {
+		for _, r := range chunk {
+			d.delta.Rows = append(d.delta.Rows, hostpolicy.PeerRow{Peer: b.ids.ids[r.peer], Func: funcs[r.fn]})
+		}
+	}
 	return d
 }
 

@@ -3,6 +3,7 @@ package compile_test
 import (
 	"fmt"
 	"maps"
+	"slices"
 	"testing"
 
 	"bulkhead/internal/core/compile"
@@ -17,6 +18,7 @@ func TestDeltasOnDemand(t *testing.T) {
 		seeds = 15
 	}
 	drawn, quiet, each, recycled := 0, 0, 0, 0
+	kept := blocksKept{}
 	for seed := range seeds {
 		m := newMutator(1000 + seed)
 		live, err := compile.NewLive(m.docs, m.inventory(), compile.Options{Now: m.now})
@@ -71,6 +73,7 @@ func TestDeltasOnDemand(t *testing.T) {
 					}
 				default:
 					drawn++
+					kept.check(t, what, d.Addresses)
 					got, err := was.Patch(d)
 					if err != nil || d.Base != was.Hash() || d.Result != is.Hash() || !equalPolicies(got, is) {
 						t.Fatalf("%s, host %s: the delta leads elsewhere: %v\ngot  %+v\nwant %+v", what, h, err, got, is)
@@ -85,11 +88,72 @@ func TestDeltasOnDemand(t *testing.T) {
 				}
 			}
 		}
+		kept.same(t)
 	}
 	t.Logf("%d deltas, %d without, %d also among all; slots of identities were freed %d times", drawn, quiet, each, recycled)
-	if drawn < 100 || quiet < 100 || each < 10 || recycled < 10 {
-		t.Error("too few")
+	if drawn < 100 || quiet < 100 || each < 10 || recycled < 10 || kept.again < 100 {
+		t.Errorf("too few; %d blocks were shared", kept.again)
 	}
+}
+
+// blocksKept are blocks of deltas, with what was in them when they were drawn.
+type blocksKept struct {
+	blocks map[*hostpolicy.Block]hostpolicy.Block
+	again  int // that several deltas had in common
+}
+
+// check holds a delta to what its type promises.
+func (k *blocksKept) check(t *testing.T, what string, d *hostpolicy.AddressDelta) {
+	t.Helper()
+	if k.blocks == nil {
+		k.blocks = map[*hostpolicy.Block]hostpolicy.Block{}
+	}
+	if d == nil {
+		return
+	}
+	entries, keys := 0, map[any]bool{}
+	once := func(key any) {
+		if keys[key] {
+			t.Fatalf("%s: %v is twice in a delta", what, key)
+		}
+		keys[key] = true
+	}
+	for _, list := range [2][]*hostpolicy.Block{d.Upsert, d.Remove} {
+		for _, b := range list {
+			if entries += b.Len(); b.Len() == 0 {
+				t.Fatalf("%s: an empty block", what)
+			}
+			if !slices.IsSortedFunc(b.Addresses, func(x, y hostpolicy.Address) int { return hostpolicy.CompareAddresses(&x, &y) }) ||
+				!slices.IsSortedFunc(b.Ports, func(x, y hostpolicy.PortOwner) int { return hostpolicy.ComparePorts(&x, &y) }) {
+				t.Fatalf("%s: a block is out of order: %v", what, b)
+			}
+			if _, known := k.blocks[b]; known {
+				k.again++
+			} else {
+				k.blocks[b] = hostpolicy.Block{Addresses: slices.Clone(b.Addresses), Ports: slices.Clone(b.Ports)}
+			}
+		}
+		for a := range hostpolicy.Addresses(list) {
+			once(a.Prefix)
+		}
+		for o := range hostpolicy.Ports(list) {
+			once([3]any{o.Addr, o.Proto, o.Port})
+		}
+	}
+	if d.Len() != entries {
+		t.Fatalf("%s: a delta of %d entries has %d", what, d.Len(), entries)
+	}
+}
+
+// same reports blocks that have changed since, and forgets them.
+func (k *blocksKept) same(t *testing.T) {
+	t.Helper()
+	for b, was := range k.blocks {
+		if !slices.Equal(b.Addresses, was.Addresses) || !slices.Equal(b.Ports, was.Ports) {
+			t.Fatalf("a block of a delta was %v, and is %v after later changes", was, *b)
+		}
+	}
+	clear(k.blocks)
 }
 
 // TestChangesAreOfTheLatest: deltas that are asked for too late are an error of the program, not wrong ones.

@@ -39,28 +39,6 @@ type groupSubject struct {
 	locals         []*judge
 }
 
-func (s *groupState) tells(peer int32) bool {
-	for _, c := range s.contents {
-		if _, ok := c.find(peer); ok {
-			return true
-		}
-	}
-	return false
-}
-
-// lists reports whether the hosts are told of an address.
-func (s *groupState) lists(r *addrRecord) bool {
-	if r == nil {
-		return false
-	}
-	return s.cover.holds(r.cell) || s.tellsAny(r.seen, r.members)
-}
-
-// tellsAny reports whether the state tells the peer from others, or one of those that it stands for.
-func (s *groupState) tellsAny(peer int32, members []int32) bool {
-	return s.tells(peer) || slices.ContainsFunc(members, s.tells)
-}
-
 func (b *batch) group(key string, subjects []groupSubject) *group {
 	if g, ok := b.groups[key]; ok {
 		return g

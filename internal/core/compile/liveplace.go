@@ -39,12 +39,12 @@ type liveAddr struct {
 	addr   netip.Addr
 	owners []*livePoint // sorted by workload
 	rec    *addrRecord
-	seen   uint32 // mark of the last walk that met it
-	dirty  bool   // rec differs from what it was before the batch
+	dirty  bool // rec differs from what it was before the batch
 }
 
 // addrRecord is what hosts may be told of an address.
 type addrRecord struct {
+	of         *liveAddr
 	seen       int32
 	members    []int32 // of seen, if that is shared
 	cell       int32   // number of a liveCell
@@ -166,6 +166,7 @@ func (b *batch) sharedIdentity(members []int32) int32 {
 	for _, m := range members {
 		l.refs[m]++
 		l.ids.sharedIn[m] = insert(l.ids.sharedIn[m], at)
+		l.members.add(m)
 	}
 	return at
 }
@@ -181,11 +182,13 @@ func (b *batch) newIdentity(x identity, id model.IdentityID) int32 {
 		l.refs = append(l.refs, 0)
 		l.bornIn = append(l.bornIn, 0)
 		l.meant = append(l.meant, nil)
-		l.addrs = append(l.addrs, nil)
 		l.places = append(l.places, nil)
 		l.identityMark = append(l.identityMark, 0)
 		l.judgeOf = append(l.judgeOf, nil)
 		l.builder.grow(len(l.ids.all))
+		if len(l.members)*64 < len(l.ids.all) {
+			l.members = append(l.members, 0)
+		}
 	}
 	l.ids.all[at], l.ids.ids[at], l.refs[at], l.bornIn[at] = x, id, 1, b.number
 	l.builder.digests.peers[at] = hostpolicy.PeerDigest(id)
@@ -208,7 +211,9 @@ func (b *batch) bury(at int32) {
 		delete(l.byMembers, x.key)
 		l.ids.sharedAll = slices.DeleteFunc(l.ids.sharedAll, func(s int32) bool { return s == at })
 		for _, m := range x.members {
-			l.ids.sharedIn[m] = remove(l.ids.sharedIn[m], at)
+			if l.ids.sharedIn[m] = remove(l.ids.sharedIn[m], at); len(l.ids.sharedIn[m]) == 0 {
+				l.members.drop(m)
+			}
 		}
 	} else {
 		n := &l.netsets[x.netset]
@@ -234,7 +239,7 @@ func (b *batch) bury(at int32) {
 		}
 	}
 	*x = identity{labels: None}
-	l.ids.ids[at], l.meant[at], l.addrs[at], l.places[at], l.ids.sharedIn[at] = 0, nil, nil, nil, nil
+	l.ids.ids[at], l.meant[at], l.places[at], l.ids.sharedIn[at] = 0, nil, nil, nil
 	l.buried = append(l.buried, buriedSlot{at, l.turns.end()})
 }
 
@@ -357,23 +362,11 @@ func (b *batch) settle() {
 				}
 			}
 		}
-		if old != nil {
-			for _, i := range append([]int32{old.seen}, old.members...) {
-				if at := slices.Index(l.addrs[i], e); at >= 0 {
-					list := l.addrs[i]
-					list[at] = list[len(list)-1]
-					l.addrs[i] = list[:len(list)-1]
-				}
-			}
-			if old.members != nil {
-				b.release(old.seen)
-			}
+		if old != nil && old.members != nil {
+			b.release(old.seen)
 		}
 		if e.rec != nil {
 			b.book(e.rec)
-			for _, i := range append([]int32{e.rec.seen}, e.rec.members...) {
-				l.addrs[i] = append(l.addrs[i], e)
-			}
 		} else {
 			l.owned.Delete(netip.PrefixFrom(e.addr, e.addr.BitLen()))
 		}
@@ -387,7 +380,7 @@ func (b *batch) record(e *liveAddr) *addrRecord {
 		return nil
 	}
 	l := b.Live
-	r := &addrRecord{cell: l.cell(e.addr)}
+	r := &addrRecord{of: e, cell: l.cell(e.addr)}
 	members := make([]int32, len(e.owners))
 	for k, p := range e.owners {
 		members[k] = p.exact

@@ -8,34 +8,6 @@ import (
 	"bulkhead/internal/core/model"
 )
 
-// listed calls visit for every owned address that the hosts are told of.
-func (l *Live) listed(s *groupState, visit func(*addrRecord)) {
-	l.mark++
-	list := func(e *liveAddr) {
-		if e.seen != l.mark {
-			e.seen = l.mark
-			visit(e.rec)
-		}
-	}
-	for _, c := range s.contents {
-		c.each(func(peer, _ int32) {
-			if l.identityMark[peer] != l.mark {
-				l.identityMark[peer] = l.mark
-				for _, e := range l.addrs[peer] {
-					list(e)
-				}
-			}
-		})
-	}
-	for _, cell := range s.cover.cells {
-		l.ownedIn(cell, func(e *liveAddr) {
-			if e.rec.cell == cell {
-				list(e)
-			}
-		})
-	}
-}
-
 // HostPolicy returns what the agent of the host is given; false if there is no such host. It is what a World of the
 // same documents and workloads gives.
 func (l *Live) HostPolicy(host string) (*hostpolicy.Policy, bool) {
@@ -49,13 +21,20 @@ func (l *Live) HostPolicy(host string) (*hostpolicy.Policy, bool) {
 	for _, j := range distinctSets(s) {
 		p.Sets = append(p.Sets, l.policySet(j))
 	}
-	p.Addresses, p.Domains = slices.Clone(s.cover.prefixes), s.cover.domains
-	l.listed(s, func(r *addrRecord) {
-		p.Addresses = append(p.Addresses, r.address)
-		p.Ports = append(p.Ports, r.portOwners...)
-	})
-	slices.SortFunc(p.Addresses, func(a, b hostpolicy.Address) int { return hostpolicy.CompareAddresses(&a, &b) })
-	slices.SortFunc(p.Ports, func(a, b hostpolicy.PortOwner) int { return hostpolicy.ComparePorts(&a, &b) })
+	g := &l.gathering
+	addresses, ports := append(g.upsert[:0], s.cover.prefixes...), g.upsertPorts[:0]
+	list := func(at *place) {
+		x := l.block(at)
+		addresses, ports = append(addresses, x.Addresses...), append(ports, x.Ports...)
+	}
+	for _, cell := range s.cover.cells {
+		for _, at := range l.cells[cell].places {
+			list(at)
+		}
+	}
+	l.outside(l.view(s, 0), list)
+	g.upsert, g.upsertPorts = addresses[:0], ports[:0]
+	p.Addresses, p.Ports, p.Domains = g.addresses(addresses), g.ports(ports), s.cover.domains
 	return p, true
 }
 
@@ -68,7 +47,7 @@ func (l *Live) HostHash(host string) (hostpolicy.Hash, bool) {
 	l.latest.settleGroup(h.group)
 	var hasher hostpolicy.Hasher
 	hasher.Host(h.name, subjectsOf(h.shape, h.group.state))
-	return hasher.Hash(l.common(h.group.state, l.sums(h.group))), true
+	return hasher.Hash(l.common(h.group.state, l.sums(h.group, nil))), true
 }
 
 // common returns what the hashes of a group's hosts have in common.

@@ -14,8 +14,16 @@ import (
 
 // gathering is what a delta gathers before it is in order. It is empty between deltas, and keeps its memory.
 type gathering struct {
-	upsert, remove           []hostpolicy.Address
-	upsertPorts, removePorts []hostpolicy.PortOwner
+	*addressDelta              // of which the sums are made
+	upsertBlocks, removeBlocks []*hostpolicy.Block
+	upsert, remove             []hostpolicy.Address // that are in none of the blocks
+	upsertPorts, removePorts   []hostpolicy.PortOwner
+	entries                    int  // of the blocks
+	twice                      bool // a prefix may be new and gone
+
+	// Of the making of one block.
+	addressesOf []hostpolicy.Address
+	portsOf     []hostpolicy.PortOwner
 	sorter
 }
 

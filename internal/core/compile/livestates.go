@@ -1,6 +1,7 @@
 package compile
 
 import (
+	"math/bits"
 	"slices"
 
 	"bulkhead/internal/core/hostpolicy"
@@ -35,6 +36,59 @@ type subjectState struct {
 	set, isolation *judgeState
 	locals         []*judgeState
 	loss           model.OnAgentLoss
+}
+
+// view is a state of which somebody asks whom it tells from others.
+type view struct {
+	*groupState
+	told bitset // the answers, also for shared identities; nil: they are looked for row by row
+}
+
+// tells reports whether the state tells the peer from others, or one of those that it stands for.
+func (v *view) tells(peer int32, members []int32) bool {
+	if v.told != nil {
+		return v.told.has(peer)
+	}
+	return v.finds(peer) || slices.ContainsFunc(members, v.finds)
+}
+
+func (s *groupState) finds(peer int32) bool {
+	for _, c := range s.contents {
+		if _, ok := c.find(peer); ok {
+			return true
+		}
+	}
+	return false
+}
+
+// lists reports whether the hosts are told of an address.
+func (v *view) lists(r *addrRecord) bool {
+	return r != nil && (v.cover.holds(r.cell) || v.tells(r.seen, r.members))
+}
+
+// view returns the state with whom it tells from others; there are places for two of them, which are used again.
+func (l *Live) view(s *groupState, place int) *view {
+	told := l.told[place]
+	told.clear()
+	for n := (len(l.ids.all) + 63) / 64; len(told) < n; {
+		told = append(told, 0)
+	}
+	for _, c := range s.contents {
+		for _, chunk := range c.chunks {
+			for _, r := range chunk {
+				told[r.peer/64] |= 1 << (r.peer % 64)
+			}
+		}
+	}
+	for at, word := range l.members {
+		for word &= told[at]; word != 0; word &= word - 1 {
+			for _, shared := range l.ids.sharedIn[at*64+bits.TrailingZeros64(word)] {
+				told.add(shared)
+			}
+		}
+	}
+	l.told[place] = told
+	return &view{s, told}
 }
 
 func newJudgeState(contents [2]*content) *judgeState {

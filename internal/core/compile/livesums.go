@@ -27,88 +27,136 @@ func (s *addressSums) remove(x *addressSums) {
 	}
 }
 
-// place is all addresses that others take for one identity in one cell, with their sums.
+// addPlace adds a whole place, without a look at its ports if there are none.
+func (s *addressSums) addPlace(p *place) {
+	s.addresses.N += p.addresses.N
+	s.addresses.Sum.Add(p.addresses.Sum)
+	if p.shared {
+		s.ports.N += p.ports.N
+		s.ports.Sum.Add(p.ports.Sum)
+	}
+}
+
+// place is all addresses that others take for one identity in one cell, with their sums. What hosts are told of them is one
+// block of a delta, unless the batch changed some of them. To draw a delta is to walk over thousands of places that are in no
+// cache: what that reads comes first, and fills a line.
 type place struct {
-	cell    int32
-	changes uint64 // the latest batch that changed a record in it
+	addresses hostpolicy.Bag
+	known     *hostpolicy.Block // of the records; nil: not made since they changed
+	more      *place            // of the same identity in another cell
+	cell      int32
+	changed   bool // a record in it, by the batch
+	shared    bool // the identity is, and there may be ports
+
+	seen    int32
+	inCell  int32 // index in the places of the cell
 	records []*addrRecord
-	listed  []hostpolicy.Address // of the records, one by one
-	addressSums
+	ports   hostpolicy.Bag
+}
+
+// len returns how many entries there are to tell.
+func (p *place) len() int {
+	n := p.addresses.N
+	if p.shared {
+		n += p.ports.N
+	}
+	return int(n)
+}
+
+// placeOf returns the place that a record belongs in, nil if there is none.
+func (l *Live) placeOf(r *addrRecord) *place {
+	p := l.places[r.seen]
+	for p != nil && p.cell != r.cell {
+		p = p.more
+	}
+	return p
 }
 
 // book puts the record of an address in its place.
 func (b *batch) book(r *addrRecord) {
 	l := b.Live
-	l.cells[r.cell].sums.add(&r.addressSums)
-	for i := range l.places[r.seen] {
-		if p := &l.places[r.seen][i]; p.cell == r.cell {
-			p.put(r, b.number)
-			return
-		}
+	c := &l.cells[r.cell]
+	c.sums.add(&r.addressSums)
+	p := l.placeOf(r)
+	if p == nil {
+		p = &place{seen: r.seen, cell: r.cell, shared: r.members != nil, more: l.places[r.seen], inCell: int32(len(c.places))}
+		l.places[r.seen], c.places = p, append(c.places, p)
 	}
-	p := place{cell: r.cell}
-	p.put(r, b.number)
-	l.places[r.seen] = append(l.places[r.seen], p)
-}
-
-func (p *place) put(r *addrRecord, batch uint64) {
-	p.add(&r.addressSums)
-	r.at, p.changes = len(p.records), batch
-	p.records, p.listed = append(p.records, r), append(p.listed, r.address)
-}
-
-func (p *place) take(r *addrRecord, batch uint64) {
-	p.remove(&r.addressSums)
-	last := len(p.records) - 1
-	p.records[r.at], p.listed[r.at], p.records[last].at = p.records[last], p.listed[last], r.at
-	p.records[last] = nil
-	p.records, p.listed, p.changes = p.records[:last], p.listed[:last], batch
+	sums := addressSums{p.addresses, p.ports}
+	sums.add(&r.addressSums)
+	p.addresses, p.ports = sums.addresses, sums.ports
+	r.at, p.records = len(p.records), append(p.records, r)
+	b.change(p)
 }
 
 // unbook is the inverse of book.
 func (b *batch) unbook(r *addrRecord) {
 	l := b.Live
-	l.cells[r.cell].sums.remove(&r.addressSums)
-	list := l.places[r.seen]
-	for i := range list {
-		if p := &list[i]; p.cell == r.cell {
-			if p.take(r, b.number); p.addresses.N == 0 {
-				list[i], list[len(list)-1] = list[len(list)-1], place{}
-				l.places[r.seen] = list[:len(list)-1]
+	c := &l.cells[r.cell]
+	c.sums.remove(&r.addressSums)
+	p := l.placeOf(r)
+	sums := addressSums{p.addresses, p.ports}
+	sums.remove(&r.addressSums)
+	p.addresses, p.ports = sums.addresses, sums.ports
+	last := len(p.records) - 1
+	p.records[r.at], p.records[last].at = p.records[last], r.at
+	p.records[last] = nil
+	p.records = p.records[:last]
+	b.change(p)
+	if last > 0 {
+		return
+	}
+	at := &l.places[r.seen]
+	for *at != p {
+		at = &(*at).more
+	}
+	*at = p.more
+	end := len(c.places) - 1
+	c.places[p.inCell], c.places[end].inCell = c.places[end], p.inCell
+	c.places[end] = nil
+	c.places = c.places[:end]
+}
+
+func (b *batch) change(p *place) {
+	p.known = nil
+	if !p.changed {
+		p.changed = true
+		b.placesChanged = append(b.placesChanged, p)
+	}
+}
+
+// block returns what there is to tell of a place.
+func (l *Live) block(p *place) *hostpolicy.Block {
+	if p.known == nil {
+		g := &l.gathering
+		addresses, ports := g.addressesOf[:0], g.portsOf[:0]
+		for _, r := range p.records {
+			addresses, ports = append(addresses, r.address), append(ports, r.portOwners...)
+		}
+		g.addressesOf, g.portsOf = addresses, ports
+		p.known = &hostpolicy.Block{Addresses: g.addresses(addresses), Ports: g.ports(ports)}
+	}
+	return p.known
+}
+
+// outside calls visit for every place that hosts are told of because of its identity, and not of its cell.
+func (l *Live) outside(v *view, visit func(*place)) {
+	for p := range v.told.all() {
+		for at := l.places[p]; at != nil; at = at.more {
+			if !v.cover.holds(at.cell) {
+				visit(at)
 			}
-			return
 		}
 	}
 }
 
 // sumUp finds the sums of all addresses that hosts are told of now.
-func (l *Live) sumUp(s *groupState) addressSums {
-	out := addressSums{addresses: s.cover.sum}
-	for _, c := range s.cover.cells {
+func (l *Live) sumUp(v *view) addressSums {
+	out := addressSums{addresses: v.cover.sum}
+	for _, c := range v.cover.cells {
 		out.add(&l.cells[c].sums)
 	}
-	l.mark++
-	mark := l.mark
-	one := func(p int32) {
-		if l.identityMark[p] == mark {
-			return
-		}
-		l.identityMark[p] = mark
-		list := l.places[p]
-		for i := range list {
-			if !s.cover.holds(list[i].cell) {
-				out.add(&list[i].addressSums)
-			}
-		}
-	}
-	for _, c := range s.contents {
-		c.each(func(p, _ int32) {
-			one(p)
-			for _, shared := range l.ids.sharedIn[p] {
-				one(shared)
-			}
-		})
-	}
+	l.outside(v, func(p *place) { out.addPlace(p) })
 	return out
 }
 
@@ -159,12 +207,13 @@ func (a *addressLog) advance(k *knownSums, s *groupState, version uint64) bool {
 			return false
 		}
 	}
+	v := view{groupState: s}
 	for ; k.version < version; k.version++ {
 		for _, c := range a.changes[(k.version+1)%logged] {
-			if s.lists(c.was) {
+			if v.lists(c.was) {
 				k.remove(&c.was.addressSums)
 			}
-			if s.lists(c.is) {
+			if v.lists(c.is) {
 				k.add(&c.is.addressSums)
 			}
 		}
@@ -172,11 +221,14 @@ func (a *addressLog) advance(k *knownSums, s *groupState, version uint64) bool {
 	return true
 }
 
-// sums returns the sums of what the hosts of a group are told now.
-func (l *Live) sums(g *group) *addressSums {
+// sums returns the sums of what the hosts of a group are told now; the view of its state may be there already, or nil.
+func (l *Live) sums(g *group, v *view) *addressSums {
 	k := &g.known
 	if !l.log.advance(k, g.state, l.log.version) {
-		*k = knownSums{g.state, l.log.version, l.sumUp(g.state)}
+		if v == nil || v.told == nil {
+			v = l.view(g.state, 0)
+		}
+		*k = knownSums{g.state, l.log.version, l.sumUp(v)}
 	}
 	return &k.addressSums
 }

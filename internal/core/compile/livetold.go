@@ -23,7 +23,7 @@ func (l *Live) HostOutline(host string) (*hostpolicy.Policy, hostpolicy.Hash, bo
 	for _, j := range distinctSets(s) {
 		p.Sets = append(p.Sets, hostpolicy.PolicySet{ID: j.id})
 	}
-	sums := l.sums(h.group)
+	sums := l.sums(h.group, nil)
 	var hasher hostpolicy.Hasher
 	hasher.Host(host, p.Subjects)
 	return p, hasher.Hash(p.Common(&sums.addresses, &sums.ports)), true

@@ -24,6 +24,7 @@ func TestToldAndOutline(t *testing.T) {
 		deltas  []*hostpolicy.AddressDelta
 	}
 	drawn, several, quiet, renewed := 0, 0, 0, 0
+	kept := blocksKept{}
 	for seed := range seeds {
 		m := newMutator(5000 + seed)
 		live, err := compile.NewLive(m.docs, m.inventory(), compile.Options{Now: m.now})
@@ -64,6 +65,7 @@ func TestToldAndOutline(t *testing.T) {
 				}
 			}
 			for h, a := range changes.EachTold {
+				kept.check(t, what, a)
 				if again, told := changes.Told(h); !told || again != a {
 					t.Fatalf("%s: host %s is told something else when it is asked for alone", what, h)
 				}
@@ -121,6 +123,7 @@ func TestToldAndOutline(t *testing.T) {
 				f.holds, f.outline, f.deltas = want, outline, nil
 			}
 		}
+		kept.same(t)
 	}
 	t.Logf("%d steps drawn, %d of them over several changes, %d hosts had nothing to draw, %d new worlds", drawn, several, quiet, renewed)
 	if min(drawn, several, quiet, renewed) < 50 {

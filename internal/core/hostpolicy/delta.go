@@ -43,19 +43,6 @@ type PeerRow struct {
 	Func Func
 }
 
-// AddressDelta is what changes in addresses and ports. Entries are replaced by their key.
-type AddressDelta struct {
-	Upsert      []Address // sorted
-	Remove      []Address // sorted, as they were
-	UpsertPorts []PortOwner
-	RemovePorts []PortOwner
-}
-
-// Empty reports whether nothing changes.
-func (d *AddressDelta) Empty() bool {
-	return d == nil || len(d.Upsert)+len(d.Remove)+len(d.UpsertPorts)+len(d.RemovePorts) == 0
-}
-
 // Patch returns what the delta makes of p, and leaves p as it is. It does not compare hashes: see Delta.Base and
 // Delta.Result. The error says what the delta takes for granted and p does not have.
 func (p *Policy) Patch(d *Delta) (*Policy, error) {
@@ -74,8 +61,9 @@ func (p *Policy) Patch(d *Delta) (*Policy, error) {
 	}
 	out.Sets = replace(p.Sets, sets, CompareSets, func(s *PolicySet) bool { return slices.Contains(d.GoneSets, s.ID) })
 	if a := d.Addresses; a != nil {
-		out.Addresses = replaceKeys(p.Addresses, a.Upsert, a.Remove, CompareAddresses)
-		out.Ports = replaceKeys(p.Ports, a.UpsertPorts, a.RemovePorts, ComparePorts)
+		upsert, remove := joinBlocks(a.Upsert), joinBlocks(a.Remove)
+		out.Addresses = replaceKeys(p.Addresses, upsert.Addresses, remove.Addresses, CompareAddresses)
+		out.Ports = replaceKeys(p.Ports, upsert.Ports, remove.Ports, ComparePorts)
 	}
 	if d.DomainsChanged {
 		out.Domains = d.Domains

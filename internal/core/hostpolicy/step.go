@@ -3,8 +3,6 @@ package hostpolicy
 import (
 	"net/netip"
 	"slices"
-
-	"bulkhead/internal/core/model"
 )
 
 // Step turns the policy that an agent has into the one that it should have: a Delta as it goes over the wire, over any
@@ -39,12 +37,14 @@ func Between(old, now *Policy) *Step {
 	compare(old.Sets, now.Sets, CompareSets, func(a, b *PolicySet) bool { return true },
 		func(s *PolicySet) { d.Sets = append(d.Sets, *s) },
 		func(s *PolicySet) { d.GoneSets = append(d.GoneSets, s.ID) })
+	var upsert, remove Block
 	compare(old.Addresses, now.Addresses, CompareAddresses, equal[Address],
-		func(a *Address) { d.Upsert = append(d.Upsert, *a) },
-		func(a *Address) { d.Remove = append(d.Remove, *a) })
+		func(a *Address) { upsert.Addresses = append(upsert.Addresses, *a) },
+		func(a *Address) { remove.Addresses = append(remove.Addresses, *a) })
 	compare(old.Ports, now.Ports, ComparePorts, equal[PortOwner],
-		func(o *PortOwner) { d.UpsertPorts = append(d.UpsertPorts, *o) },
-		func(o *PortOwner) { d.RemovePorts = append(d.RemovePorts, *o) })
+		func(o *PortOwner) { upsert.Ports = append(upsert.Ports, *o) },
+		func(o *PortOwner) { remove.Ports = append(remove.Ports, *o) })
+	d.AddressDelta = *deltaOf(&upsert, &remove)
 	if !slices.Equal(old.Controllers, now.Controllers) {
 		d.Controllers, d.ControllersChanged = now.Controllers, true
 	}
@@ -87,71 +87,4 @@ func compare[T any](old, now []T, order func(a, b *T) int, same func(a, b *T) bo
 			i, j = i+1, j+1
 		}
 	}
-}
-
-// Len returns how many entries change.
-func (d *AddressDelta) Len() int {
-	if d == nil {
-		return 0
-	}
-	return len(d.Upsert) + len(d.Remove) + len(d.UpsertPorts) + len(d.RemovePorts)
-}
-
-// JoinAddresses returns one delta that does what the deltas do one after the other. It may remove an entry that was not there
-// at the beginning, which came and went in between: to remove it does no harm. The deltas stay as they are; the result may
-// share memory with them.
-func JoinAddresses(deltas []*AddressDelta) *AddressDelta {
-	switch len(deltas) {
-	case 0:
-		return &AddressDelta{}
-	case 1:
-		return deltas[0]
-	}
-	type port struct {
-		addr  netip.Addr
-		proto model.Proto
-		port  uint16
-	}
-	addresses := joined[netip.Prefix, Address]{}
-	ports := joined[port, PortOwner]{}
-	prefix := func(a *Address) netip.Prefix { return a.Prefix }
-	key := func(o *PortOwner) port { return port{o.Addr, o.Proto, o.Port} }
-	for _, d := range deltas {
-		addresses.add(d.Remove, prefix, true)
-		addresses.add(d.Upsert, prefix, false)
-		ports.add(d.RemovePorts, key, true)
-		ports.add(d.UpsertPorts, key, false)
-	}
-	out := &AddressDelta{}
-	out.Upsert, out.Remove = addresses.lists(CompareAddresses)
-	out.UpsertPorts, out.RemovePorts = ports.lists(ComparePorts)
-	return out
-}
-
-// joined is what became of each key in the end.
-type joined[K comparable, T any] map[K]fate[T]
-
-type fate[T any] struct {
-	entry T
-	gone  bool
-}
-
-func (j joined[K, T]) add(list []T, key func(*T) K, gone bool) {
-	for i := range list {
-		j[key(&list[i])] = fate[T]{list[i], gone}
-	}
-}
-
-func (j joined[K, T]) lists(order func(a, b *T) int) (upsert, remove []T) {
-	for _, f := range j {
-		if f.gone {
-			remove = append(remove, f.entry)
-		} else {
-			upsert = append(upsert, f.entry)
-		}
-	}
-	by := func(a, b T) int { return order(&a, &b) }
-	slices.SortFunc(upsert, by)
-	slices.SortFunc(remove, by)
-	return upsert, remove
 }

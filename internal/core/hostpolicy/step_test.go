@@ -44,6 +44,26 @@ func randomPolicy(r *rand.Rand) *Policy {
 	return p
 }
 
+// inPieces returns the entries of the blocks in others, none of them empty.
+func inPieces(r *rand.Rand, blocks []*Block) []*Block {
+	var out []*Block
+	at := func() *Block {
+		if len(out) == 0 || r.IntN(3) == 0 {
+			out = append(out, &Block{})
+		}
+		return out[r.IntN(len(out))]
+	}
+	for a := range Addresses(blocks) {
+		b := at()
+		b.Addresses = append(b.Addresses, *a)
+	}
+	for o := range Ports(blocks) {
+		b := at()
+		b.Ports = append(b.Ports, *o)
+	}
+	return slices.DeleteFunc(out, func(b *Block) bool { return b.Len() == 0 })
+}
+
 // TestJoinAddresses: deltas joined do what they do one after the other.
 func TestJoinAddresses(t *testing.T) {
 	for seed := range uint64(500) {
@@ -54,6 +74,7 @@ func TestJoinAddresses(t *testing.T) {
 		for range r.IntN(5) {
 			next := randomPolicy(r)
 			d := Between(last, next).AddressDelta
+			d.Upsert, d.Remove = inPieces(r, d.Upsert), inPieces(r, d.Remove)
 			deltas, last = append(deltas, &d), next
 		}
 		joined := JoinAddresses(deltas)
@@ -64,12 +85,29 @@ func TestJoinAddresses(t *testing.T) {
 		if !slices.Equal(got.Addresses, last.Addresses) || !slices.Equal(got.Ports, last.Ports) {
 			t.Fatalf("seed %d: %d deltas lead to %v %v, want %v %v", seed, len(deltas), got.Addresses, got.Ports, last.Addresses, last.Ports)
 		}
-		for i, list := range [][]Address{joined.Upsert, joined.Remove} {
-			if sorted(list, CompareAddresses) >= 0 {
-				t.Errorf("seed %d: list %d is out of order: %v", seed, i, list)
+		n, seen := 0, map[any]bool{}
+		for i, blocks := range [][]*Block{joined.Upsert, joined.Remove} {
+			for _, b := range blocks {
+				if sorted(b.Addresses, CompareAddresses) >= 0 || sorted(b.Ports, ComparePorts) >= 0 || b.Len() == 0 {
+					t.Errorf("seed %d: block %d is empty or out of order: %v", seed, i, b)
+				}
+				n += b.Len()
+			}
+			for a := range Addresses(blocks) {
+				if seen[a.Prefix] {
+					t.Errorf("seed %d: %s twice", seed, a.Prefix)
+				}
+				seen[a.Prefix] = true
+			}
+			for o := range Ports(blocks) {
+				key := PortOwner{Addr: o.Addr, Proto: o.Proto, Port: o.Port}
+				if seen[key] {
+					t.Errorf("seed %d: %v twice", seed, key)
+				}
+				seen[key] = true
 			}
 		}
-		if n := len(joined.Upsert) + len(joined.Remove) + len(joined.UpsertPorts) + len(joined.RemovePorts); joined.Len() != n {
+		if joined.Len() != n || joined.Empty() != (n == 0) {
 			t.Errorf("seed %d: length %d, want %d", seed, joined.Len(), n)
 		}
 	}
