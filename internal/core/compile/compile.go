@@ -50,10 +50,9 @@ type World struct {
 	workloads []Workload         // parallel to inv.Instances
 	points    []Point            // of all workloads, in their order
 	seats     []Seat             // parallel to points
-	names     []string           // parallel to points: of the workloads
 	byName    nameIndex          // workload to its first point
 	units     map[string][]int32 // host to its units, sorted
-	owner4    ipv4Index
+	owner4    addrIndex
 	owner6    map[netip.Addr]int32 // to the point that has it, or to -1-i for shared[i]
 	shared    []sharedAddress
 	// addressNames: some workload has a name that could be read as an address.
@@ -158,7 +157,7 @@ func (w *World) NextExpiry() (at time.Time, ok bool) { return w.nextExpiry, !w.n
 
 // Workload returns the workload of that name, or nil.
 func (w *World) Workload(name string) *Workload {
-	if p, ok := w.byName.find(name, hashName(name), w.names); ok {
+	if p, ok := w.byName.find(name); ok {
 		return &w.workloads[w.points[p].workload]
 	}
 	return nil

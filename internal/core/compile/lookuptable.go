@@ -1,5 +1,11 @@
 package compile
 
+import (
+	"math"
+
+	"bulkhead/internal/core/model"
+)
+
 // What judging a flow costs in a large world is how often the processor waits for memory. So the evaluator does not search
 // the rows of tables: most rows of a large table come from rules that many subjects have in common, and other tables have
 // them too. lookup keeps a few of those whole, and of each table what it has beside one of them.
@@ -7,9 +13,9 @@ package compile
 // lookup is the form of all tables that the evaluator reads. Most peers of most tables are judged by the default, and two words
 // say so: one of the filter, one of listed. What else there is lies apart and is seldom read.
 type lookup struct {
-	tables []lookupTable // parallel to World.tables, until arrange
-	sets   []lookupTable // of each policy set the table of ingress and that of egress, after arrange
-	slots  []row         // hash tables by peer, one after the other; noPeer where there is nothing
+	tables  []lookupTable // parallel to World.tables, until there are classes
+	classes []class       // of points
+	slots   []row         // hash tables by peer, one after the other; noPeer where there is nothing
 	// filter has a word for each line of slots: of the peers whose search begins there, the bits that filterBits tells of each.
 	filter []uint64
 	// common has, one common table after the other, the functions by peer; and listed, with a bit for each peer, which of
@@ -24,7 +30,7 @@ type lookup struct {
 type lookupTable struct {
 	slots  uint32 // where they begin, at the beginning of a line
 	def    int32
-	common uint32 // number of the common table, from one; zero if it has none
+	common uint16 // number of the common table, from one; zero if it has none
 	shift  uint8  // 32 less the logarithm of how many slots there are
 }
 
@@ -43,19 +49,23 @@ func filterBits(peer uint32) uint64 {
 	return 1<<(h>>26) | 1<<(h>>20&63) | 1<<(h>>14&63)
 }
 
-func (l *lookup) ask(at uint32, peer int32) Question {
-	p := uint32(peer)
-	if peer < 0 {
-		p = uint32(l.identities)
-	}
-	return Question{at: at, peer: p, missing: filterBits(p)}
+// ask begins to look for a peer in the table of a class.
+func (l *lookup) ask(q *Question, of uint32, d model.Direction, peer uint32) {
+	c := &l.classes[of]
+	q.missing = filterBits(peer)
+	q.peer = peer
+	q.home = c.slots[d&1] + slotOf(peer, c.shift[d&1])
+	q.listed = uint32(c.common[d&1])*l.words + peer/64
+	q.fn = c.def[d&1]
+	q.at = of<<1 | uint32(d&1)
 }
 
-func (l *lookup) open(q *Question) {
-	t := &l.sets[q.at]
-	q.fn = t.def
-	q.home = t.slots + slotOf(q.peer, t.shift)
-	q.listed = t.common*l.words + q.peer/64
+// peer returns the number of an identity that may be none.
+func (l *lookup) peer(index int32) uint32 {
+	if index < 0 {
+		return uint32(l.identities)
+	}
+	return uint32(index)
 }
 
 func (l *lookup) look(q *Question) {
@@ -67,29 +77,29 @@ func (l *lookup) touch(q *Question) int32 {
 	if q.missing == 0 {
 		return l.slots[q.home].fn
 	}
-	return l.inCommon(&l.sets[q.at], q.peer)
+	return l.inCommon(q)
 }
 
 // seek finds what there is before the default.
 func (l *lookup) seek(q *Question) {
-	t := &l.sets[q.at]
 	if q.missing == 0 {
-		if fn, ok := l.own(t, q.peer, q.home); ok {
+		if fn, ok := l.own(q); ok {
 			q.fn = fn
 			return
 		}
 	}
 	if q.listed != 0 {
-		q.fn = l.inCommon(t, q.peer)
+		q.fn = l.inCommon(q)
 	}
 }
 
-// own returns the function of the peer's slot, where the search begins at home.
-func (l *lookup) own(t *lookupTable, peer, home uint32) (fn int32, ok bool) {
-	mask := uint32(1)<<(32-t.shift) - 1
-	for at := home - t.slots; ; at = (at + 1) & mask {
-		switch s := &l.slots[t.slots+at]; s.peer {
-		case peer:
+// own returns the function of the peer's slot.
+func (l *lookup) own(q *Question) (fn int32, ok bool) {
+	c, d := &l.classes[q.at>>1], q.at&1
+	begin, mask := c.slots[d], uint32(1)<<(32-c.shift[d])-1
+	for at := q.home - begin; ; at = (at + 1) & mask {
+		switch s := &l.slots[begin+at]; s.peer {
+		case q.peer:
 			return s.fn, true
 		case noPeer:
 			return 0, false
@@ -97,25 +107,21 @@ func (l *lookup) own(t *lookupTable, peer, home uint32) (fn int32, ok bool) {
 	}
 }
 
-// inCommon returns the function of a peer that the common table of t lists.
-func (l *lookup) inCommon(t *lookupTable, peer uint32) int32 {
-	return l.common[int(t.common-1)*l.identities+int(peer)]
+// inCommon returns the function of a peer that the common table lists.
+func (l *lookup) inCommon(q *Question) int32 {
+	common := l.classes[q.at>>1].common[q.at&1]
+	return l.common[(int(common)-1)*l.identities+int(q.peer)]
 }
 
-// arrange puts the tables of each policy set side by side, and starts in the place of the functions' numbers.
-func (l *lookup) arrange(sets []policySet, starts []int32) {
-	l.sets = make([]lookupTable, 0, 2*len(sets))
-	for i := range sets {
-		l.sets = append(l.sets, l.tables[sets[i].tables[0]], l.tables[sets[i].tables[1]])
-	}
-	l.tables = nil
+// begin puts where functions begin in the place of their numbers.
+func (l *lookup) begin(starts []int32) {
 	for i := range l.slots {
 		if s := &l.slots[i]; s.peer != noPeer {
 			s.fn = starts[s.fn]
 		}
 	}
-	for i := range l.sets {
-		l.sets[i].def = starts[l.sets[i].def]
+	for i := range l.tables {
+		l.tables[i].def = starts[l.tables[i].def]
 	}
 	for i, fn := range l.common {
 		l.common[i] = starts[fn]
@@ -141,13 +147,13 @@ func newLookup(tables []table, families []int32, identities int) *lookup {
 			rows[f] += len(tables[i].rows)
 		}
 	}
-	at := map[int32]uint32{} // family to its common table
+	at := map[int32]uint16{} // family to its common table
 	var beside []row
 	for i := range tables {
 		t := &tables[i]
 		out := lookupTable{def: t.def, shift: leastShift}
 		own := t.rows
-		if f := families[i]; f != None && rows[f] >= kinWorth*identities && commons[f].def == t.def {
+		if f := families[i]; f != None && rows[f] >= kinWorth*identities && commons[f].def == t.def && len(at) < math.MaxUint16 {
 			var kin bool
 			if beside, kin = differ(beside[:0], t.rows, commons[f].rows, t.def, len(t.rows)/2); kin {
 				own = beside
@@ -167,7 +173,7 @@ func newLookup(tables []table, families []int32, identities int) *lookup {
 }
 
 // addCommon lists the functions of a table for every peer, and returns the number of the list.
-func (l *lookup) addCommon(t *table) uint32 {
+func (l *lookup) addCommon(t *table) uint16 {
 	at, words := len(l.common), len(l.listed)
 	l.common = append(l.common, make([]int32, l.identities)...)
 	l.listed = append(l.listed, make([]uint64, l.words)...)
@@ -179,7 +185,7 @@ func (l *lookup) addCommon(t *table) uint32 {
 		all[r.peer] = r.fn
 		listed[r.peer/64] |= 1 << (r.peer % 64)
 	}
-	return uint32(words) / l.words
+	return uint16(uint32(words) / l.words)
 }
 
 // differ appends what rows say otherwise than others; ok is false if that is more than most.

@@ -123,12 +123,8 @@ func lowered(s *hostpolicy.PolicySet) *hostpolicy.PolicySet {
 func decide(w *compile.World, at *compile.Seat, d model.Direction, peer int32, proto model.Proto, port uint16, process *model.Process) model.EndVerdict {
 	var q compile.Question
 	w.Ask(&q, at, d, peer)
-	w.Open(&q)
 	w.Look(&q)
-	if q.More() != 0 {
-		w.Seek(&q)
-	}
-	return w.Answer(&q, proto, port, process)
+	return w.Settle(&q, proto, port, process)
 }
 
 // evaluated compares what the evaluator's form says with the set in full.

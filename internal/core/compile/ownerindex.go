@@ -1,26 +1,59 @@
 package compile
 
-import "math/bits"
+import (
+	"encoding/binary"
+	"math/bits"
+	"net/netip"
+)
 
-// nameIndex finds points by the names of their workloads, and ipv4Index by their addresses. Both are hash tables with open
-// addressing: a search touches one line of memory where a map of the language touches several.
+// nameIndex finds workloads by their names, and addrIndex by their IPv4 addresses. What judging most flows takes lies beside
+// the key, so that to find an end of a flow is to read one line of memory or two. The less memory they take in all, the more
+// of it a processor keeps at hand: in a large world that is most of what judging costs.
 
-// nameIndex finds the first point of the workload of a name. A slot has one more than the point in its lower bits and some
-// bits of the name's hash above them; 0 where there is nothing.
+// nameIndex finds the first point of the workload of a name.
 type nameIndex struct {
-	slots []uint32
-	shift uint8
-	point uint32 // the bits of a slot that are the point's
+	perfect
+	slots  []nameSlot
+	points []int32          // parallel to slots
+	left   map[string]int32 // points of names that found no place
 }
 
-// newNameIndex makes the index of at most so many names of at most so many points.
-func newNameIndex(names, points int) nameIndex {
-	log := slotsFor(names)
-	return nameIndex{make([]uint32, 1<<log), uint8(64 - log), 1<<bits.Len(uint(points)) - 1}
+// nameSlot is a workload at its first address. The zero slot is nobody's: no workload has an empty name.
+type nameSlot struct {
+	name string
+	Spot
 }
 
-// slotsFor returns the logarithm of how many slots n entries take.
-func slotsFor(n int) int { return bits.Len(uint(n + n/2)) }
+// newNameIndex makes the index of some workloads, each at the first of its points. Their spots are zero.
+func newNameIndex(workloads []Workload, points []int32) nameIndex {
+	hashes := make([]uint64, len(workloads))
+	for i := range workloads {
+		hashes[i] = hashName(workloads[i].Name)
+	}
+	p, places := newPerfect(hashes)
+	x := nameIndex{perfect: p, slots: make([]nameSlot, p.places), points: make([]int32, p.places)}
+	for i, at := range places {
+		name := workloads[i].Name
+		if at != noPlace {
+			x.slots[at].name, x.points[at] = name, points[i]
+			continue
+		}
+		if x.left == nil {
+			x.left = map[string]int32{}
+		}
+		x.left[name] = points[i]
+	}
+	return x
+}
+
+// find returns the point of a name.
+func (x *nameIndex) find(name string) (point int32, ok bool) {
+	if at := x.at(hashName(name)); x.slots[at].name == name && name != "" {
+		return x.points[at], true
+	}
+	point, ok = x.left[name]
+	return point, ok
+}
 
 // hashName spreads names; equal names have equal hashes in every run.
 func hashName(s string) uint64 {
@@ -52,46 +85,90 @@ func eightBytes(s string) uint64 {
 		uint64(s[4])<<32 | uint64(s[5])<<40 | uint64(s[6])<<48 | uint64(s[7])<<56
 }
 
-// add notes the point of a name that is not there yet.
-func (x *nameIndex) add(name string, point int32) {
-	h := hashName(name)
-	at, mask := h>>x.shift, uint64(len(x.slots)-1)
-	for x.slots[at] != 0 {
-		at = (at + 1) & mask
-	}
-	x.slots[at] = uint32(h)&^x.point | uint32(point+1)
+// addrIndex finds who owns an IPv4 address: a point, or -1-i for shared[i].
+type addrIndex struct {
+	perfect
+	slots  []addrSlot
+	owners []int32 // parallel to slots; noOwner where there is nothing
+	left   map[uint32]int32
+	n      int
 }
 
-// probe returns the first point that a name of that hash may be of; -1 if there is none.
-func (x *nameIndex) probe(hash uint64) int32 {
-	mask := uint64(len(x.slots) - 1)
-	for at := hash >> x.shift; ; at = (at + 1) & mask {
-		s := x.slots[at&mask]
-		if s == 0 || (s^uint32(hash))&^x.point == 0 {
-			return int32(s&x.point) - 1
-		}
-	}
+// addrSlot is the owner of an address, if it is the only one.
+type addrSlot struct {
+	addr uint32
+	Spot
 }
 
-// find returns the point of a name, of which the hash is known. Names are those of the points.
-func (x *nameIndex) find(name string, hash uint64, names []string) (point int32, ok bool) {
-	if len(x.slots) == 0 {
-		return 0, false
-	}
-	mask := uint64(len(x.slots) - 1)
-	for at := hash >> x.shift; ; at = (at + 1) & mask {
-		s := x.slots[at]
-		if s == 0 {
-			return 0, false
-		}
-		if p := int32(s&x.point) - 1; (s^uint32(hash))&^x.point == 0 && names[p] == name {
-			return p, true
+const noOwner = int32(-1) << 31
+
+func hashAddr(addr uint32) uint64 { return mixHash(uint64(addr), hashFactor) }
+
+// newAddrIndex makes the index of what was claimed. Its spots are zero.
+func newAddrIndex(c *ipv4Claims) addrIndex {
+	addrs, owners := make([]uint32, 0, c.n), make([]int32, 0, c.n)
+	hashes := make([]uint64, 0, c.n)
+	for _, s := range c.slots {
+		if s.owner != noOwner {
+			addrs, owners, hashes = append(addrs, s.addr), append(owners, s.owner), append(hashes, hashAddr(s.addr))
 		}
 	}
+	p, places := newPerfect(hashes)
+	x := addrIndex{perfect: p, slots: make([]addrSlot, p.places), owners: make([]int32, p.places), n: c.n}
+	for i := range x.owners {
+		x.owners[i] = noOwner
+	}
+	for i, at := range places {
+		if at != noPlace {
+			x.slots[at].addr, x.owners[at] = addrs[i], owners[i]
+			continue
+		}
+		if x.left == nil {
+			x.left = map[uint32]int32{}
+		}
+		x.left[addrs[i]] = owners[i]
+	}
+	return x
 }
 
-// ipv4Index finds who owns an IPv4 address: a point, or -1-i for shared[i].
-type ipv4Index struct {
+// number4 returns an IPv4 address as a number.
+func number4(a netip.Addr) uint32 {
+	b := a.As4()
+	return binary.BigEndian.Uint32(b[:])
+}
+
+func (x *addrIndex) find(addr uint32) (owner int32, ok bool) {
+	if at := x.at(hashAddr(addr)); x.slots[at].addr == addr && x.owners[at] != noOwner {
+		return x.owners[at], true
+	}
+	owner, ok = x.left[addr]
+	return owner, ok
+}
+
+// claims collects who owns which address, until all are known.
+type claims struct {
+	v4 ipv4Claims
+	v6 map[netip.Addr]int32
+}
+
+func (c *claims) of(a netip.Addr) (owner int32, taken bool) {
+	if a.Is4() {
+		return c.v4.find(number4(a))
+	}
+	owner, taken = c.v6[a]
+	return owner, taken
+}
+
+func (c *claims) set(a netip.Addr, owner int32) {
+	if a.Is4() {
+		c.v4.set(number4(a), owner)
+		return
+	}
+	c.v6[a] = owner
+}
+
+// ipv4Claims collects who owns which IPv4 address: a hash table with open addressing.
+type ipv4Claims struct {
 	slots []ipv4Slot
 	shift uint8
 	n     int
@@ -102,31 +179,27 @@ type ipv4Slot struct {
 	owner int32 // noOwner where there is nothing
 }
 
-const noOwner = int32(-1) << 31
-
-func newIPv4Index(n int) ipv4Index {
-	log := slotsFor(n)
-	x := ipv4Index{slots: make([]ipv4Slot, 1<<log), shift: uint8(64 - log)}
+func newIPv4Claims(n int) ipv4Claims {
+	log := bits.Len(uint(n + n/2))
+	x := ipv4Claims{slots: make([]ipv4Slot, 1<<log), shift: uint8(64 - log)}
 	for i := range x.slots {
 		x.slots[i].owner = noOwner
 	}
 	return x
 }
 
-func (x *ipv4Index) home(addr uint32) uint64 { return uint64(addr) * hashFactor >> x.shift }
-
 // slot returns the slot of the address, or the one that it would take.
-func (x *ipv4Index) slot(addr uint32) *ipv4Slot {
+func (x *ipv4Claims) slot(addr uint32) *ipv4Slot {
 	mask := uint64(len(x.slots) - 1)
-	for at := x.home(addr); ; at = (at + 1) & mask {
+	for at := uint64(addr) * hashFactor >> x.shift; ; at = (at + 1) & mask {
 		if s := &x.slots[at]; s.addr == addr || s.owner == noOwner {
 			return s
 		}
 	}
 }
 
-// set notes who owns an address. There must not be more addresses than the index was made for.
-func (x *ipv4Index) set(addr uint32, owner int32) {
+// set notes who owns an address. There must not be more addresses than it was made for.
+func (x *ipv4Claims) set(addr uint32, owner int32) {
 	s := x.slot(addr)
 	if s.owner == noOwner {
 		x.n++
@@ -134,10 +207,7 @@ func (x *ipv4Index) set(addr uint32, owner int32) {
 	*s = ipv4Slot{addr, owner}
 }
 
-func (x *ipv4Index) find(addr uint32) (owner int32, ok bool) {
-	if len(x.slots) == 0 {
-		return 0, false
-	}
+func (x *ipv4Claims) find(addr uint32) (owner int32, ok bool) {
 	owner = x.slot(addr).owner
 	return owner, owner != noOwner
 }

@@ -1,7 +1,6 @@
 package compile
 
 import (
-	"encoding/binary"
 	"net/netip"
 	"slices"
 
@@ -46,27 +45,20 @@ func (w *World) place() error {
 	}
 	w.workloads = make([]Workload, len(instances))
 	w.points = make([]Point, 0, total) // never grows: workloads keep parts of it
-	w.owner4 = newIPv4Index(total)
-	w.owner6 = map[netip.Addr]int32{}
+	owners := claims{newIPv4Claims(total), map[netip.Addr]int32{}}
 	w.units = map[string][]int32{}
 	c := newCollector(w.nets)
-	hosts := make(map[string]int32, len(instances))
+	hosts, first := make(map[string]int32, len(instances)), make([]int32, len(instances))
 	for i := range instances {
 		inst := &instances[i]
 		if i > 0 && instances[i-1].Name >= inst.Name {
 			return Errors{{Msg: "the inventory is not sorted at " + inst.Name + ", or has it twice"}}
 		}
-		w.placeWorkload(c, int32(i), inst, hosts)
+		first[i] = int32(len(w.points))
+		w.placeWorkload(c, &owners, int32(i), inst, hosts)
 	}
-	w.seats = make([]Seat, len(w.points))
-	w.names = make([]string, len(w.points))
-	w.byName = newNameIndex(len(w.workloads), len(w.points))
-	for i := range w.points {
-		w.names[i] = w.workloads[w.points[i].workload].Name
-		if i == 0 || w.points[i-1].workload != w.points[i].workload {
-			w.byName.add(w.names[i], int32(i))
-		}
-	}
+	w.byName = newNameIndex(w.workloads, first)
+	w.owner4, w.owner6 = newAddrIndex(&owners.v4), owners.v6
 	for n := range w.nets.netsets[1:] {
 		if s := &w.nets.netsets[1+n]; s.cells || s.domain {
 			c.unowned(int32(1 + n))
@@ -79,7 +71,7 @@ func (w *World) place() error {
 	return w.number(c)
 }
 
-func (w *World) placeWorkload(c *collector, i int32, inst *model.Instance, hosts map[string]int32) {
+func (w *World) placeWorkload(c *collector, owners *claims, i int32, inst *model.Instance, hosts map[string]int32) {
 	wl := &w.workloads[i]
 	*wl = Workload{Instance: inst, labels: c.labelSet(identityLabels(inst)), host: None, node: None, family: [2]int32{-1, -1}}
 	if inst.Host != "" {
@@ -108,7 +100,7 @@ func (w *World) placeWorkload(c *collector, i int32, inst *model.Instance, hosts
 		if f := familyOf(a.Is4()); wl.family[f] < 0 {
 			wl.family[f] = at
 		}
-		w.own(at, a)
+		w.own(owners, at, a)
 	}
 	if len(inst.Addresses) == 0 {
 		w.points = append(w.points, Point{workload: i, cell: -1, exact: c.owned(wl.labels, 0)})
@@ -117,10 +109,10 @@ func (w *World) placeWorkload(c *collector, i int32, inst *model.Instance, hosts
 }
 
 // own notes that a workload has the address at that point.
-func (w *World) own(point int32, a netip.Addr) {
-	before, taken := w.ownerOf(a)
+func (w *World) own(owners *claims, point int32, a netip.Addr) {
+	before, taken := owners.of(a)
 	if !taken {
-		w.setOwner(a, point)
+		owners.set(a, point)
 		return
 	}
 	if before >= 0 {
@@ -129,7 +121,7 @@ func (w *World) own(point int32, a netip.Addr) {
 		}
 		w.shared = append(w.shared, sharedAddress{addr: a, points: []int32{before}})
 		before = -int32(len(w.shared))
-		w.setOwner(a, before)
+		owners.set(a, before)
 	}
 	s := &w.shared[-1-before]
 	if last := s.points[len(s.points)-1]; w.points[last].workload != w.points[point].workload {
@@ -140,20 +132,10 @@ func (w *World) own(point int32, a netip.Addr) {
 // ownerOf returns the point that has a plain address, or -1-i for shared[i].
 func (w *World) ownerOf(a netip.Addr) (owner int32, ok bool) {
 	if a.Is4() {
-		b := a.As4()
-		return w.owner4.find(binary.BigEndian.Uint32(b[:]))
+		return w.owner4.find(number4(a))
 	}
 	owner, ok = w.owner6[a]
 	return owner, ok
-}
-
-func (w *World) setOwner(a netip.Addr, owner int32) {
-	if a.Is4() {
-		b := a.As4()
-		w.owner4.set(binary.BigEndian.Uint32(b[:]), owner)
-		return
-	}
-	w.owner6[a] = owner
 }
 
 // share gives shared addresses the identity that other hosts see.

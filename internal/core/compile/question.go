@@ -5,23 +5,23 @@ import "bulkhead/internal/core/model"
 // Question asks what a policy set says about a peer. It is answered in steps, each of which reads what the step before has
 // found: whoever takes each step for many questions waits for memory once a step, and not once a question.
 //
-//	Ask → Open → Look, then Seek if there is More → Answer
+//	Ask, AskBoth or AskNothing → Look, then Seek if there is More, then Narrow if it goes ByPort → Answer
 type Question struct {
-	at      uint32 // number of the table among those of all sets
-	peer    uint32 // the number of identities, which is nobody's, for what is no identity
 	missing uint64 // bits of the peer, of which Look takes away those that the filter has
+	peer    uint32 // the number of identities, which is nobody's, for what is no identity
 	home    uint32 // slot where the search of the peer begins
 	listed  uint32 // word of the common table that has the peer's bit, until Look; then not 0 if that is set
-	fn      int32  // where the cells begin: of the default until Settle
+	fn      int32  // where the cells begin, of the default until Seek; the cell after Narrow
+	at      uint32 // class of the subject<<1 | direction
 }
 
 // Ask begins: what does the policy set of the seat say, in this direction, about the identity of that index?
 func (w *World) Ask(q *Question, at *Seat, d model.Direction, peer int32) {
-	*q = w.lookup.ask(uint32(at.set)*2+uint32(d), peer)
+	w.lookup.ask(q, at.class, d, w.lookup.peer(peer))
 }
 
-// Open finds the table, and where to look.
-func (w *World) Open(q *Question) { w.lookup.open(q) }
+// AskNothing makes a question of which every step can be taken, and that nobody answers.
+func (w *World) AskNothing(q *Question) { w.lookup.ask(q, closer, model.Ingress, 0) }
 
 // Look finds out whether the table may have more than a default for the peer. Nothing depends on what it reads, so the
 // processor need not guess it and may look for the next question meanwhile.
@@ -38,18 +38,34 @@ func (q *Question) More() int {
 
 // TouchRow reads what Seek will read, for the most part, where there may be more. What it returns means nothing, but that it has
 // been read.
-func (w *World) TouchRow(q *Question) int32 { return w.lookup.touch(q) }
+func (w *World) TouchRow(q *Question) uint32 { return uint32(w.lookup.touch(q)) }
 
 // Seek finds the function that judges the peer where there may be more than a default.
 func (w *World) Seek(q *Question) { w.lookup.seek(q) }
 
-// TouchFunction reads the beginning of the function that was found. What it returns means nothing, but that it has been read.
-func (w *World) TouchFunction(q *Question) int32 { return int32(w.judges.cells[q.fn].from) }
+// ByPort returns 1 if the function that was found tells ports apart, else 0.
+func (w *World) ByPort(q *Question) int { return w.judges.byPort(q.fn) }
 
-// Answer says what the function comes to on a port, for a process at the seat; nil if it is not known.
-func (w *World) Answer(q *Question, proto model.Proto, port uint16, process *model.Process) model.EndVerdict {
-	verdict, rule := w.judges.decide(w.functions, q.fn, proto, port, process)
+// Narrow finds what a function that tells ports apart says of one.
+func (w *World) Narrow(q *Question, proto model.Proto, port uint16) {
+	q.fn = w.judges.find(q.fn, proto, port)
+}
+
+// Answer says what has been found, for a process at the seat; nil if it is not known.
+func (w *World) Answer(q *Question, process *model.Process) model.EndVerdict {
+	verdict, rule := w.judges.decide(w.functions, q.fn, process)
 	return model.EndVerdict{Verdict: verdict, Rule: w.functions.names[rule]}
+}
+
+// Settle takes all steps after Look.
+func (w *World) Settle(q *Question, proto model.Proto, port uint16, process *model.Process) model.EndVerdict {
+	if q.More() != 0 {
+		w.Seek(q)
+	}
+	if w.ByPort(q) != 0 {
+		w.Narrow(q, proto, port)
+	}
+	return w.Answer(q, process)
 }
 
 // judges is every function in the form that the evaluator reads: eight cells to a line of memory.
@@ -108,21 +124,25 @@ func newJudges(f *functions) (*judges, []int32) {
 
 func portKey(proto model.Proto, port uint16) uint32 { return uint32(proto)<<16 | uint32(port) }
 
-// decide returns what the function that begins there comes to. It allocates nothing.
-func (j *judges) decide(f *functions, fn int32, proto model.Proto, port uint16, process *model.Process) (model.Verdict, uint32) {
-	at := fn
-	if j.cells[fn].from != 0 { // else every protocol is judged alike, as by most functions
-		at = j.find(fn, proto, port)
+// byPort returns 1 if the function has several cells. Most have one.
+func (j *judges) byPort(fn int32) int {
+	if j.cells[fn].from != 0 {
+		return 1
 	}
-	says := j.cells[at].says
+	return 0
+}
+
+// decide returns what a cell comes to. It allocates nothing.
+func (j *judges) decide(f *functions, cell int32, process *model.Process) (model.Verdict, uint32) {
+	says := j.cells[cell].says
 	verdict, rule := model.Verdict(says&verdictBits), says>>ruleShift
 	if says&hasAlternatives != 0 {
-		return f.choose(verdict, rule, j.when[at], process)
+		return f.choose(verdict, rule, j.when[cell], process)
 	}
 	return verdict, rule
 }
 
-// find returns the cell of a function that holds the port. It is hostpolicy.Func.Cell on the compact form.
+// find returns the cell of a function of several that holds the port. It is hostpolicy.Func.Cell on the compact form.
 func (j *judges) find(fn int32, proto model.Proto, port uint16) int32 {
 	key := portKey(proto, port)
 	n := int(j.cells[fn].from)

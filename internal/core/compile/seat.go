@@ -1,7 +1,6 @@
 package compile
 
 import (
-	"encoding/binary"
 	"net/netip"
 
 	"bulkhead/internal/core/model"
@@ -18,8 +17,8 @@ type Seat struct {
 	Seen     int32 // index of the identity that other hosts see there
 	Host     int32 // number of the host that it is on; None if it is not known
 	Node     int32 // number of the node that it is, or that it runs on; None if it is neither
-	set      int32
 	point    int32
+	class    uint32
 	// Managed is false if nothing enforces at the workload. Unit is true of a unit of a host.
 	Managed, Unit bool
 	// Pod: it runs on a node, at an address of its own.
@@ -49,7 +48,7 @@ func (w *World) seat(point int32) Seat {
 	p := &w.points[point]
 	wl := &w.workloads[p.workload]
 	s := Seat{
-		Workload: p.workload, Exact: p.exact, Seen: p.seen, Host: wl.host, Node: wl.node, set: p.set, point: point,
+		Workload: p.workload, Exact: p.exact, Seen: p.seen, Host: wl.host, Node: wl.node, point: point,
 		Managed: wl.Managed, Unit: wl.IsUnit(), Pod: wl.IsPod(),
 	}
 	switch {
@@ -61,88 +60,9 @@ func (w *World) seat(point int32) Seat {
 	return s
 }
 
-// Trace is how far the way from a name or an address to a seat has been gone. To trace many ends, then to touch what all of
-// them lead to, and so on, waits for memory once a step and not once an end.
-//
-//	TraceName → TouchName → ProbeName → TouchSeat, TouchText → SitName
-//	TraceAddr → TouchAddr → ProbeAddr → TouchSeat            → SitAddr
-type Trace struct {
-	hash  uint64 // of a name
-	addr  uint32 // of IPv4
-	home  uint32 // slot of the index
-	point int32  // less than 0 if there is none, or none of its own
-}
-
-// TraceName traces the workload of a name.
-func (w *World) TraceName(name string) Trace {
-	h := hashName(name)
-	return Trace{hash: h, home: uint32(h >> w.byName.shift)}
-}
-
-// TraceAddr traces the owner of a plain address.
-func (w *World) TraceAddr(addr netip.Addr) Trace {
-	if !addr.Is4() {
-		return Trace{point: None}
-	}
-	b := addr.As4()
-	a := binary.BigEndian.Uint32(b[:])
-	return Trace{addr: a, home: uint32(w.owner4.home(a))}
-}
-
-// TouchName reads what ProbeName will read. What it returns means nothing, but that it has been read.
-func (w *World) TouchName(t *Trace) int32 { return int32(w.byName.slots[t.home]) }
-
-// TouchAddr reads what ProbeAddr will read. What it returns means nothing, but that it has been read.
-func (w *World) TouchAddr(t *Trace) int32 { return w.owner4.slots[t.home].owner }
-
-// ProbeName finds the point of the name, or of another that looks like it.
-func (w *World) ProbeName(t *Trace) { t.point = w.byName.probe(t.hash) }
-
-// ProbeAddr finds the point of the address.
-func (w *World) ProbeAddr(t *Trace) {
-	if t.point >= 0 {
-		t.point = w.owner4.slot(t.addr).owner
-	}
-}
-
-// TouchSeat reads what SitName and SitAddr will read of a seat. What it returns means nothing, but that it has been read.
-func (w *World) TouchSeat(t *Trace) int32 {
-	if uint(t.point) >= uint(len(w.seats)) {
-		return 0
-	}
-	return w.seats[t.point].Exact
-}
-
-// TouchText reads what SitName will read of a name. What it returns means nothing, but that it has been read.
-func (w *World) TouchText(t *Trace) int32 {
-	if uint(t.point) >= uint(len(w.names)) {
-		return 0
-	}
-	return int32(len(w.names[t.point]))
-}
-
-// SitName copies the seat of the workload of that name. It reports false if Find may know better.
-func (w *World) SitName(s *Seat, t *Trace, name string) bool {
-	if uint(t.point) >= uint(len(w.seats)) || w.names[t.point] != name {
-		return false
-	}
-	*s = w.seats[t.point]
-	return true
-}
-
-// SitAddr copies the seat of the workload that has the address for its own. It reports false if FindAddr may know better.
-func (w *World) SitAddr(s *Seat, t *Trace) bool {
-	if uint(t.point) >= uint(len(w.seats)) {
-		return false
-	}
-	*s = w.seats[t.point]
-	return true
-}
-
-// Find returns the workload of that name at its first address, or nil. The trace is that of the name. The seat must not be
-// changed.
-func (w *World) Find(name string, t *Trace) *Seat {
-	if p, ok := w.byName.find(name, t.hash, w.names); ok {
+// Find returns the workload of that name at its first address, or nil. The seat must not be changed.
+func (w *World) Find(name string) *Seat {
+	if p, ok := w.byName.find(name); ok {
 		return &w.seats[p]
 	}
 	return nil

@@ -58,10 +58,8 @@ func (w *World) compileSets(r *termResolver, rules [2][]*Rule) error {
 	var starts []int32
 	w.judges, starts = newJudges(w.functions)
 	w.functions.cells, w.functions.start = nil, nil // nobody makes functions of them any more
-	w.lookup.arrange(w.sets, starts)
-	for i := range w.seats {
-		w.seats[i] = w.seat(int32(i))
-	}
+	w.lookup.begin(starts)
+	w.sit()
 	return nil
 }
 

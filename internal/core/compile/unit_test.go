@@ -2,6 +2,7 @@ package compile
 
 import (
 	"cmp"
+	"encoding/binary"
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
@@ -168,8 +169,16 @@ func judgeOf(f *functionBuilder, fn int32) func(model.Proto, uint16, *model.Proc
 	one := &functions{cells: f.of(fn), start: []uint32{0, uint32(len(f.of(fn)))}, funcs: f.funcs[fn : fn+1], alternatives: f.alternatives}
 	j, starts := newJudges(one)
 	return func(proto model.Proto, port uint16, process *model.Process) (model.Verdict, uint32) {
-		return j.decide(f.functions, starts[0], proto, port, process)
+		return decide(j, f.functions, starts[0], proto, port, process)
 	}
+}
+
+// decide returns what the function that begins there comes to.
+func decide(j *judges, f *functions, fn int32, proto model.Proto, port uint16, process *model.Process) (model.Verdict, uint32) {
+	if j.byPort(fn) != 0 {
+		fn = j.find(fn, proto, port)
+	}
+	return j.decide(f, fn, process)
 }
 
 // TestPainterKeepsTheFirst compares painted functions with asking one by one.
@@ -266,7 +275,11 @@ func TestLookup(t *testing.T) {
 			tables = append(tables, tab)
 		}
 		l := newLookup(tables, families, identities)
-		l.sets = l.tables
+		classes := make([]class, len(tables))
+		for i := range tables {
+			classes[i] = l.classOf(&Seat{}, &policySet{tables: [2]int32{int32(i), int32(i)}})
+		}
+		l.classes = classes
 		for i := range tables {
 			if tables[i].rows != nil && l.tables[i].common != 0 && l.tables[i].slots > 0 {
 				shared++
@@ -280,8 +293,8 @@ func TestLookup(t *testing.T) {
 				if !ok {
 					w = tables[i].def
 				}
-				q := l.ask(uint32(i), p)
-				l.open(&q)
+				var q Question
+				l.ask(&q, uint32(i), model.Directions[r.IntN(2)], l.peer(p))
 				l.look(&q)
 				if q.More() != 0 {
 					l.seek(&q)
@@ -302,32 +315,116 @@ func TestIndexes(t *testing.T) {
 	r := rand.New(rand.NewPCG(4, 4))
 	for range 200 {
 		n := r.IntN(300)
-		names, addrs, of := newNameIndex(n, n), newIPv4Index(n), make([]string, n)
+		var workloads []Workload
+		var points []int32
+		owners := newIPv4Claims(n)
 		byName, byAddr := map[string]int32{}, map[uint32]int32{}
 		for i := range int32(n) {
 			name := strings.Repeat("host-", r.IntN(4)) + strconv.Itoa(r.IntN(4*n))
 			if _, ok := byName[name]; !ok {
-				of[i], byName[name] = name, i
-				names.add(name, i)
+				byName[name] = i
+				workloads, points = append(workloads, Workload{Instance: &model.Instance{Name: name}}), append(points, i)
 			}
-			addr := 0x0a000000 + uint32(r.IntN(4*n))
+			addr := uint32(r.IntN(4 * n)) // the address that is all zeros too
 			owner := int32(r.IntN(20) - 10)
 			byAddr[addr] = owner
-			addrs.set(addr, owner)
+			owners.set(addr, owner)
 		}
-		if addrs.n != len(byAddr) {
-			t.Fatalf("%d addresses, want %d", addrs.n, len(byAddr))
+		names, addrs := newNameIndex(workloads, points), newAddrIndex(&owners)
+		if addrs.n != len(byAddr) || len(names.left)+len(addrs.left) > 0 {
+			t.Fatalf("%d addresses, want %d; %d names and %d addresses found no place", addrs.n, len(byAddr), len(names.left), len(addrs.left))
 		}
 		for i := range 4*n + 1 {
-			for _, name := range []string{strconv.Itoa(i), "host-" + strconv.Itoa(i), "host-host-host-" + strconv.Itoa(i)} {
+			for _, name := range []string{"", strconv.Itoa(i), "host-" + strconv.Itoa(i), "host-host-host-" + strconv.Itoa(i)} {
 				want, there := byName[name]
-				if got, ok := names.find(name, hashName(name), of); got != want || ok != there {
+				if got, ok := names.find(name); got != want || ok != there {
 					t.Fatalf("%s is at %d %v, want %d %v", name, got, ok, want, there)
 				}
 			}
-			want, there := byAddr[0x0a000000+uint32(i)]
-			if got, ok := addrs.find(0x0a000000 + uint32(i)); ok != there || ok && got != want {
+			want, there := byAddr[uint32(i)]
+			if got, ok := addrs.find(uint32(i)); ok != there || ok && got != want {
 				t.Fatalf("address %d is of %d %v, want %d %v", i, got, ok, want, there)
+			}
+		}
+	}
+}
+
+// TestNamesOfOneHash: no index tells names apart whose hashes are equal, which whoever names workloads may bring about; they
+// are found all the same.
+func TestNamesOfOneHash(t *testing.T) {
+	names := []string{"0123456789abcdef"}
+	seed := uint64(len(names[0])) * hashFactor
+	first, last := eightBytes(names[0]), eightBytes(names[0][8:])
+	for i := range uint64(100) {
+		b := binary.LittleEndian.AppendUint64(nil, first+1+i)
+		b = binary.LittleEndian.AppendUint64(b, last^mixHash(seed, first)^mixHash(seed, first+1+i))
+		names = append(names, string(b))
+	}
+	inv := &model.Inventory{}
+	for _, name := range names {
+		if hashName(name) != hashName(names[0]) {
+			t.Fatalf("%q has another hash", name)
+		}
+		inv.Instances = append(inv.Instances, model.Instance{Name: name, Managed: true})
+	}
+	slices.SortFunc(inv.Instances, func(a, b model.Instance) int { return compareNames(a.Name, b.Name) })
+	w, err := Compile(&model.Documents{}, inv, Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range names {
+		if wl, seat := w.Workload(name), w.Find(name); wl == nil || wl.Name != name || seat == nil || w.Of(seat) != wl {
+			t.Errorf("%q is not found", name)
+		}
+		if s := w.SpotOfName(w.PlaceOfName(name), name); s != (Spot{}) && w.lookup.classes[s.class].traits&needsALook != 0 {
+			t.Errorf("%q has a spot that is nobody's", name)
+		}
+	}
+	if w.Workload("0123456789abcdeg") != nil {
+		t.Error("a name that nobody has is found")
+	}
+}
+
+// TestPerfect holds that keys have places of their own, and that only keys which nothing tells apart have none.
+func TestPerfect(t *testing.T) {
+	r := rand.New(rand.NewPCG(5, 5))
+	for n := range 400 {
+		hashes := make([]uint64, n*n/20)
+		seen, alike := map[uint64]int{}, 0
+		for i := range hashes {
+			hashes[i] = r.Uint64()
+			switch {
+			case i > 0 && n%4 == 1:
+				hashes[i] &= 0xffff // many a hash is another's too, and all are one pilot's
+			case i > 0 && n%4 == 2 && r.IntN(3) == 0:
+				hashes[i] = hashes[r.IntN(i)]
+			}
+			if seen[hashes[i]]++; seen[hashes[i]] > 1 {
+				alike++
+			}
+		}
+		p, places := newPerfect(hashes)
+		again, same := newPerfect(hashes)
+		if !slices.Equal(places, same) || !slices.Equal(p.pilots, again.pilots) {
+			t.Fatalf("%d keys get other places the second time", len(hashes))
+		}
+		taken, left := map[uint32]bool{}, 0
+		for i, at := range places {
+			switch {
+			case at == noPlace:
+				left++
+			case taken[at] || uint64(at) >= p.places || p.at(hashes[i]) != at:
+				t.Fatalf("key %d of %d is at %d of %d, found at %d, taken %v", i, len(hashes), at, p.places, p.at(hashes[i]), taken[at])
+			default:
+				taken[at] = true
+			}
+		}
+		if n%4 != 1 && left != alike {
+			t.Fatalf("%d of %d keys have no place, %d have the hash of another", left, len(hashes), alike)
+		}
+		for range 100 {
+			if at := p.at(r.Uint64()); uint64(at) >= p.places {
+				t.Fatalf("place %d of %d", at, p.places)
 			}
 		}
 	}
@@ -405,7 +502,7 @@ func TestJudgesOfManyCells(t *testing.T) {
 			t.Fatalf("function %d of %d cells is in two lines of memory", fn, size)
 		}
 		check := func(proto model.Proto, port uint16) {
-			v, rule := j.decide(f.functions, at, proto, port, nil)
+			v, rule := decide(j, f.functions, at, proto, port, nil)
 			want := f.funcs[fn].Cell(proto, port)
 			if v != want.Verdict || f.names[rule] != want.Rule {
 				t.Fatalf("function %d, %d/%d: %v by %s, want %v", fn, proto, port, v, f.names[rule], want)

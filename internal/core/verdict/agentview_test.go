@@ -35,8 +35,7 @@ func indexOf(w *compile.World, id model.IdentityID) int32 {
 
 // seatOf returns the workload at the address.
 func seatOf(w *compile.World, wl *compile.Workload, addr netip.Addr) *compile.Seat {
-	trace := w.TraceName(wl.Name)
-	seat := *w.Find(wl.Name, &trace)
+	seat := *w.Find(wl.Name)
 	at := wl.At(addr)
 	seat.Exact, seat.Seen = indexOf(w, at.Identity), indexOf(w, at.Seen)
 	return &seat

@@ -14,27 +14,21 @@ const BatchSize = 32
 // be used by several goroutines at once.
 type Batch struct {
 	e      *Evaluator
-	ends   [2 * BatchSize]batchEnd // two of a flow: whence and where to
-	named  list                    // ends that may be named by their workload
-	plain  list                    // ends by address
-	either list                    // ends that give an address, and may be named all the same
-	flows  [BatchSize]judging
+	ends   [2 * BatchSize]*model.End   // two of a flow: whence and where to
+	places [2 * BatchSize]uint32       // by end
+	spots  [2 * BatchSize]compile.Spot // by end
 	asked  [2 * BatchSize]compile.Question
-	small  bool // judge one by one
+	named  list // ends that may be named by their workload
+	either list // ends that give an address, and may be named all the same
+	plain  list // ends by IPv4 address
+	more   list // questions that the default may not answer, then those that are answered by port
+	closer list // flows that take a closer look
+	flows  [BatchSize]judging
 
-	warmed int32 // what was read ahead of its time; nobody reads it
+	warmed uint32 // what was read ahead of its time; nobody reads it
 }
 
-// batchEnd is one end of a flow, on its way to its seat.
-type batchEnd struct {
-	end   *model.End
-	trace compile.Trace
-	seat  compile.Seat
-	found bool // the seat is the end's; else it takes a closer look
-	given bool
-}
-
-// list is some of the ends of a batch.
+// list is some of the ends, the questions or the flows of a batch.
 type list struct {
 	at [2 * BatchSize]uint8
 	n  int
@@ -48,11 +42,10 @@ func (l *list) add(k, yes int) {
 
 func (l *list) all() []uint8 { return l.at[:l.n] }
 
-// judging is a flow of a batch, on its way.
+// judging is a flow that takes a closer look.
 type judging struct {
 	connection
-	asked [2]int32        // by direction: its question; None if none was asked
-	rules [2]model.RuleID // what lets it pass where none was asked
+	rules [2]model.RuleID // by direction: what lets it pass, so that nobody is asked
 }
 
 // Judged is what became of a flow: Err is set if it could not be judged.
@@ -61,163 +54,150 @@ type Judged struct {
 	Err error
 }
 
-// worthWaiting is of how many workloads a processor keeps everything at hand: there is nothing to wait for, and steps only
-// cost.
-const worthWaiting = 5_000
-
 // NewBatch returns a batch that judges by the evaluator.
-func (e *Evaluator) NewBatch() *Batch {
-	return &Batch{e: e, small: len(e.world.Inventory().Instances) < worthWaiting}
-}
+func (e *Evaluator) NewBatch() *Batch { return &Batch{e: e} }
 
 // Judge judges flows, at most BatchSize of them, into as many places of out: each as Evaluator.Judge would.
 func (b *Batch) Judge(out []Judged, flows []*model.Flow) {
-	if !b.small {
-		b.inSteps(out, flows)
-		return
-	}
-	for i, f := range flows {
-		out[i].FlowVerdict, out[i].Err = b.e.Judge(f)
-	}
-}
-
-func (b *Batch) inSteps(out []Judged, flows []*model.Flow) {
 	b.sort(flows)
-	b.seat()
-	asked := b.ask(out, flows)
-	w, warmed := b.e.world, int32(0)
-	for i := range asked {
-		w.Open(&asked[i])
-	}
+	b.find(2 * len(flows))
+	b.ask(out, flows)
+	w, warmed, asked := b.e.world, uint32(0), b.asked[:2*len(flows)]
 	for i := range asked {
 		w.Look(&asked[i])
 	}
-	more := &b.named // whose ends are found
-	more.n = 0
+	b.more.n = 0
 	for i := range asked {
-		more.add(i, asked[i].More())
+		b.more.add(i, asked[i].More())
 	}
-	for _, i := range more.all() {
+	for _, i := range b.more.all() {
 		warmed += w.TouchRow(&asked[i])
 	}
-	for _, i := range more.all() {
+	for _, i := range b.more.all() {
 		w.Seek(&asked[i])
 	}
-	for i := range asked {
-		warmed += w.TouchFunction(&asked[i])
-	}
 	b.warmed += warmed
-	for i := range flows {
-		if out[i].Err == nil {
-			j := &b.flows[i]
-			out[i].FlowVerdict = model.Join(b.end(j, model.Egress), b.end(j, model.Ingress))
-		}
+	b.more.n = 0
+	for i := range asked {
+		b.more.add(i, w.ByPort(&asked[i]))
 	}
+	for _, i := range b.more.all() {
+		f := flows[i/2]
+		w.Narrow(&asked[i], f.Proto, f.Port)
+	}
+	b.answer(out, flows)
 }
 
 // sort lists the ends by how they may be found: by name, or by address as Evaluator.named says.
 func (b *Batch) sort(flows []*model.Flow) {
-	warmed := int32(0)
-	for i, f := range flows {
-		b.ends[2*i].end, b.ends[2*i+1].end = &f.From, &f.To
+	warmed := uint32(0)
+	for _, f := range flows {
 		warmed += warmText(f.From.Workload) + warmText(f.To.Workload)
 	}
 	b.warmed += warmed
 	b.named.n, b.plain.n, b.either.n = 0, 0, 0
-	for k := range 2 * len(flows) {
-		end := b.ends[k].end
-		given := bit(end.Addr.IsValid()) | bit(end.Workload == "")
-		b.either.add(k, given)
-		b.named.add(k, 1-given)
+	for i, f := range flows {
+		b.sortEnd(2*i, &f.From)
+		b.sortEnd(2*i+1, &f.To)
 	}
 	names := bit(b.e.world.HasAddressNames())
 	for _, k := range b.either.all() {
-		text := b.ends[k].end.Workload
-		plain := bit(text == "") | bit(compile.MayBeAddress(text))&^names
-		b.plain.add(int(k), plain)
-		b.named.add(int(k), 1-plain)
+		end := b.ends[k]
+		text := end.Workload
+		byAddress := bit(text == "") | bit(compile.MayBeAddress(text))&^names
+		b.plain.add(int(k), byAddress&bit(end.Addr.Is4()))
+		b.named.add(int(k), 1-byAddress)
 	}
 }
 
-// seat looks where the ends may be found, and there.
-func (b *Batch) seat() {
-	w, warmed := b.e.world, int32(0)
+func (b *Batch) sortEnd(k int, end *model.End) {
+	b.ends[k], b.spots[k] = end, compile.Spot{}
+	given := bit(end.Addr.IsValid()) | bit(end.Workload == "")
+	b.either.add(k, given)
+	b.named.add(k, 1-given)
+}
+
+// find finds the ends at first sight.
+func (b *Batch) find(ends int) {
+	w, warmed := b.e.world, uint32(0)
 	for _, k := range b.named.all() {
-		e := &b.ends[k]
-		e.given, e.trace = false, w.TraceName(e.end.Workload)
+		b.places[k] = w.PlaceOfName(b.ends[k].Workload)
 	}
 	for _, k := range b.plain.all() {
-		e := &b.ends[k]
-		e.given, e.trace = true, w.TraceAddr(plain(e.end.Addr))
+		b.places[k] = w.PlaceOfAddr(b.ends[k].Addr)
 	}
 	for _, k := range b.named.all() {
-		warmed += w.TouchName(&b.ends[k].trace)
+		warmed += w.TouchName(b.places[k])
 	}
 	for _, k := range b.plain.all() {
-		warmed += w.TouchAddr(&b.ends[k].trace)
+		warmed += w.TouchAddr(b.places[k])
 	}
 	for _, k := range b.named.all() {
-		w.ProbeName(&b.ends[k].trace)
+		b.spots[k] = w.SpotOfName(b.places[k], b.ends[k].Workload)
 	}
 	for _, k := range b.plain.all() {
-		w.ProbeAddr(&b.ends[k].trace)
+		b.spots[k] = w.SpotOfAddr(b.places[k], b.ends[k].Addr)
 	}
-	for _, k := range b.named.all() {
-		warmed += w.TouchSeat(&b.ends[k].trace) + w.TouchText(&b.ends[k].trace)
-	}
-	for _, k := range b.plain.all() {
-		warmed += w.TouchSeat(&b.ends[k].trace)
+	for k := range ends {
+		warmed += w.TouchClass(b.spots[k])
 	}
 	b.warmed += warmed
-	for _, k := range b.named.all() {
-		e := &b.ends[k]
-		e.found = w.SitName(&e.seat, &e.trace, e.end.Workload)
+}
+
+// ask asks the policy sets of the flows' ends, two questions a flow.
+func (b *Batch) ask(out []Judged, flows []*model.Flow) {
+	b.closer.n = 0
+	for i, f := range flows {
+		if b.e.special(f) || !b.e.world.AskBoth(&b.asked[2*i], &b.asked[2*i+1], b.spots[2*i], b.spots[2*i+1]) {
+			b.closer.add(i, 1)
+		}
 	}
-	for _, k := range b.plain.all() {
-		e := &b.ends[k]
-		e.found = w.SitAddr(&e.seat, &e.trace)
+	for _, i := range b.closer.all() {
+		j := &b.flows[i]
+		out[i].Err = b.e.resolve(flows[i], &j.connection)
+		for d := range j.rules {
+			q := &b.asked[2*int(i)+1-d]
+			b.e.world.AskNothing(q)
+			if out[i].Err == nil {
+				j.rules[d] = b.e.ask(&j.connection, model.Direction(d), q)
+			}
+		}
 	}
 }
 
-// ask asks the policy sets of the flows' ends. It returns the questions.
-func (b *Batch) ask(out []Judged, flows []*model.Flow) []compile.Question {
-	n := int32(0)
+// answer says what the answers to all questions come to.
+func (b *Batch) answer(out []Judged, flows []*model.Flow) {
+	w, closer := b.e.world, b.closer.all()
 	for i, f := range flows {
-		j, from, to := &b.flows[i], &b.ends[2*i], &b.ends[2*i+1]
-		if from.found && to.found {
-			j.flow = f
-			j.from = party{from.end, &from.seat, from.given}
-			j.to = party{to.end, &to.seat, to.given}
-			b.e.join(&j.connection)
-		} else if err := b.e.resolve(f, &j.connection); err != nil {
-			out[i] = Judged{Err: err}
+		if len(closer) == 0 || int(closer[0]) != i {
+			o := &out[i]
+			o.Egress = w.Answer(&b.asked[2*i], f.FromProcess)
+			o.Ingress = w.Answer(&b.asked[2*i+1], f.ToProcess)
+			o.Verdict, o.Err = min(o.Egress.Verdict, o.Ingress.Verdict), nil
 			continue
 		}
-		out[i].Err = nil
-		for d := range j.asked {
-			q := &b.asked[n]
-			j.asked[d] = n
-			if j.rules[d] = b.e.ask(&j.connection, model.Direction(d), q); j.rules[d] != "" {
-				j.asked[d] = compile.None
-				continue
-			}
-			n++
+		closer = closer[1:]
+		if out[i].Err != nil {
+			out[i].FlowVerdict = model.FlowVerdict{}
+			continue
 		}
+		out[i].FlowVerdict = model.Join(b.end(i, model.Egress), b.end(i, model.Ingress))
 	}
-	return b.asked[:n]
 }
 
-func (b *Batch) end(j *judging, d model.Direction) model.EndVerdict {
-	if j.asked[d] == compile.None {
-		return model.EndVerdict{Verdict: model.Allow, Rule: j.rules[d]}
+// end returns the verdict at one end of a flow that took a closer look.
+func (b *Batch) end(flow int, d model.Direction) model.EndVerdict {
+	j := &b.flows[flow]
+	if rule := j.rules[d]; rule != "" {
+		return model.EndVerdict{Verdict: model.Allow, Rule: rule}
 	}
-	return b.e.answer(&j.connection, d, &b.asked[j.asked[d]])
+	return b.e.world.Answer(&b.asked[2*flow+1-int(d)], j.process(d))
 }
 
 // warmText reads the beginning of a text.
-func warmText(s string) int32 {
+func warmText(s string) uint32 {
 	if s == "" {
 		return 0
 	}
-	return int32(s[0])
+	return uint32(s[0])
 }

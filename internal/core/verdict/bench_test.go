@@ -92,7 +92,7 @@ func TestJudgeAllocatesNothing(t *testing.T) {
 		t.Fatal(err)
 	}
 	e := verdict.New(w)
-	b, judged := verdict.InSteps(e), make([]verdict.Judged, verdict.BatchSize)
+	b, judged := e.NewBatch(), make([]verdict.Judged, verdict.BatchSize)
 	for _, byAddress := range []bool{false, true} {
 		var together []*model.Flow
 		for _, f := range randomFlows(inv, byAddress, verdict.BatchSize) {

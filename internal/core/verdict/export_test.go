@@ -7,9 +7,6 @@ import (
 	"bulkhead/internal/core/model"
 )
 
-// InSteps returns a batch that takes steps in worlds of any size.
-func InSteps(e *Evaluator) *Batch { return &Batch{e: e} }
-
 // AgentsDisagree judges the flow by what the agents of its ends are given, and returns where that differs from what the
 // evaluator says; "" if nowhere. Of a shared destination the port's owner, or the most permissive workload, decides at the
 // source; there the agent may only be more permissive.

@@ -54,7 +54,7 @@ func TestOracleAgrees(t *testing.T) {
 // batchAgrees compares batches of several lengths with judging one by one.
 func batchAgrees(t *testing.T, seed uint64, e *verdict.Evaluator, flows []model.Flow) {
 	t.Helper()
-	b := verdict.InSteps(e)
+	b := e.NewBatch()
 	judged := make([]verdict.Judged, verdict.BatchSize)
 	together := make([]*model.Flow, verdict.BatchSize)
 	for from, n := 0, 0; from < len(flows); from += n {

@@ -35,21 +35,52 @@ func (e *Evaluator) World() *compile.World { return e.world }
 // An end is the workload of that name; where there is none, its address. The error says that there is no such
 // workload, or that several workloads share the address, and names them.
 func (e *Evaluator) Judge(f *model.Flow) (model.FlowVerdict, error) {
+	w := e.world
+	var egress, ingress compile.Question
+	if e.special(f) || !w.AskBoth(&egress, &ingress, e.spot(&f.From), e.spot(&f.To)) {
+		return e.judgeClosely(f)
+	}
+	w.Look(&egress)
+	w.Look(&ingress)
+	return model.Join(w.Settle(&egress, f.Proto, f.Port, f.FromProcess), w.Settle(&ingress, f.Proto, f.Port, f.ToProcess)), nil
+}
+
+// special reports whether who the ends are may not be all that counts: the flow may be an essential.
+func (e *Evaluator) special(f *model.Flow) bool {
+	switch f.Proto {
+	case model.ProtoTCP:
+		for i := range e.controllers {
+			if e.controllers[i].Port() == f.Port {
+				return true
+			}
+		}
+		return false
+	case model.ProtoUDP, model.ProtoICMP, model.ProtoICMPv6:
+		_, ok := essential.Match(f.Proto, f.Port)
+		return ok
+	}
+	return false
+}
+
+// spot finds an end at first sight; the zero Spot if that does not tell.
+func (e *Evaluator) spot(end *model.End) compile.Spot {
+	w := e.world
+	switch {
+	case e.named(end) != 0:
+		return w.SpotOfName(w.PlaceOfName(end.Workload), end.Workload)
+	case end.Addr.Is4():
+		return w.SpotOfAddr(w.PlaceOfAddr(end.Addr), end.Addr)
+	}
+	return compile.Spot{}
+}
+
+// judgeClosely is Judge for any flow.
+func (e *Evaluator) judgeClosely(f *model.Flow) (model.FlowVerdict, error) {
 	var c connection
 	if err := e.resolve(f, &c); err != nil {
 		return model.FlowVerdict{}, err
 	}
-	var egress, ingress compile.Question
-	out, in := e.ask(&c, model.Egress, &egress), e.ask(&c, model.Ingress, &ingress)
-	if out != "" || in != "" {
-		return model.Join(e.end(&c, model.Egress), e.end(&c, model.Ingress)), nil
-	}
-	w := e.world
-	w.Open(&egress)
-	w.Open(&ingress)
-	w.Look(&egress)
-	w.Look(&ingress)
-	return model.Join(e.settle(&c, model.Egress, &egress), e.settle(&c, model.Ingress, &ingress)), nil
+	return model.Join(e.end(&c, model.Egress), e.end(&c, model.Ingress)), nil
 }
 
 // connection is a flow whose ends are known.
@@ -58,7 +89,6 @@ type connection struct {
 	from, to party
 	sameHost bool
 	passes   model.RuleID // the essential that the flow is, whoever judges; "" if none
-	touched  int32        // what was read ahead of its time; nobody reads it
 }
 
 // party is one end: a workload at one of its addresses, or an address that nobody owns.
@@ -75,33 +105,14 @@ func (p *party) addr() netip.Addr { return plain(p.end.Addr) }
 func (e *Evaluator) resolve(f *model.Flow, c *connection) error {
 	c.flow = f
 	c.from, c.to = party{end: &f.From}, party{end: &f.To}
-	// Step by step for both, so that memory is waited for once a step.
-	from, to := e.named(&f.From), e.named(&f.To)
-	a, b := e.trace(&f.From, from), e.trace(&f.To, to)
-	c.touched = e.touch(&a, from) + e.touch(&b, to)
-	if err := e.party(&c.from, from, &a); err != nil {
+	if err := e.party(&c.from); err != nil {
 		return err
 	}
-	if err := e.party(&c.to, to, &b); err != nil {
+	if err := e.party(&c.to); err != nil {
 		return err
 	}
 	e.join(c)
 	return nil
-}
-
-// trace begins to look for an end.
-func (e *Evaluator) trace(end *model.End, named int) compile.Trace {
-	if named != 0 {
-		return e.world.TraceName(end.Workload)
-	}
-	return e.world.TraceAddr(plain(end.Addr))
-}
-
-func (e *Evaluator) touch(t *compile.Trace, named int) int32 {
-	if named != 0 {
-		return e.world.TouchName(t)
-	}
-	return e.world.TouchAddr(t)
 }
 
 func plain(a netip.Addr) netip.Addr {
@@ -112,9 +123,9 @@ func plain(a netip.Addr) netip.Addr {
 }
 
 // party finds an end.
-func (e *Evaluator) party(p *party, named int, t *compile.Trace) error {
-	if named != 0 {
-		if p.seat = e.world.Find(p.end.Workload, t); p.seat != nil {
+func (e *Evaluator) party(p *party) error {
+	if e.named(p.end) != 0 {
+		if p.seat = e.world.Find(p.end.Workload); p.seat != nil {
 			return nil
 		}
 	}
@@ -240,16 +251,8 @@ func (e *Evaluator) end(c *connection, d model.Direction) model.EndVerdict {
 	if rule := e.ask(c, d, &q); rule != "" {
 		return model.EndVerdict{Verdict: model.Allow, Rule: rule}
 	}
-	e.world.Open(&q)
 	e.world.Look(&q)
-	return e.settle(c, d, &q)
-}
-
-func (e *Evaluator) settle(c *connection, d model.Direction, q *compile.Question) model.EndVerdict {
-	if q.More() != 0 {
-		e.world.Seek(q)
-	}
-	return e.answer(c, d, q)
+	return e.world.Settle(&q, c.flow.Proto, c.flow.Port, c.process(d))
 }
 
 // ask asks the policy set of an end about the other, unless the end lets the flow pass whatever the policy set says: then it
@@ -264,10 +267,6 @@ func (e *Evaluator) ask(c *connection, d model.Direction, q *compile.Question) m
 	}
 	e.world.Ask(q, self.seat, d, e.peer(c, d))
 	return ""
-}
-
-func (e *Evaluator) answer(c *connection, d model.Direction, q *compile.Question) model.EndVerdict {
-	return e.world.Answer(q, c.flow.Proto, c.flow.Port, c.process(d))
 }
 
 // self returns the end that judges in a direction.
