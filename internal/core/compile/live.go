@@ -94,6 +94,7 @@ type Live struct {
 	latest    *batch    // what it leaves is tidied up when the next begins: until then its changes can be read
 	mark      uint32
 	gathering gathering
+	numbering numbering
 	cellAs    []int32
 	buf       []byte
 	keys      []string

@@ -19,13 +19,18 @@ type Changes struct {
 
 // groupChange is what changed for all hosts of a group alike.
 type groupChange struct {
+	group         *group // that the hosts are in now
+	sameGroup     bool   // they were in it before
 	before, after *groupState
-	old, now      hostpolicy.Common
-	sets          []*hostpolicy.SetDelta
-	gone          []hostpolicy.PolicySetID
-	addresses     *hostpolicy.AddressDelta
+	addresses     *addressDelta
 	domains       bool // they differ
 	loud          bool // some subject differs
+
+	// What only Delta asks for.
+	whole    bool // it is known
+	old, now hostpolicy.Common
+	sets     []*hostpolicy.SetDelta
+	gone     []hostpolicy.PolicySetID
 }
 
 // changes notes which hosts are new and which are gone.
@@ -77,7 +82,7 @@ func (c *Changes) Each(yield func(*hostpolicy.Delta) bool) {
 	b := c.open()
 	b.each(func(g *group, m *move) bool {
 		if m != nil {
-			return yield(b.delta(m.host.name, m.shape, m.host.shape, b.drawMove(m)))
+			return yield(b.delta(m.host.name, m.shape, m.host.shape, m.change))
 		}
 		for _, h := range g.hosts {
 			if !h.moved && !yield(b.delta(h.name, h.shape, h.shape, g.change)) {
@@ -182,7 +187,7 @@ func (b *batch) drawGroup(g *group) *groupChange {
 	l := b.Live
 	b.settleGroup(g)
 	old, now := g.before, g.state
-	c := &groupChange{before: old, after: now}
+	c := &groupChange{group: g, sameGroup: true, before: old, after: now}
 	var doubt []int32 // peers that may be told apart now and were not, or the reverse
 	if old != now {
 		for k := range now.judges {
@@ -192,7 +197,6 @@ func (b *batch) drawGroup(g *group) *groupChange {
 				}
 			}
 		}
-		b.sets(c, true)
 		c.loud = !sameSubjects(old, now)
 	}
 	moot := b.dirty
@@ -205,17 +209,16 @@ func (b *batch) drawGroup(g *group) *groupChange {
 	if len(doubt)*16 > len(l.ids.all) { // quicker than to look them up one by one
 		was, is = l.view(old, 0), l.view(now, 1)
 	}
-	d := b.addressDelta(was, is, doubt, moot)
-	if c.addresses = d.delta; c.quiet() {
+	c.addresses = b.addressDelta(was, is, doubt, moot)
+	if c.quiet() {
 		return nil
 	}
 	if known := &g.known; known.state != now || known.version != l.log.version {
 		if l.log.advance(known, old, l.log.version-1) {
 			known.state, known.version = now, l.log.version
-			d.to(&known.addressSums)
+			c.addresses.to(&known.addressSums)
 		}
 	}
-	b.common(c, l.sums(g, is), d)
 	return c
 }
 
@@ -228,40 +231,49 @@ func (b *batch) drawMove(m *move) *groupChange {
 	l := b.Live
 	b.settleGroup(m.from)
 	b.settleGroup(m.to)
-	c := &groupChange{before: m.from.before, after: m.to.state}
+	c := &groupChange{group: m.to, sameGroup: m.from == m.to, before: m.from.before, after: m.to.state}
 	old, now := &view{groupState: c.before}, &view{groupState: c.after}
 	if c.before != c.after {
 		old, now = l.view(c.before, 0), l.view(c.after, 1)
-		b.sets(c, m.from == m.to)
 	}
-	d := b.addressDelta(old, now, nil, b.dirty)
-	c.addresses = d.delta
+	c.addresses = b.addressDelta(old, now, nil, b.dirty)
+	if now.told != nil {
+		l.sums(m.to, now)
+	}
 	c.loud = !slices.EqualFunc(subjectsOf(m.shape, c.before), subjectsOf(m.host.shape, c.after),
 		func(x, y hostpolicy.Subject) bool { return equalSubjects(&x, &y) })
-	if c.quiet() {
-		return nil
+	if !c.quiet() {
+		m.change = c
 	}
-	b.common(c, l.sums(m.to, now), d)
-	m.change = c
-	return c
+	return m.change
 }
 
-// common makes what the hashes of hosts have in common before and after, from the sums after.
-func (b *batch) common(c *groupChange, after *addressSums, d *addressDelta) {
+// complete finds what only deltas ask for.
+func (b *batch) complete(c *groupChange) {
+	if c.whole {
+		return
+	}
+	c.whole = true
+	if c.before != c.after {
+		b.sets(c)
+	}
+	l := b.Live
+	after := l.sums(c.group, nil)
 	before := *after
-	d.undo(&before)
-	c.old, c.now = b.Live.common(c.before, &before), b.Live.common(c.after, after)
+	c.addresses.undo(&before)
+	c.old, c.now = l.common(c.before, &before), l.common(c.after, after)
 }
 
 // quiet reports whether nothing changes.
 func (c *groupChange) quiet() bool {
 	c.domains = c.before.cover != c.after.cover && !slices.Equal(c.before.cover.domains, c.after.cover.domains)
-	return !c.loud && !c.domains && len(c.sets)+len(c.gone) == 0 && c.addresses.Empty()
+	return !c.loud && !c.domains && c.addresses.delta.Empty() && (c.before == c.after || sameSets(c.before, c.after))
 }
 
 // delta makes the delta of a host.
 func (b *batch) delta(host string, before, after []hostSubject, g *groupChange) *hostpolicy.Delta {
-	d := &hostpolicy.Delta{Host: host, Sets: g.sets, GoneSets: g.gone, Addresses: g.addresses}
+	b.complete(g)
+	d := &hostpolicy.Delta{Host: host, Sets: g.sets, GoneSets: g.gone, Addresses: g.addresses.delta}
 	if g.domains {
 		d.Domains, d.DomainsChanged = g.after.cover.domains, true
 	}

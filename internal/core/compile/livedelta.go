@@ -95,7 +95,7 @@ func (b *batch) setDelta(old, now *judgeState) *hostpolicy.SetDelta {
 }
 
 // sets notes which policy sets the hosts of a group, or one that was in another, need and need no more.
-func (b *batch) sets(c *groupChange, sameGroup bool) {
+func (b *batch) sets(c *groupChange) {
 	old, now := distinctSets(c.before), distinctSets(c.after)
 	in := func(list []*judgeState, id hostpolicy.PolicySetID) bool {
 		_, found := slices.BinarySearchFunc(list, id, func(s *judgeState, id hostpolicy.PolicySetID) int { return cmp.Compare(s.id, id) })
@@ -106,7 +106,7 @@ func (b *batch) sets(c *groupChange, sameGroup bool) {
 			continue
 		}
 		var from *judgeState
-		if k := slices.IndexFunc(c.after.judges, func(j *judgeState) bool { return j.id == s.id }); sameGroup {
+		if k := slices.IndexFunc(c.after.judges, func(j *judgeState) bool { return j.id == s.id }); c.sameGroup {
 			from, s = c.before.judges[k], c.after.judges[k]
 		}
 		c.sets = append(c.sets, b.setDelta(from, s))
@@ -116,6 +116,11 @@ func (b *batch) sets(c *groupChange, sameGroup bool) {
 			c.gone = append(c.gone, s.id)
 		}
 	}
+}
+
+// sameSets reports whether two states name the same policy sets.
+func sameSets(a, b *groupState) bool {
+	return slices.EqualFunc(distinctSets(a), distinctSets(b), func(x, y *judgeState) bool { return x.id == y.id })
 }
 
 func sameSubjects(a, b *groupState) bool {

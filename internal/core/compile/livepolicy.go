@@ -105,22 +105,25 @@ func (l *Live) policySet(j *judgeState) hostpolicy.PolicySet {
 }
 
 func (l *Live) hostTable(c *content) hostpolicy.Table {
-	type numbered struct {
-		peer model.IdentityID
-		fn   int32
+	s := &l.gathering.sorter
+	s.list = s.list[:0]
+	c.each(func(peer, fn int32) { s.list = append(s.list, keyed{uint64(l.ids.ids[peer]), fn}) })
+	if len(s.list) < manyToo {
+		slices.SortFunc(s.list, func(a, b keyed) int { return cmp.Compare(a.key, b.key) })
+	} else {
+		s.sort()
 	}
-	var rows []numbered
-	c.each(func(peer, fn int32) { rows = append(rows, numbered{l.ids.ids[peer], fn}) })
-	slices.SortFunc(rows, func(a, b numbered) int { return cmp.Compare(a.peer, b.peer) })
-	var n numbering
+	n := &l.numbering
 	n.reset(len(l.functions.funcs))
 	n.add(c.def)
-	for _, r := range rows {
-		n.add(r.fn)
+	out := hostpolicy.Table{}
+	if len(s.list) > 0 {
+		out.Peers = make([]hostpolicy.PeerFunc, len(s.list))
 	}
-	out := hostpolicy.Table{Funcs: n.funcs(l.functions.functions)}
-	for _, r := range rows {
-		out.Peers = append(out.Peers, hostpolicy.PeerFunc{Peer: r.peer, Func: uint32(n.index[r.fn])})
+	for i, r := range s.list {
+		n.add(r.at)
+		out.Peers[i] = hostpolicy.PeerFunc{Peer: model.IdentityID(r.key), Func: uint32(n.index[r.at])}
 	}
+	out.Funcs = n.funcs(l.functions.functions)
 	return out
 }

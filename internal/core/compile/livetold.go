@@ -64,7 +64,7 @@ func (c *Changes) Told(host string) (addresses *hostpolicy.AddressDelta, told bo
 	if x == nil {
 		return nil, false
 	}
-	return x.addresses, true
+	return x.addresses.delta, true
 }
 
 // EachTold yields every host that Each yields a delta for, with what changes in the addresses that it is told of, nil if
@@ -72,10 +72,10 @@ func (c *Changes) Told(host string) (addresses *hostpolicy.AddressDelta, told bo
 func (c *Changes) EachTold(yield func(host string, addresses *hostpolicy.AddressDelta) bool) {
 	c.open().each(func(g *group, m *move) bool {
 		if m != nil {
-			return yield(m.host.name, m.change.addresses)
+			return yield(m.host.name, m.change.addresses.delta)
 		}
 		for _, h := range g.hosts {
-			if !h.moved && !yield(h.name, g.change.addresses) {
+			if !h.moved && !yield(h.name, g.change.addresses.delta) {
 				return false
 			}
 		}
