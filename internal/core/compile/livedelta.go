@@ -30,9 +30,10 @@ func (b *batch) diff(old, now *content) *tableDiff {
 		return d
 	}
 	d := &tableDiff{}
-	funcs := b.functions.funcs
+	n := &b.numbering
+	n.reset(len(b.functions.funcs))
 	if old.def != now.def {
-		d.delta.Others = funcs[now.def]
+		d.delta.Others = b.functions.funcs[now.def]
 	}
 	difference(old, now, func(peer, before, after int32) {
 		if before == none || after == none {
@@ -41,9 +42,12 @@ func (b *batch) diff(old, now *content) *tableDiff {
 		if after == none {
 			d.delta.Gone = append(d.delta.Gone, b.ids.ids[peer])
 		} else {
-			d.delta.Rows = append(d.delta.Rows, hostpolicy.PeerRow{Peer: b.ids.ids[peer], Func: funcs[after]})
+			d.delta.Rows = append(d.delta.Rows, hostpolicy.PeerFunc{Peer: b.ids.ids[peer], Func: n.add(after)})
 		}
 	})
+	if len(d.delta.Rows) > 0 {
+		d.delta.Funcs = n.funcs(b.functions.functions)
+	}
 	if len(d.delta.Gone) > 0 && len(d.delta.Rows) > 0 {
 		// An identity that has got another slot is gone in one and new in the other.
 		named := make(map[model.IdentityID]bool, len(d.delta.Rows))
@@ -58,21 +62,24 @@ func (b *batch) diff(old, now *content) *tableDiff {
 
 // whole returns the difference of a table without rows and a content, without presence: nobody is in doubt about it.
 func (b *batch) whole(now *content) *tableDiff {
-	funcs := b.functions.funcs
-	n := 0
+	rows := 0
 	for _, chunk := range now.chunks {
-		n += len(chunk)
+		rows += len(chunk)
 	}
 	d := &tableDiff{}
-	d.delta.Others = funcs[now.def]
-	if n > 0 {
-		d.delta.Rows = make([]hostpolicy.PeerRow, 0, n)
+	d.delta.Others = b.functions.funcs[now.def]
+	if rows == 0 {
+		return d
 	}
+	n := &b.numbering
+	n.reset(len(b.functions.funcs))
+	d.delta.Rows = make([]hostpolicy.PeerFunc, 0, rows)
 	for _, chunk := range now.chunks {
 		for _, r := range chunk {
-			d.delta.Rows = append(d.delta.Rows, hostpolicy.PeerRow{Peer: b.ids.ids[r.peer], Func: funcs[r.fn]})
+			d.delta.Rows = append(d.delta.Rows, hostpolicy.PeerFunc{Peer: b.ids.ids[r.peer], Func: n.add(r.fn)})
 		}
 	}
+	d.delta.Funcs = n.funcs(b.functions.functions)
 	return d
 }
 

@@ -121,8 +121,7 @@ func (l *Live) hostTable(c *content) hostpolicy.Table {
 		out.Peers = make([]hostpolicy.PeerFunc, len(s.list))
 	}
 	for i, r := range s.list {
-		n.add(r.at)
-		out.Peers[i] = hostpolicy.PeerFunc{Peer: model.IdentityID(r.key), Func: uint32(n.index[r.at])}
+		out.Peers[i] = hostpolicy.PeerFunc{Peer: model.IdentityID(r.key), Func: n.add(r.at)}
 	}
 	out.Funcs = n.funcs(l.functions.functions)
 	return out

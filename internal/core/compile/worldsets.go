@@ -48,11 +48,13 @@ func (n *numbering) number(t *table) {
 	}
 }
 
-func (n *numbering) add(fn int32) {
+// add returns the number of a function.
+func (n *numbering) add(fn int32) uint32 {
 	if n.index[fn] == unknown {
 		n.index[fn] = int32(len(n.named))
 		n.named = append(n.named, fn)
 	}
+	return uint32(n.index[fn])
 }
 
 func (n *numbering) funcs(f *functions) []hostpolicy.Func {

@@ -33,14 +33,9 @@ type SetDelta struct {
 // TableDelta turns one table into the next.
 type TableDelta struct {
 	Others Func // what judges peers without a row; nil: as it was
-	Rows   []PeerRow
+	Funcs  []Func
+	Rows   []PeerFunc         // of which the functions are among Funcs
 	Gone   []model.IdentityID // peers that have no row any more
-}
-
-// PeerRow is a row of a table with its function.
-type PeerRow struct {
-	Peer model.IdentityID
-	Func Func
 }
 
 // Patch returns what the delta makes of p, and leaves p as it is. It does not compare hashes: see Delta.Base and
@@ -132,8 +127,12 @@ func (t *Table) patch(d *TableDelta) Table {
 			rows = append(rows, numbered{p.Peer, known[p.Func]})
 		}
 	}
-	for i := range d.Rows {
-		rows = append(rows, numbered{d.Rows[i].Peer, number(d.Rows[i].Func)})
+	named := make([]int, len(d.Funcs))
+	for i, f := range d.Funcs {
+		named[i] = number(f)
+	}
+	for _, r := range d.Rows {
+		rows = append(rows, numbered{r.Peer, named[r.Func]})
 	}
 	slices.SortFunc(rows, func(a, b numbered) int { return cmp.Compare(a.peer, b.peer) })
 	local := make([]int, len(funcs))
