@@ -1,10 +1,6 @@
 package compile
 
-import (
-	"math"
-
-	"bulkhead/internal/core/model"
-)
+import "bulkhead/internal/core/model"
 
 // What judging a flow costs in a large world is how often the processor waits for memory. So the evaluator does not search
 // the rows of tables: most rows of a large table come from rules that many subjects have in common, and other tables have
@@ -19,18 +15,26 @@ type lookup struct {
 	// filter has a word for each line of slots: of the peers whose search begins there, the bits that filterBits tells of each.
 	filter []uint64
 	// common has, one common table after the other, the functions by peer; and listed, with a bit for each peer, which of
-	// them are not the default. The first words of listed are none's.
+	// them are not the default. Where groups take the place of a common table listed tells who is in one of them. The first
+	// words of listed are none's.
 	common     []int32
-	listed     []uint64
-	words      uint32 // of listed for each common table
+	listed     bitset
+	words      uint32      // of listed for each number
+	whole      []int32     // by number: where in common the table begins; inGroups
+	groups     []peerGroup // of all tables
+	groupsOf   []uint32    // by class<<1 | direction: the first of its groups, if it has any
 	identities int
 }
 
-// lookupTable is one table: what is in its slots comes before what is in its common table, and that before the default.
+const inGroups = int32(-1)
+
+// lookupTable is one table: what is in its slots comes before what is in its common table or groups, and that before the
+// default.
 type lookupTable struct {
 	slots  uint32 // where they begin, at the beginning of a line
 	def    int32
-	common uint16 // number of the common table, from one; zero if it has none
+	groups uint32 // the first of its groups, if it has any
+	common uint16 // number in listed of the common table or of its groups, from one; zero if it has neither
 	shift  uint8  // 32 less the logarithm of how many slots there are
 }
 
@@ -107,10 +111,13 @@ func (l *lookup) own(q *Question) (fn int32, ok bool) {
 	}
 }
 
-// inCommon returns the function of a peer that the common table lists.
+// inCommon returns the function of a peer that is listed.
 func (l *lookup) inCommon(q *Question) int32 {
 	common := l.classes[q.at>>1].common[q.at&1]
-	return l.common[(int(common)-1)*l.identities+int(q.peer)]
+	if at := l.whole[common]; at != inGroups {
+		return l.common[int(at)+int(q.peer)]
+	}
+	return groupOf(l, l.groups[l.groupsOf[q.at]:], q.peer)
 }
 
 // begin puts where functions begin in the place of their numbers.
@@ -126,6 +133,9 @@ func (l *lookup) begin(starts []int32) {
 	for i, fn := range l.common {
 		l.common[i] = starts[fn]
 	}
+	for i := range l.groups {
+		l.groups[i].fn = starts[l.groups[i].fn]
+	}
 }
 
 // kinWorth is how many rows a family of tables must have, in all, for each identity that its common table lists.
@@ -136,7 +146,8 @@ const kinWorth = 2
 func newLookup(tables []table, families []int32, identities int) *lookup {
 	l := &lookup{tables: make([]lookupTable, len(tables)), identities: identities, words: uint32(identities/64 + 1)}
 	l.addSlots(nil) // for tables without rows
-	l.listed = make([]uint64, l.words)
+	none, _ := l.addListed(make(bitset, l.words))
+	groups := newGrouping(l)
 	commons := make(map[int32]*table) // by family: the table with the fewest rows
 	rows := map[int32]int{}
 	for i := range tables {
@@ -153,15 +164,23 @@ func newLookup(tables []table, families []int32, identities int) *lookup {
 		t := &tables[i]
 		out := lookupTable{def: t.def, shift: leastShift}
 		own := t.rows
-		if f := families[i]; f != None && rows[f] >= kinWorth*identities && commons[f].def == t.def && len(at) < math.MaxUint16 {
+		if f := families[i]; f != None && rows[f] >= kinWorth*identities && commons[f].def == t.def {
 			var kin bool
 			if beside, kin = differ(beside[:0], t.rows, commons[f].rows, t.def, len(t.rows)/2); kin {
-				own = beside
 				var ok bool
 				if out.common, ok = at[f]; !ok {
 					out.common = l.addCommon(commons[f])
 					at[f] = out.common
 				}
+				if out.common != none {
+					own = beside
+				}
+			}
+		}
+		if out.common == none {
+			var parted bool
+			if beside, parted = groups.part(beside[:0], t, &out); parted {
+				own = beside
 			}
 		}
 		if len(own) > 0 {
@@ -172,20 +191,27 @@ func newLookup(tables []table, families []int32, identities int) *lookup {
 	return l
 }
 
-// addCommon lists the functions of a table for every peer, and returns the number of the list.
+// addCommon lists the functions of a table for every peer, and returns the number of the list; zero if there are too many.
 func (l *lookup) addCommon(t *table) uint16 {
-	at, words := len(l.common), len(l.listed)
+	listed := make(bitset, l.words)
+	for _, r := range t.rows {
+		listed.add(int32(r.peer))
+	}
+	number, ok := l.addListed(listed)
+	if !ok {
+		return 0
+	}
+	at := len(l.common)
+	l.whole[number] = int32(at)
 	l.common = append(l.common, make([]int32, l.identities)...)
-	l.listed = append(l.listed, make([]uint64, l.words)...)
-	all, listed := l.common[at:], l.listed[words:]
+	all := l.common[at:]
 	for i := range all {
 		all[i] = t.def
 	}
 	for _, r := range t.rows {
 		all[r.peer] = r.fn
-		listed[r.peer/64] |= 1 << (r.peer % 64)
 	}
-	return uint16(uint32(words) / l.words)
+	return number
 }
 
 // differ appends what rows say otherwise than others; ok is false if that is more than most.

@@ -30,20 +30,23 @@ type traits uint8
 const (
 	hasIPv4 traits = 1 << iota // the address is of this family
 	hasIPv6
-	isPod            // runs on a node, at an address of its own
-	isNode           // is a node, or is at its address
-	meetsPods        // a flow with a pod may be one of a pod and its node
-	meetsNodes       // likewise with a node
-	needsALook       // nothing is known
-	meets        = 2 // by how much to shift isPod and isNode to what must not meet them
+	isPod      // runs on a node, at an address of its own
+	isNode     // is a node, or is at its address
+	meetsPods  // a flow with a pod may be one of a pod and its node
+	meetsNodes // likewise with a node
+	needsALook // nothing is known, or more counts than policy sets: a controller is there
+)
+
+const (
 	families     = hasIPv4 | hasIPv6
 	podsAndNodes = isPod | isNode
+	meets        = 2 // by how much to shift meetsPods and meetsNodes to isPod and isNode
 )
 
 // closer is the class of which nothing is known: its table is empty.
 const closer = 0
 
-func traitsOf(s *Seat) traits {
+func (w *World) traitsOf(s *Seat) traits {
 	t := traits(0)
 	switch s.family {
 	case family4:
@@ -57,6 +60,11 @@ func traitsOf(s *Seat) traits {
 		t |= isPod | meetsNodes
 	default:
 		t |= isNode | meetsPods
+	}
+	for _, c := range w.opts.Controllers {
+		if c.Addr() == w.points[s.point].Addr {
+			t |= needsALook
+		}
 	}
 	return t
 }
@@ -77,17 +85,18 @@ func (w *World) sit() {
 	}
 	known := map[kind]uint32{}
 	l.classes = append(l.classes, class{shift: [2]uint8{leastShift, leastShift}, traits: needsALook})
+	l.groupsOf = append(l.groupsOf, 0, 0)
 	w.seats = make([]Seat, len(w.points))
 	spots := make([]Spot, len(w.points))
 	for i := range w.points {
 		s := w.seat(int32(i))
 		set := w.points[i].set
-		k := kind{s.Exact, s.Seen, set, traitsOf(&s)}
+		k := kind{s.Exact, s.Seen, set, w.traitsOf(&s)}
 		at, ok := known[k]
 		if !ok {
 			at = uint32(len(l.classes))
 			known[k] = at
-			l.classes = append(l.classes, l.classOf(&s, &w.sets[set]))
+			l.addClass(&s, &w.sets[set], k.traits)
 		}
 		s.class = at
 		w.seats[i] = s
@@ -109,13 +118,14 @@ func (w *World) sit() {
 	}
 }
 
-func (l *lookup) classOf(s *Seat, set *policySet) class {
-	c := class{exact: uint32(s.Exact), seen: uint32(s.Seen), traits: traitsOf(s)}
+func (l *lookup) addClass(s *Seat, set *policySet, t traits) {
+	c := class{exact: uint32(s.Exact), seen: uint32(s.Seen), traits: t}
 	for d := range c.slots {
-		t := &l.tables[set.tables[d]]
-		c.slots[d], c.def[d], c.common[d], c.shift[d] = t.slots, t.def, t.common, t.shift
+		of := &l.tables[set.tables[d]]
+		c.slots[d], c.def[d], c.common[d], c.shift[d] = of.slots, of.def, of.common, of.shift
+		l.groupsOf = append(l.groupsOf, of.groups)
 	}
-	return c
+	l.classes = append(l.classes, c)
 }
 
 // PlaceOfName returns where TouchName and SpotOfName look for a name.
@@ -155,7 +165,8 @@ func (w *World) SpotOfAddr(place uint32, addr netip.Addr) Spot {
 func (w *World) TouchClass(s Spot) uint32 { return w.lookup.classes[s.class].exact }
 
 // AskBoth asks the policy sets of both ends of a flow about each other. It reports false, and asks nothing, where more is to
-// know of them: one is unknown, they are on one host or pod and node, or their addresses are not of one family.
+// know of them: one is unknown or at a controller's address, they are on one host or pod and node, or their addresses are not of
+// one family.
 func (w *World) AskBoth(egress, ingress *Question, from, to Spot) bool {
 	l := w.lookup
 	a, b := &l.classes[from.class], &l.classes[to.class]

@@ -249,7 +249,7 @@ func TestMostPermissiveIsPointwise(t *testing.T) {
 // TestLookup holds the evaluator's form of tables, some of which resemble each other, to their rows.
 func TestLookup(t *testing.T) {
 	r := rand.New(rand.NewPCG(3, 3))
-	shared := 0
+	shared, grouped := 0, [mostGroups]int{} // tables by what they have in common with others, and rows beside
 	for range 300 {
 		identities := 1 + r.IntN(3000)
 		var tables []table
@@ -258,7 +258,7 @@ func TestLookup(t *testing.T) {
 			families = append(families, int32(r.IntN(3)-1))
 
 			tab := table{def: int32(r.IntN(20) / 19)}
-			share, skewed := r.Float64(), r.IntN(2) == 0
+			share, skewed, kinds := r.Float64(), r.IntN(2) == 0, 1+r.IntN(3)
 			var like []row // what most rows are taken from
 			if len(tables) > 0 && r.IntN(8) > 0 {
 				like = tables[r.IntN(len(tables))].rows
@@ -269,20 +269,25 @@ func TestLookup(t *testing.T) {
 				case found && r.IntN(40) > 0:
 					tab.rows = append(tab.rows, like[at])
 				case like == nil && r.Float64() < share && (!skewed || p < identities/8), like != nil && r.IntN(200) == 0:
-					tab.rows = append(tab.rows, row{uint32(p), int32(2 + r.IntN(3))})
+					tab.rows = append(tab.rows, row{uint32(p), int32(2 + r.IntN(kinds))})
 				}
 			}
 			tables = append(tables, tab)
 		}
 		l := newLookup(tables, families, identities)
-		classes := make([]class, len(tables))
 		for i := range tables {
-			classes[i] = l.classOf(&Seat{}, &policySet{tables: [2]int32{int32(i), int32(i)}})
+			l.addClass(&Seat{}, &policySet{tables: [2]int32{int32(i), int32(i)}}, 0)
 		}
-		l.classes = classes
 		for i := range tables {
-			if tables[i].rows != nil && l.tables[i].common != 0 && l.tables[i].slots > 0 {
+			out := &l.tables[i]
+			switch {
+			case out.common == 0 || out.slots == 0:
+			case l.whole[out.common] != inGroups:
 				shared++
+			case l.groups[out.groups].last:
+				grouped[0]++
+			default:
+				grouped[1]++
 			}
 			want := map[int32]int32{}
 			for _, row := range tables[i].rows {
@@ -305,8 +310,8 @@ func TestLookup(t *testing.T) {
 			}
 		}
 	}
-	if shared < 30 {
-		t.Errorf("%d tables have a common table and rows of their own", shared)
+	if shared < 30 || slices.Min(grouped[:]) < 30 {
+		t.Errorf("%d tables have a common table and rows of their own, %v have groups: one, two", shared, grouped)
 	}
 }
 

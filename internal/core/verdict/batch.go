@@ -6,7 +6,7 @@ import (
 )
 
 // BatchSize is how many flows a Batch judges side by side.
-const BatchSize = 32
+const BatchSize = 64
 
 // Batch judges many flows by one evaluator, with the answers that Judge gives. In a large world most of what a flow costs
 // is waiting for memory. A batch takes each step of judging for all of its flows before the next step, so that they wait
@@ -88,7 +88,7 @@ func (b *Batch) Judge(out []Judged, flows []*model.Flow) {
 	b.answer(out, flows)
 }
 
-// sort lists the ends by how they may be found: by name, or by address as Evaluator.named says.
+// sort lists the ends by how they may be found: by name, or by address as Evaluator.byAddress says.
 func (b *Batch) sort(flows []*model.Flow) {
 	warmed := uint32(0)
 	for _, f := range flows {
@@ -148,7 +148,7 @@ func (b *Batch) find(ends int) {
 func (b *Batch) ask(out []Judged, flows []*model.Flow) {
 	b.closer.n = 0
 	for i, f := range flows {
-		if b.e.special(f) || !b.e.world.AskBoth(&b.asked[2*i], &b.asked[2*i+1], b.spots[2*i], b.spots[2*i+1]) {
+		if special(f) || !b.e.world.AskBoth(&b.asked[2*i], &b.asked[2*i+1], b.spots[2*i], b.spots[2*i+1]) {
 			b.closer.add(i, 1)
 		}
 	}

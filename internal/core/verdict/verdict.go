@@ -37,7 +37,7 @@ func (e *Evaluator) World() *compile.World { return e.world }
 func (e *Evaluator) Judge(f *model.Flow) (model.FlowVerdict, error) {
 	w := e.world
 	var egress, ingress compile.Question
-	if e.special(f) || !w.AskBoth(&egress, &ingress, e.spot(&f.From), e.spot(&f.To)) {
+	if special(f) || !w.AskBoth(&egress, &ingress, e.spot(&f.From), e.spot(&f.To)) {
 		return e.judgeClosely(f)
 	}
 	w.Look(&egress)
@@ -45,28 +45,17 @@ func (e *Evaluator) Judge(f *model.Flow) (model.FlowVerdict, error) {
 	return model.Join(w.Settle(&egress, f.Proto, f.Port, f.FromProcess), w.Settle(&ingress, f.Proto, f.Port, f.ToProcess)), nil
 }
 
-// special reports whether who the ends are may not be all that counts: the flow may be an essential.
-func (e *Evaluator) special(f *model.Flow) bool {
-	switch f.Proto {
-	case model.ProtoTCP:
-		for i := range e.controllers {
-			if e.controllers[i].Port() == f.Port {
-				return true
-			}
-		}
-		return false
-	case model.ProtoUDP, model.ProtoICMP, model.ProtoICMPv6:
-		_, ok := essential.Match(f.Proto, f.Port)
-		return ok
-	}
-	return false
+// special reports whether the flow is an essential whoever its ends are.
+func special(f *model.Flow) bool {
+	_, ok := essential.Match(f.Proto, f.Port)
+	return ok
 }
 
 // spot finds an end at first sight; the zero Spot if that does not tell.
 func (e *Evaluator) spot(end *model.End) compile.Spot {
 	w := e.world
 	switch {
-	case e.named(end) != 0:
+	case !e.byAddress(end):
 		return w.SpotOfName(w.PlaceOfName(end.Workload), end.Workload)
 	case end.Addr.Is4():
 		return w.SpotOfAddr(w.PlaceOfAddr(end.Addr), end.Addr)
@@ -124,7 +113,7 @@ func plain(a netip.Addr) netip.Addr {
 
 // party finds an end.
 func (e *Evaluator) party(p *party) error {
-	if e.named(p.end) != 0 {
+	if !e.byAddress(p.end) {
 		if p.seat = e.world.Find(p.end.Workload); p.seat != nil {
 			return nil
 		}
@@ -165,17 +154,11 @@ func (e *Evaluator) join(c *connection) {
 	}
 }
 
-// named returns 1 if the end may be named by Workload, else 0. What is read from text has an address there too, and a name
-// costs more to look up than to look at.
-func (e *Evaluator) named(end *model.End) int {
-	if end.Workload == "" {
-		return 0
-	}
-	if e.world.HasAddressNames() {
-		return 1
-	}
-	// No branch depends on it: which it is in a log of flows, nobody can guess.
-	return 1 - bit(end.Addr.IsValid())&bit(compile.MayBeAddress(end.Workload))
+// byAddress reports whether the end is found by its address, if at all. What is read from text has an address in Workload too,
+// and a name costs more to look up than to look at. Whether there is an address comes first: a processor finds out soon if it
+// has guessed that wrong, while a text is yet to be read.
+func (e *Evaluator) byAddress(end *model.End) bool {
+	return end.Addr.IsValid() && (end.Workload == "" || !e.world.HasAddressNames() && compile.MayBeAddress(end.Workload))
 }
 
 func bit(b bool) int {
