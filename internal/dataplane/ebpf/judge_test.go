@@ -74,6 +74,7 @@ func newProber(t testing.TB, d *Dataplane) *prober {
 		programsMapRows: d.maps.Rows, programsMapRanges: d.maps.Ranges, programsMapCounters: d.maps.Counters,
 		programsMapProbes: d.maps.Probes, programsMapAlternatives: d.maps.Alternatives, programsMapUnits: d.maps.Units,
 		programsMapExecutables: d.maps.Executables, programsMapLearnt: d.maps.Learnt, programsMapDomains: d.maps.Domains,
+		programsMapMemories: d.maps.Memories,
 	}
 	for name := range spec.Maps {
 		if all[name] == nil && name[0] != '.' { // constants stay
@@ -136,6 +137,18 @@ func mostSpecific(patterns []string, name string) int {
 // ask returns the verdict on a packet to an address that has these names, and the identity it was judged for.
 func (p *prober) ask(pkt *hostpolicy.Packet, names ...string) (model.EndVerdict, model.IdentityID) {
 	p.t.Helper()
+	v, peer, _ := p.put(pkt, false, names...)
+	return v, peer
+}
+
+// askAgain does the same by way of what the programs remember, and keeps it in mind. It reports whether they did remember.
+func (p *prober) askAgain(pkt *hostpolicy.Packet, names ...string) (v model.EndVerdict, peer model.IdentityID, recalled bool) {
+	p.t.Helper()
+	return p.put(pkt, true, names...)
+}
+
+func (p *prober) put(pkt *hostpolicy.Packet, recall bool, names ...string) (model.EndVerdict, model.IdentityID, bool) {
+	p.t.Helper()
 	number := func(w string) int {
 		return slices.IndexFunc(p.d.held.subjects, func(s heldSubject) bool { return s.used && s.name == w })
 	}
@@ -148,6 +161,9 @@ func (p *prober) ask(pkt *hostpolicy.Packet, names ...string) (model.EndVerdict,
 		q.Rsubject = uint16(number(pkt.RemoteWorkload) + 1)
 	}
 	q.User = nobody
+	if recall {
+		q.Recall = 1
+	}
 	if a := pkt.Process; a != nil {
 		q.Unit, q.Path, q.User = numberOf(a.Unit), p.d.pathHash(a.Path), uint64(testUsers.number(a.User))
 	}
@@ -161,11 +177,19 @@ func (p *prober) ask(pkt *hostpolicy.Packet, names ...string) (model.EndVerdict,
 		p.t.Fatal(err)
 	}
 	v := model.EndVerdict{Verdict: model.Verdict(q.Decision.Verdict), Rule: p.d.names.Load().rule(q.Decision.Rule)}
-	return v, model.IdentityID(q.Decision.Peer)
+	return v, model.IdentityID(q.Decision.Peer), q.Recalled != 0
+}
+
+// question is a packet about which the kernel was asked, and what it said.
+type question struct {
+	pkt   hostpolicy.Packet
+	names []string
+	v     model.EndVerdict
+	peer  model.IdentityID
 }
 
 // TestJudgesLikeTheReference applies compiled policies of random worlds, one after the other, isolates some workloads,
-// and asks the kernel and hostpolicy.Judge about the same packets.
+// and asks the kernel and hostpolicy.Judge about the same packets; the kernel several times, as it remembers what it was asked.
 func TestJudgesLikeTheReference(t *testing.T) {
 	t.Parallel()
 	d, _ := openForTest(t, nil)
@@ -177,7 +201,7 @@ func TestJudgesLikeTheReference(t *testing.T) {
 	asked := 0
 	verdicts := map[model.Verdict]int{}
 	rules := map[model.RuleID]int{}
-	forProcess, forName := 0, 0
+	forProcess, forName, again, recalled := 0, 0, 0, 0
 	size := policytest.Small
 	for seed := range worlds {
 		docs, inv, _ := policytest.Generate(uint64(seed), size)
@@ -205,6 +229,7 @@ func TestJudgesLikeTheReference(t *testing.T) {
 				}
 			}
 			judge := hostpolicy.NewJudge(pol.Isolated(isolated...))
+			var before []question
 			for range perHost {
 				pkt := randomPacket(r, pol)
 				names := randomNames(r, d.held.patterns, &pkt)
@@ -239,6 +264,18 @@ func TestJudgesLikeTheReference(t *testing.T) {
 					t.Fatalf("seed %d, host %s, isolated %v, %+v:\nkernel    %v for %s\nreference %v for %s",
 						seed, host, isolated, pkt, got, gotPeer, want, wantPeer)
 				}
+				before = append(before, question{pkt, names, got, gotPeer})
+				for _, q := range []question{before[len(before)-1], before[r.IntN(len(before))], before[r.IntN(len(before))]} {
+					v, peer, remembered := p.askAgain(&q.pkt, q.names...)
+					if v != q.v || peer != q.peer {
+						t.Fatalf("seed %d, host %s, isolated %v, %+v: %v for %s; again, remembered %v: %v for %s",
+							seed, host, isolated, q.pkt, q.v, q.peer, remembered, v, peer)
+					}
+					again++
+					if remembered {
+						recalled++
+					}
+				}
 			}
 			for _, w := range isolated {
 				if err := d.Isolate(t.Context(), w, false); err != nil {
@@ -247,7 +284,11 @@ func TestJudgesLikeTheReference(t *testing.T) {
 			}
 		}
 	}
-	t.Logf("%d packets, verdicts %v, %d rules, %d decided by the process, %d by a name", asked, verdicts, len(rules), forProcess, forName)
+	t.Logf("%d packets, verdicts %v, %d rules, %d decided by the process, %d by a name; %d of %d remembered",
+		asked, verdicts, len(rules), forProcess, forName, recalled, again)
+	if recalled < again/50 {
+		t.Errorf("only %d of %d verdicts were remembered: the test shows little", recalled, again)
+	}
 	if forName < asked/500 {
 		t.Errorf("only %d of %d packets were decided by a name: the test shows little", forName, asked)
 	}

@@ -218,6 +218,26 @@ type programsLocalKey struct {
 	Subject uint32
 }
 
+type programsMemory struct {
+	_  structs.HostLayout
+	Of [32]struct {
+		_       structs.HostLayout
+		State   uint64
+		Gen     uint32
+		Turn    uint32
+		Raddr   [4]uint32
+		Laddr   [4]uint32
+		Rule    uint64
+		Peer    uint64
+		Subject uint16
+		Port    uint16
+		Proto   uint8
+		Dir     uint8
+		Verdict uint8
+		Pad     uint8
+	}
+}
+
 type programsNameTotals struct {
 	_         structs.HostLayout
 	Forgotten uint64
@@ -303,7 +323,8 @@ type programsProbe struct {
 	}
 	Subject  uint32
 	Rsubject uint16
-	Pad      uint16
+	Recall   uint8
+	Recalled uint8
 	Unit     uint64
 	Path     uint64
 	User     uint64
@@ -513,6 +534,7 @@ const (
 	programsMapListening              = "listening"
 	programsMapLocalIdentities        = "local_identities"
 	programsMapLocalSets              = "local_sets"
+	programsMapMemories               = "memories"
 	programsMapNamed                  = "named"
 	programsMapOwn                    = "own"
 	programsMapPassages               = "passages"
@@ -654,6 +676,7 @@ type programsMapSpecs struct {
 	Listening       *ebpf.MapSpec `ebpf:"listening"`
 	LocalIdentities *ebpf.MapSpec `ebpf:"local_identities"`
 	LocalSets       *ebpf.MapSpec `ebpf:"local_sets"`
+	Memories        *ebpf.MapSpec `ebpf:"memories"`
 	Named           *ebpf.MapSpec `ebpf:"named"`
 	Own             *ebpf.MapSpec `ebpf:"own"`
 	Passages        *ebpf.MapSpec `ebpf:"passages"`
@@ -725,6 +748,7 @@ type programsMaps struct {
 	Listening       *ebpf.Map `ebpf:"listening"`
 	LocalIdentities *ebpf.Map `ebpf:"local_identities"`
 	LocalSets       *ebpf.Map `ebpf:"local_sets"`
+	Memories        *ebpf.Map `ebpf:"memories"`
 	Named           *ebpf.Map `ebpf:"named"`
 	Own             *ebpf.Map `ebpf:"own"`
 	Passages        *ebpf.Map `ebpf:"passages"`
@@ -770,6 +794,7 @@ func (m *programsMaps) Close() error {
 		m.Listening,
 		m.LocalIdentities,
 		m.LocalSets,
+		m.Memories,
 		m.Named,
 		m.Own,
 		m.Passages,

@@ -197,7 +197,7 @@ static __noinline int on_connect(struct bpf_sock_addr *ctx, struct flow *f)
 		}
 	}
 	d.unit = unit_of_task();
-	state = as_of(judge(f, subject, &s->process, &d), gen);
+	state = decide(f, subject, state, gen, &s->process, &d);
 	if (d.verdict == DENY) {
 		deny_attempt(f, &d, &s->process, subject, 0);
 		return 0;
@@ -279,7 +279,7 @@ int bulkhead_probe(struct __sk_buff *skb)
 	struct decision d = {};
 	struct settings *c = get_config();
 	struct process who = {};
-	__u32 zero = 0;
+	__u32 zero = 0, gen;
 	struct probe *p = bpf_map_lookup_elem(&probes, &zero);
 	struct flow f;
 
@@ -292,7 +292,13 @@ int bulkhead_probe(struct __sk_buff *skb)
 	who.path = p->path;
 	who.paths = c ? c->paths : 0;
 	d.unit = p->unit;
-	judge(&f, p->subject, &who, &d);
+	if (p->recall) {
+		gen = generation();
+		p->recalled = !d.rsubject && recall(&f, p->subject, state_of(p->subject), gen, &d);
+		decide(&f, p->subject, state_of(p->subject), gen, &who, &d);
+	} else {
+		judge(&f, p->subject, &who, &d);
+	}
 	p->decision = d;
 	return 1;
 }

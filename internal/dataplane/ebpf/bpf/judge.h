@@ -409,4 +409,98 @@ static __always_inline __u64 as_of(__u64 state, __u32 gen)
 	return generation() == gen ? state : 0;
 }
 
+/*
+ * Connections to one service are made again and again, so verdicts are remembered for a while: those that follow from the
+ * generation, the subject and the flow alone. Any other generation voids them, also one that changes something else.
+ */
+static __always_inline struct recalled *memory_of(const struct flow *f, __u32 subject, __u64 state, __u32 gen)
+{
+	struct settings *c = get_config();
+	struct memory *m;
+	__u32 zero = 0, hash;
+
+	if (!state || ((__u32)state & (SUBJECT_LOCAL_SETS | SUBJECT_EXCEPTIONS)) || !c || c->processes ||
+	    (f->dir == OUT && READ_ONCE(c->epochs[gen & 1])))
+		return NULL;
+	m = bpf_map_lookup_elem(&memories, &zero);
+	if (!m)
+		return NULL;
+	hash = f->raddr[0] ^ f->raddr[1] ^ f->raddr[2] ^ f->raddr[3] ^ f->port ^ subject << 16;
+	return &m->of[hash * 0x9e3779b1u >> (32 - RECALL_BITS)];
+}
+
+/*
+ * recall decides as judge has decided in this generation on this processor; it reports whether that is remembered. Who
+ * interrupts a writer finds the turn odd, and who is interrupted by one finds another turn afterwards.
+ */
+GLOBAL int recall(const struct flow *f, __u32 subject, __u64 state, __u32 gen, struct decision *d)
+{
+	struct recalled *r;
+	__u32 turn;
+
+	if (!f || !d)
+		return false;
+	r = memory_of(f, subject, state, gen);
+	if (!r)
+		return false;
+	turn = READ_ONCE(r->turn);
+	barrier();
+	if ((turn & 1) || r->gen != gen || r->state != state || r->subject != subject || r->port != f->port || r->proto != f->proto ||
+	    r->dir != f->dir || !same_addr(r->raddr, f->raddr) || (f->dir == IN && !same_addr(r->laddr, f->laddr)))
+		return false;
+	d->rule = r->rule;
+	d->peer = r->peer;
+	d->verdict = r->verdict;
+	d->named = false;
+	barrier();
+	if (READ_ONCE(r->turn) != turn)
+		return false;
+	count(COUNT_JUDGED);
+	return true;
+}
+
+/* remember keeps a decision for recall. The state is what it holds under, in this generation; 0: it does not hold. */
+GLOBAL int remember_verdict(const struct flow *f, __u32 subject, __u64 state, __u32 gen, const struct decision *d)
+{
+	struct recalled *r;
+	__u32 turn;
+
+	if (!f || !d || d->rsubject || d->rule == RULE_MISSING) /* what is missing will be put back */
+		return 0;
+	r = memory_of(f, subject, state, gen);
+	if (!r)
+		return 0;
+	turn = READ_ONCE(r->turn);
+	if ((turn & 1) || __sync_val_compare_and_swap(&r->turn, turn, turn + 1) != turn)
+		return 0;
+	r->gen = gen;
+	r->state = state;
+	r->subject = subject;
+	r->port = f->port;
+	r->proto = f->proto;
+	r->dir = f->dir;
+	copy_addr(r->raddr, f->raddr);
+	copy_addr(r->laddr, f->laddr);
+	r->rule = d->rule;
+	r->peer = d->peer;
+	r->verdict = d->verdict;
+	barrier();
+	WRITE_ONCE(r->turn, turn + 2);
+	return 0;
+}
+
+/*
+ * decide is judge for what is often asked. gen is the generation in which the subject was found, and state what it was as of
+ * that; the state that it returns is as of it too.
+ */
+static __always_inline __u64 decide(const struct flow *f, __u32 subject, __u64 state, __u32 gen, const struct process *p,
+				    struct decision *d)
+{
+	if (!d->rsubject && recall(f, subject, state, gen, d))
+		return state;
+	state = as_of(judge(f, subject, p, d), gen);
+	remember_verdict(f, subject, state, gen, d);
+	return state;
+}
+
 #endif

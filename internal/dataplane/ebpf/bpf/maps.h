@@ -255,6 +255,36 @@ struct {
 	__type(value, struct handshake);
 } handshakes SEC(".maps");
 
+/* Verdicts that were given on this processor a moment ago; see recall. */
+#define RECALL_BITS 5
+
+struct recalled {
+	__u64 state; /* of the subject, */
+	__u32 gen;   /* in this generation */
+	__u32 turn;  /* odd while it is written */
+	__u32 raddr[4];
+	__u32 laddr[4]; /* of what comes in; else 0 */
+	__u64 rule;
+	__u64 peer;
+	__u16 subject;
+	__u16 port;
+	__u8 proto;
+	__u8 dir;
+	__u8 verdict;
+	__u8 pad;
+};
+
+struct memory {
+	struct recalled of[1 << RECALL_BITS];
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct memory);
+} memories SEC(".maps");
+
 /* Time of the last wake-up of the reader of events, by processor. */
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);

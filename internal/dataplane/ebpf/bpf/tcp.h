@@ -223,7 +223,7 @@ static __noinline bool on_listener(struct __sk_buff *skb, struct bpf_sock *sk, b
 		if (skb->ifindex == LOOPBACK_IFINDEX)
 			d.rsubject = peer_on_host(skb, &f);
 		d.unit = unit_of_socket(sk);
-		state = as_of(judge(&f, subject, s ? &s->process : NULL, &d), gen);
+		state = decide(&f, subject, state, gen, s ? &s->process : NULL, &d);
 		WRITE_ONCE(h->state, 0);
 		barrier();
 		h->subject = subject;

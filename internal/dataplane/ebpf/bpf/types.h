@@ -505,7 +505,8 @@ struct probe {
 	struct flow flow;
 	__u32 subject;
 	__u16 rsubject;
-	__u16 pad;
+	__u8 recall;   /* whether what is remembered counts, */
+	__u8 recalled; /* and whether it did */
 	__u64 unit;
 	__u64 path;
 	__u64 user;
