@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -95,7 +96,23 @@ func (d *Dataplane) prepare(next *table) (*table, error) {
 
 // switchTo puts the content in force in the next generation: what differs is written in one transaction. Before it goes
 // one with what no packet meets yet, and after it one that takes away what none meets any more.
-func (d *Dataplane) switchTo(c *content, change func(*record)) (err error) {
+//
+// Where the table turns out not to be what it is believed to be, all of it is written anew.
+func (d *Dataplane) switchTo(c *content, change func(*record)) error {
+	err := d.try(c, change)
+	if believed := d.table; err != nil && believed != nil {
+		d.log.Warn("writing all of the table anew", "because", err)
+		d.table = nil
+		if again := d.try(c, change); again != nil {
+			d.table = believed // which Repair goes on to look at
+			return again
+		}
+		return nil
+	}
+	return err
+}
+
+func (d *Dataplane) try(c *content, change func(*record)) (err error) {
 	r := d.record
 	r.subjects = maps.Clone(r.subjects)
 	r.version = tableVersion
@@ -125,11 +142,12 @@ func (d *Dataplane) switchTo(c *content, change func(*record)) (err error) {
 		before.change(next, &b)
 	}
 	d.flows.judges.add(r.gen, c) // before the kernel tells of anything that it has judged
-	if err := d.ns.commit(&b); err != nil {
+	if err := d.ns.commit(&b); err != nil && !d.inForce(&r, err) {
 		return err
 	}
 	d.record, d.content, d.table, d.looked = r, c, next, nil
 	d.rows, d.written = next.rows(), next.rows()-kept
+	d.disinherit(c)
 	if r.gen%64 == 0 {
 		// A generation's number comes again after 254 others: by then no connection may have it.
 		gens := d.layout.generation()
@@ -138,13 +156,39 @@ func (d *Dataplane) switchTo(c *content, change func(*record)) (err error) {
 		}
 	}
 	if err := d.ns.commit(&rest); err != nil {
-		// It judges nothing, so it only takes room: the next change writes all of the table anew.
+		// It judges nothing, so it only takes room: the next look, or change, writes all of the table anew.
 		d.log.Error("removing what is not needed any more", "error", err)
 		d.table = nil
 		return nil
 	}
 	next.chains[stateChain] = &chain{rules: r.rules()}
 	return nil
+}
+
+// disinherit takes the numbers that have been given to somebody else out of the connections of those who had them. The next packet
+// tells whose a connection is; one that is half open at this moment may be taken for the other's until then.
+func (d *Dataplane) disinherit(c *content) {
+	if len(c.inherited) == 0 {
+		return
+	}
+	has := func(number uint32) bool { return slices.Contains(c.inherited, uint8(number)) }
+	l := d.layout
+	if err := d.ns.forget(l.all(), func(m uint32) bool {
+		return has(m&l.client()>>(l.shift+8)) || has(m&l.server()>>(l.shift+16))
+	}); err != nil {
+		d.log.Error("forgetting whose connections were", "error", err)
+		return // the next change tries again
+	}
+	c.inherited = nil
+}
+
+// inForce reports whether a transaction with the record has happened although its answer was lost.
+func (d *Dataplane) inForce(r *record, err error) bool {
+	if !errors.Is(err, errUnanswered) {
+		return false
+	}
+	there, ok, err := d.ns.readRecord()
+	return err == nil && ok && there.gen == r.gen && there.digest == r.digest
 }
 
 // rewrite makes a transaction that replaces the table, of which only the counters and what ends by itself stay.

@@ -223,7 +223,10 @@ func (b *batch) counter(name string, packets uint64) {
 // commitPatience is how long the kernel may take for a transaction.
 const commitPatience = time.Minute
 
-// commit makes the transaction happen. An error means that nothing of it has.
+// errUnanswered says that nobody knows whether a transaction has happened.
+var errUnanswered = errors.New("the kernel's answer was lost")
+
+// commit makes the transaction happen. An error means that nothing of it has, unless it is errUnanswered.
 func (n *namespace) commit(b *batch) (err error) {
 	if b.empty() {
 		return nil
@@ -261,7 +264,11 @@ func (n *namespace) commit(b *batch) (err error) {
 	if _, err := c.SendMessages(all); err != nil {
 		return fmt.Errorf("send a transaction of %d bytes: %w", size, err)
 	}
-	if _, err := c.Receive(); err != nil {
+	_, err = c.Receive()
+	if errors.Is(err, unix.ENOBUFS) || errors.Is(err, os.ErrDeadlineExceeded) {
+		return fmt.Errorf("nftables transaction: %w: %w", errUnanswered, plain(err))
+	}
+	if err != nil {
 		return fmt.Errorf("nftables transaction: %w", plain(err))
 	}
 	return nil

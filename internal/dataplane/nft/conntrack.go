@@ -18,7 +18,7 @@ const (
 	ctaTupleOrig, ctaTupleReply, ctaStatus   = 1, 2, 3
 	ctaProtoInfo, ctaTimeout, ctaMark        = 4, 7, 8
 	ctaCountersOrig, ctaCountersReply        = 9, 10
-	ctaMarkMask                              = 21
+	ctaZone, ctaMarkMask                     = 18, 21
 	ctaTupleIP, ctaTupleProto                = 1, 2
 	ctaProtoNum, ctaProtoSrc, ctaProtoDst    = 1, 2, 3
 	ctaCountersPackets, ctaCountersBytes     = 1, 2
@@ -46,7 +46,8 @@ type connection struct {
 	mark            uint32
 	state           uint8 // of TCP
 	sent, answered  counted
-	known           bool // counters are there
+	known           bool   // counters are there
+	named, zone     []byte // the attributes by which the kernel knows it; zone is nil in the customary one
 }
 
 type counted struct{ packets, bytes uint64 }
@@ -65,7 +66,9 @@ func parseConnection(b []byte) (c connection) {
 	eachAttribute(b, func(typ uint16, b []byte) {
 		switch typ {
 		case ctaTupleOrig:
-			c.original = parseTuple(b)
+			c.original, c.named = parseTuple(b), b
+		case ctaZone:
+			c.zone = b
 		case ctaTupleReply:
 			c.reply = parseTuple(b)
 		case ctaMark:
@@ -198,26 +201,34 @@ func (n *namespace) connection(t tuple) (c connection, ok bool, err error) {
 }
 
 // forget clears our bits in the marks of connections that match; the next packet of each is judged from nothing.
-func (n *namespace) forget(mask uint32, match func(mark uint32) bool) error {
+func (n *namespace) forget(mask uint32, match func(mark uint32) bool) (err error) {
 	var all []connection
 	if err := n.connections(func(c *connection) {
 		if match(c.mark) {
 			all = append(all, *c)
 		}
-	}); err != nil {
+	}); err != nil || len(all) == 0 {
 		return err
 	}
+	c, err := n.dial(unix.NETLINK_NETFILTER)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, c.Close()) }()
 	for i := range all {
 		var a attributes
-		all[i].original.attributes(&a, ctaTupleOrig)
+		a.bytes(ctaTupleOrig|unix.NLA_F_NESTED, all[i].named) // as the kernel has told it: only it knows what is in there
+		if all[i].zone != nil {
+			a.bytes(ctaZone, all[i].zone)
+		}
 		a.u32(ctaMark, 0)
 		a.u32(ctaMarkMask, mask)
-		if all[i].original.proto.IsICMP() {
-			continue // they are named otherwise, and are gone in seconds
-		}
-		err := n.query(conntrack(ctNew), all[i].original.family(), unix.NLM_F_ACK, a, func([]byte) {})
+		_, err := c.Execute(netlink.Message{
+			Header: netlink.Header{Type: conntrack(ctNew), Flags: netlink.Request | netlink.Acknowledge},
+			Data:   append(header(all[i].original.family(), 0), a...),
+		})
 		if err != nil && !errors.Is(err, unix.ENOENT) {
-			return fmt.Errorf("forget a connection: %w", err)
+			return fmt.Errorf("forget a connection: %w", plain(err))
 		}
 	}
 	return nil

@@ -29,8 +29,9 @@ type content struct {
 	subjects  []*subject // sorted by number
 	units     map[uint64]unitCgroup
 	addresses *addressMaps
-	beaten    bool // the agent has said that it is there, so it can be lost
-	glass     bool // the glass may be broken
+	inherited []uint8 // numbers that were somebody else's in the policy before
+	beaten    bool    // the agent has said that it is there, so it can be lost
+	glass     bool    // the glass may be broken
 }
 
 // subject is a workload of this host under the number that marks of connections have for it.
@@ -157,6 +158,9 @@ func plan(st *dataplane.State, known numbers, before *content, caps dataplane.Ca
 		return nil, err
 	}
 	c := &content{policy: p, units: map[uint64]unitCgroup{}}
+	if before != nil {
+		c.inherited = slices.Clone(before.inherited) // what could not be forgotten yet
+	}
 	if err := c.number(known); err != nil {
 		return nil, err
 	}
@@ -202,11 +206,18 @@ func fits(p *hostpolicy.Policy) error {
 	return nil
 }
 
-// number gives each subject its number: the one that it has, or one that nobody has had in the policy before.
+// number gives each subject its number: the one that it has, or one that nobody has had in the policy before, or at last
+// one of somebody who is gone.
 func (c *content) number(known numbers) error {
 	used := map[uint8]bool{0: true, hostNumber: true}
 	for _, n := range known {
 		used[n.number] = true
+	}
+	var left []uint8 // of those who are gone
+	for _, name := range sorted(known) {
+		if n := known[name].number; n != hostNumber && !slices.ContainsFunc(c.policy.Subjects, func(s hostpolicy.Subject) bool { return s.Workload == name && s.Unit != "" }) {
+			left = append(left, n)
+		}
 	}
 	hosts, next := 0, 1
 	for i := range c.policy.Subjects {
@@ -224,12 +235,16 @@ func (c *content) number(known numbers) error {
 			for next <= maxSubjects && used[uint8(next)] {
 				next++
 			}
-			if next > maxSubjects {
-				return fmt.Errorf("%d workloads on this host do not fit: the nftables dataplane tells %d apart, those of the policy before included",
-					len(c.policy.Subjects), maxSubjects)
+			switch {
+			case next <= maxSubjects:
+				n.number = uint8(next)
+				used[n.number] = true
+			case len(left) > 0:
+				n.number, left = left[0], left[1:]
+				c.inherited = append(c.inherited, n.number)
+			default:
+				return fmt.Errorf("%d workloads on this host do not fit: the nftables dataplane tells %d apart", len(c.policy.Subjects), maxSubjects)
 			}
-			n.number = uint8(next)
-			used[n.number] = true
 		}
 		c.subjects = append(c.subjects, &subject{s, n.number, n.isolated})
 	}

@@ -130,7 +130,7 @@ func (d *Dataplane) read(ctx context.Context, fn func(*dataplane.Event)) error {
 		g.Go(func() error { return d.receive(ctx, kind, c, messages) })
 	}
 	g.Go(func() error { return d.handle(ctx, messages, fn) })
-	g.Go(func() error { return d.look(ctx) })
+	g.Go(func() error { return d.look(ctx, messages) })
 	return g.Wait()
 }
 
@@ -140,12 +140,14 @@ const (
 	ofLog messageKind = iota
 	ofConnections
 	ofSockets
+	ofLook
 )
 
 type message struct {
 	kind messageKind
 	data []byte
 	at   time.Time
+	open map[flowKey]bool // ofLook: every flow that the kernel tracks
 }
 
 func (d *Dataplane) receive(ctx context.Context, kind messageKind, c *netlink.Conn, to chan<- message) error {
@@ -158,6 +160,9 @@ func (d *Dataplane) receive(ctx context.Context, kind messageKind, c *netlink.Co
 		case errors.Is(err, unix.ENOBUFS):
 			if kind != ofLog { // those of the log have numbers: gaps are counted there
 				d.flows.lost.Add(1)
+			}
+			if kind == ofConnections { // ends of flows: what is not there any more the next look tells
+				d.flows.unsure.Store(true)
 			}
 			continue
 		case err != nil:
@@ -172,7 +177,7 @@ func (d *Dataplane) receive(ctx context.Context, kind messageKind, c *netlink.Co
 				data = data[4:]
 			}
 			select {
-			case to <- message{kind, data, now}:
+			case to <- message{kind: kind, data: data, at: now}:
 			case <-ctx.Done():
 				return ctx.Err()
 			}
@@ -218,6 +223,8 @@ func (d *Dataplane) take(m *message, fn func(*dataplane.Event)) {
 	case ofConnections:
 		c := parseConnection(m.data)
 		d.flows.endOther(&c, m.at, fn)
+	case ofLook:
+		d.flows.reconcile(m.open, m.at, fn)
 	case ofLog:
 		l, sequence, ok := parseLogged(m.data)
 		if d.sequence != nil && sequence > *d.sequence+1 {
@@ -283,8 +290,8 @@ func (d *Dataplane) decided(l *logged, at time.Time, fn func(*dataplane.Event)) 
 const ruleUnknown model.RuleID = "dataplane/unknown"
 
 // look has the kernel take out flows that have ended by their silence: it does so itself only once in a while, or when
-// somebody looks.
-func (d *Dataplane) look(ctx context.Context) error {
+// somebody looks. Where ends of flows have been lost it also says what is still there.
+func (d *Dataplane) look(ctx context.Context, to chan<- message) error {
 	tick := time.NewTicker(d.cfg.LookInterval)
 	defer tick.Stop()
 	for {
@@ -292,9 +299,29 @@ func (d *Dataplane) look(ctx context.Context) error {
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-tick.C:
-			if err := d.ns.connections(func(*connection) {}); err != nil {
-				d.log.Error("looking after the dataplane", "error", err)
+		}
+		m := message{kind: ofLook, at: time.Now()}
+		if d.flows.unsure.Swap(false) {
+			m.open = map[flowKey]bool{}
+		}
+		if err := d.ns.connections(func(c *connection) {
+			if m.open != nil {
+				m.open[c.flow()] = true
 			}
+		}); err != nil {
+			if m.open != nil {
+				d.flows.unsure.Store(true)
+			}
+			d.log.Error("looking after the dataplane", "error", err)
+			continue
+		}
+		if m.open == nil {
+			continue
+		}
+		select {
+		case to <- m:
+		case <-ctx.Done():
+			return ctx.Err()
 		}
 	}
 }

@@ -64,6 +64,7 @@ type flows struct {
 	judges judges
 	lost   atomic.Uint64
 	errors atomic.Uint64
+	unsure atomic.Bool // ends of flows may have been lost
 
 	mu      sync.Mutex
 	before  map[endKey]bool // open before there was a policy
@@ -354,6 +355,16 @@ func (f *flows) endOther(c *connection, now time.Time, fn func(*dataplane.Event)
 		delete(f.before, endKey{flow, dir})
 	}
 	f.mu.Unlock()
+}
+
+// reconcile tells the end of flows that began before a look and that the kernel did not have any more then. What they have carried
+// since it was told last nobody knows.
+func (f *flows) reconcile(open map[flowKey]bool, at time.Time, fn func(*dataplane.Event)) {
+	for k, known := range f.known {
+		if !open[k.flowKey] && known.since.Before(at) {
+			f.end(k, at, counted{}, counted{}, fn)
+		}
+	}
 }
 
 // payload takes the headers off.

@@ -1,6 +1,7 @@
 package nft
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"sync/atomic"
@@ -31,7 +32,7 @@ func (n *namespace) dial(family int) (*netlink.Conn, error) {
 		return nil, fmt.Errorf("netlink: %w", err)
 	}
 	if err := c.SetReadBuffer(readBuffer); err != nil {
-		return nil, fmt.Errorf("netlink: %w", err)
+		return nil, errors.Join(fmt.Errorf("netlink: %w", err), c.Close())
 	}
 	_ = c.SetOption(netlink.ExtendedAcknowledge, true) // errors then have words; without, they have numbers
 	return c, nil

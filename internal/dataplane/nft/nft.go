@@ -109,7 +109,7 @@ func Open(cfg Config) (_ *Dataplane, err error) {
 	d.flows = newFlows(d)
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, d.release())
+			err = errors.Join(err, d.release(), ns.file.Close())
 		}
 	}()
 	// An abstract address belongs to the network namespace and goes with the process.
@@ -162,7 +162,10 @@ func (d *Dataplane) install() error {
 		return unsupported(err)
 	}
 	d.table = next
-	return d.seed()
+	if err := d.seed(); err != nil {
+		return errors.Join(err, d.ns.remove())
+	}
+	return nil
 }
 
 // seed takes in the connections that are open already. Their direction only the sockets tell.

@@ -216,8 +216,12 @@ func (d *Dataplane) Repair(ctx context.Context) ([]string, error) {
 	if err := d.usable(ctx); err != nil {
 		return nil, err
 	}
-	if d.content == nil || d.table == nil {
+	if d.content == nil {
 		return nil, nil // the next policy writes all of it
+	}
+	if d.table == nil { // what was not needed any more could not be removed
+		c := *d.content
+		return nil, d.switchTo(&c, func(*record) {})
 	}
 	id, err := d.ns.generation()
 	if err != nil || d.looked != nil && id == d.ns.seen.Load() {

@@ -105,19 +105,24 @@ func (n *namespace) destroy(all []tcpSocket) (done int, err error) {
 	if err != nil {
 		return 0, err
 	}
-	defer c.Close()
+	defer func() { err = errors.Join(err, c.Close()) }()
+	failed := 0
 	for i := range all {
-		_, err := c.Execute(netlink.Message{
+		_, no := c.Execute(netlink.Message{
 			Header: netlink.Header{Type: diagDestroy, Flags: netlink.Request | netlink.Acknowledge},
 			Data:   all[i].request(^uint32(0)),
 		})
 		switch {
-		case err == nil:
+		case no == nil:
 			done++
-		case errors.Is(err, unix.ENOENT): // it has ended by itself
-		default:
-			return done, fmt.Errorf("reset a connection: %w", plain(err))
+		case errors.Is(no, unix.ENOENT): // it has ended by itself
+		default: // the others are not to suffer for it
+			failed++
+			err = plain(no)
 		}
+	}
+	if failed > 0 {
+		return done, fmt.Errorf("reset %d of %d connections: %w", failed, len(all), err)
 	}
 	return done, nil
 }

@@ -23,14 +23,18 @@ func (d *Dataplane) sweep() (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	open := map[tuple]model.Direction{} // by local and remote address
+	type tracked struct {
+		dir  model.Direction
+		peer uint8 // who is at the other end, if that is on this host
+	}
+	open := map[tuple]tracked{} // by local and remote address
 	if err := d.ns.connections(func(k *connection) {
 		if k.original.proto != model.ProtoTCP {
 			return
 		}
 		f := k.flow()
-		open[tuple{model.ProtoTCP, f.client, f.server}] = model.Egress
-		open[tuple{model.ProtoTCP, f.server, f.client}] = model.Ingress
+		open[tuple{model.ProtoTCP, f.client, f.server}] = tracked{model.Egress, uint8(k.mark >> (d.layout.shift + 16))}
+		open[tuple{model.ProtoTCP, f.server, f.client}] = tracked{model.Ingress, uint8(k.mark >> (d.layout.shift + 8))}
 	}); err != nil {
 		return 0, err
 	}
@@ -57,25 +61,30 @@ func (d *Dataplane) sweep() (int, error) {
 			continue
 		}
 		seen[this] = true
-		dir, ok := open[this]
+		known, ok := open[this]
+		dir := known.dir
 		if !ok && listens[s.local.Port()] {
 			dir = model.Ingress
 		} else if !ok {
 			dir = model.Egress
 		}
+		peer := whose[this.reversed()]
+		if peer == "" { // its socket may just have been reset
+			peer = c.name(known.peer)
+		}
 		p := hostpolicy.Packet{
 			Workload: whose[this], Dir: dir, Local: s.local.Addr(), Remote: s.remote.Addr(),
-			RemoteWorkload: whose[this.reversed()], Proto: model.ProtoTCP, Port: s.remote.Port(),
+			RemoteWorkload: peer, Proto: model.ProtoTCP, Port: s.remote.Port(),
 		}
 		if dir == model.Ingress {
 			p.Port = s.local.Port()
 		}
-		v, peer := judge.Judge(&p)
+		v, identity := judge.Judge(&p)
 		if v.Verdict != model.Deny {
 			continue
 		}
 		doomed = append(doomed, *s)
-		d.flows.cut(&p, s, v, peer)
+		d.flows.cut(&p, s, v, identity)
 	}
 	return d.ns.destroy(doomed)
 }
