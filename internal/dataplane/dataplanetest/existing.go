@@ -174,7 +174,7 @@ func testReopen(t *testing.T, open Open) {
 	if h.d.Capabilities().Backlog { // what happened meanwhile is told, by name, before the next one has applied anything
 		h.events.wait("what happened meanwhile", func() bool {
 			_, n := h.events.count(attempts)
-			return n == 2
+			return n == 2 && len(h.events.find(all(kind(dataplane.EventOpen), workload("near/one")))) >= 2
 		})
 		if e := h.events.find(all(kind(dataplane.EventOpen), workload("near/one"))); len(e) != 2 || e[0].Rule != "lab/egress-allow" {
 			t.Errorf("openings meanwhile:\n%s", h.events.text())
