@@ -20,7 +20,7 @@ RIVAL_PACKAGES    := nftables iptables ipset
 GENERATE_PACKAGES := clang-19 llvm-19 libbpf-dev linux-libc-dev protobuf-compiler
 
 # Kernel tests are mandatory for root and skipped, with the reason, for anybody else.
-REQUIRE     ?= $(if $(filter 0,$(shell id -u)),netns$(comma)bpf$(comma)firewalls)
+REQUIRE     ?= $(if $(filter 0,$(shell id -u)),netns$(comma)bpf$(comma)nftables$(comma)firewalls)
 comma       := ,
 
 # A package may take long on a machine that has much else to do; TESTFLAGS are more flags of go test.

@@ -49,20 +49,26 @@ func (d datagram) frame() []byte {
 		check = 16
 	}
 	l4 = append(l4, d.data...)
-	src, dst := d.src.Addr(), d.dst.Addr()
-	pseudo := append(append(append(src.AsSlice(), dst.AsSlice()...), 0, d.proto, byte(len(l4)>>8), byte(len(l4))), l4...)
-	binary.BigEndian.PutUint16(l4[check:], checksum(pseudo))
+	binary.BigEndian.PutUint16(l4[check:], transportSum(d.src.Addr(), d.dst.Addr(), d.proto, l4))
+	return append(b, network(d.src.Addr(), d.dst.Addr(), d.proto, l4)...)
+}
+
+// transportSum is the checksum of a transport header and what follows it.
+func transportSum(src, dst netip.Addr, proto byte, l4 []byte) uint16 {
+	return checksum(append(append(append(src.AsSlice(), dst.AsSlice()...), 0, proto, byte(len(l4)>>8), byte(len(l4))), l4...))
+}
+
+// network puts the type of the frame and a header of IPv4 or IPv6 in front.
+func network(src, dst netip.Addr, proto byte, l4 []byte) []byte {
 	if src.Is4() {
-		ip := []byte{0x45, 0, byte((20 + len(l4)) >> 8), byte(20 + len(l4)), 0, 1, 0, 0, 64, d.proto, 0, 0}
+		ip := []byte{0x45, 0, byte((20 + len(l4)) >> 8), byte(20 + len(l4)), 0, 1, 0, 0, 64, proto, 0, 0}
 		ip = append(append(ip, src.AsSlice()...), dst.AsSlice()...)
 		binary.BigEndian.PutUint16(ip[10:], checksum(ip))
-		b = binary.BigEndian.AppendUint16(b, typeIPv4)
-		return append(append(b, ip...), l4...)
+		return append(append(binary.BigEndian.AppendUint16(nil, typeIPv4), ip...), l4...)
 	}
-	ip := []byte{0x60, 0, 0, 0, byte(len(l4) >> 8), byte(len(l4)), d.proto, 64}
+	ip := []byte{0x60, 0, 0, 0, byte(len(l4) >> 8), byte(len(l4)), proto, 64}
 	ip = append(append(ip, src.AsSlice()...), dst.AsSlice()...)
-	b = binary.BigEndian.AppendUint16(b, typeIPv6)
-	return append(append(b, ip...), l4...)
+	return append(append(binary.BigEndian.AppendUint16(nil, typeIPv6), ip...), l4...)
 }
 
 func checksum(b []byte) uint16 {

@@ -39,6 +39,8 @@ type request struct {
 	Wait  time.Duration
 	Multi bool // multipath TCP
 	Opts  bool // IPv6 packets carry a header of destination options
+	// Plain are sockets to make, each by its family, type and protocol.
+	Plain [][3]int
 }
 
 type answer struct {
@@ -50,6 +52,7 @@ type answer struct {
 	Bad    int
 	Errors map[string]int
 	Took   time.Duration
+	FDs    []int
 }
 
 // worker reads requests until its input ends.
@@ -69,9 +72,10 @@ func worker(in io.Reader, out io.Writer) int {
 }
 
 type sockets struct {
-	mu   sync.Mutex
-	open map[string]*opened
-	out  *json.Encoder
+	mu    sync.Mutex
+	open  map[string]*opened
+	out   *json.Encoder
+	plain []int // sockets that somebody else uses
 }
 
 type opened struct {
@@ -164,6 +168,8 @@ func (w *sockets) do(r request) (answer, error) {
 		return answer{}, w.relay(r)
 	case "routed":
 		return answer{}, routed(r)
+	case "plain":
+		return w.makePlain(r)
 	case "resolver":
 		return w.resolver(r)
 	case "lookup":

@@ -27,7 +27,7 @@ func TestKernelWithoutTproxy(t *testing.T) {
 		t.Helper()
 		d := bed.Open(openHere).(*Dataplane)
 		if !d.can.reopen {
-			dataplanetest.Cannot(t, "bpf", errors.New("the kernel has no nft_tproxy"))
+			dataplanetest.Cannot(t, "nftables", errors.New("the kernel has no nft_tproxy"))
 		}
 		d.can.reopen = can
 		return d

@@ -249,28 +249,6 @@ func (w *writer) hooks() {
 	w.reopened()
 }
 
-// reopened has a connection that comes back to a port in TIME_WAIT find who listens there: the socket that is left of the one
-// before does not say whose it is. The kernel gives such a socket up too, but only after it has been judged.
-func (w *writer) reopened() {
-	if !w.reopens || w.content == nil || len(w.content.units) == 0 { // where there are no units everything is the host's
-		return
-	}
-	hook := uint32(unix.NF_INET_PRE_ROUTING)
-	c := w.chain("prerouting")
-	c.hook = &hook
-	c.add(join(isProto(model.ProtoTCP), []expression{loadTransport(13, 1, scratch), combine(scratch, []byte{tcpFlagFIN | tcpFlagSYN | tcpFlagRST | tcpFlagACK}, []byte{0}),
-		equal(scratch, []byte{tcpFlagSYN}), goTo("reopened").expression()})...)
-	to := w.chain("reopened")
-	to.add(loadSocket(socketMark, scratch), accept.expression()) // one that is whole
-	for _, f := range []struct {
-		family         byte
-		offset, length uint32 // of the destination address
-	}{{unix.NFPROTO_IPV4, 16, 4}, {unix.NFPROTO_IPV6, 24, 16}} {
-		to.add(loadSocket(socketTransparent, scratch), loadMeta(unix.NFT_META_NFPROTO, scratch), equal(scratch, []byte{f.family}),
-			loadNetwork(f.offset, f.length, address), loadTransport(2, 2, port), reopen(uint32(f.family), address, port))
-	}
-}
-
 // untracked says what becomes of packets that belong to no connection that the kernel can follow.
 func (w *writer) untracked(c *chain) {
 	if w.content.deniesAnything() {
@@ -304,26 +282,6 @@ func (w *writer) routed(c *chain) {
 
 // Options of IPv4 (RFC 791, 3.1).
 const optionLooseRoute, optionStrictRoute = 131, 137
-
-// underGlass lets everything pass. That it was judged is not noted, so policy holds again with the next packet.
-func (w *writer) underGlass() {
-	if w.content == nil || !w.content.glass {
-		return
-	}
-	in, out := w.chain("glass-in"), w.chain("glass-out")
-	in.add(join(isDirection(ctOriginal), one(jump("mark-i").expression()))...)
-	in.add(join(isDirection(ctReply), one(jump("mark-e").expression()))...)
-	local := []expression{loadMeta(unix.NFT_META_IIF, scratch), equal(scratch, ne32(1))}
-	in.add(join(local, isNew(), w.known(model.Egress), w.tell("le", 'g', 'o'))...)
-	in.add(join(local, isNew(), w.known(model.Ingress), w.tell("li", 'g', 'o'), one(accept.expression()))...)
-	in.add(join(isNew(), w.known(model.Ingress), w.tell("i", 'g', 'o'))...)
-	in.always(accept)
-	out.add(join(isDirection(ctOriginal), one(jump("mark-e").expression()))...)
-	out.add(join(isDirection(ctReply), one(jump("mark-i").expression()))...)
-	out.add(loadMeta(unix.NFT_META_OIF, scratch), equal(scratch, ne32(1)), accept.expression())
-	out.add(join(isDirection(ctOriginal), isNew(), w.tell("e", 'g', 'o'))...)
-	out.always(accept)
-}
 
 // known ends the rule unless it is known who is at that end of the flow.
 func (w *writer) known(dir model.Direction) []expression {
