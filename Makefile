@@ -54,6 +54,8 @@ test: build ## run every test (as root also those that need the kernel)
 race: ## run the concurrent parts under the race detector
 	@# Short: the tests that only start our programs, which are not built with the detector, are left to `test`.
 	$(GO_TEST) -race -short ./internal/core/... ./internal/wire/... ./internal/agent/... ./internal/controller/... ./internal/store/... ./internal/flowstore/...
+	@# Of nftables what is shared between goroutines, in namespaces of its own where this is root's, and what needs no kernel.
+	BULKHEAD_REQUIRE=$(REQUIRE) $(GO_TEST) -race -short -run '^Test(AtOnce|Port|Table.*|Spans|Blocks|LostEnds)$$' ./internal/dataplane/nft
 
 .PHONY: lint
 lint: $(TOOLS)/staticcheck ## gofmt, go vet, staticcheck
