@@ -233,6 +233,13 @@ func (p *Process) DialMany(network, to string, n int) *Socket {
 	return s
 }
 
+// Connect ends what the process's socket of that name is connected to, makes it if there is none, connects it to somebody else,
+// unless that is nobody, and makes one exchange over TCP. It returns the error, or "".
+func (p *Process) Connect(socket, to string, d time.Duration) string {
+	p.t.Helper()
+	return p.ask(request{Do: "connect", ID: socket, To: to, Wait: d}).Err
+}
+
 // MustDial makes a connection that must succeed.
 func (p *Process) MustDial(network, to string) *Socket {
 	p.t.Helper()

@@ -103,6 +103,7 @@ func Run(t *testing.T, open Open) {
 		}
 		group("live "+f.name, func(t *testing.T, open Open) { testLive(t, open, f) })
 		group("moments "+f.name, func(t *testing.T, open Open) { testMoments(t, open, f) })
+		group("conversations "+f.name, func(t *testing.T, open Open) { testConversations(t, open, f) })
 		group("translated "+f.name, func(t *testing.T, open Open) { testTranslated(t, open, f) })
 	}
 	group("changes", testChanges)

@@ -307,8 +307,8 @@ func (h *host) moved() {
 	p := h.Start("one")
 	connect := func(to, want string) {
 		h.t.Helper()
-		if a := p.ask(request{Do: "connect", ID: "socket", To: to, Wait: wait(want)}); a.Err != want && (want != "timeout" || a.Err == "") {
-			h.t.Errorf("to %s: %q instead of %q", to, a.Err, want)
+		if err := p.Connect("socket", to, wait(want)); err != want && (want != "timeout" || err == "") {
+			h.t.Errorf("to %s: %q instead of %q", to, err, want)
 		}
 	}
 	connect(allowed.Addr, "")

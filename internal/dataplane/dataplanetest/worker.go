@@ -490,7 +490,7 @@ func exchange(o *opened, r request) error {
 			return err
 		}
 		_, _, err = o.packet.ReadFrom(b)
-		return err
+		return errors.Join(err, o.packet.SetReadDeadline(time.Time{})) // an echo, if there is one, goes on
 	}
 	if err := o.conn.SetWriteDeadline(time.Now().Add(patience)); err != nil {
 		return err

@@ -60,7 +60,7 @@ type Config struct {
 
 	Logger *slog.Logger // nil discards
 
-	withoutSockDestroy, withoutLoop, withoutTCX, withoutClsact bool // tests do as if the kernel were older
+	withoutSockDestroy, withoutLoop, withoutTCX, withoutClsact, withoutRecall bool // tests do as if the kernel were older
 }
 
 // DefaultConfig returns a Config for a host of some hundred units and some ten thousand peers, without directories. It

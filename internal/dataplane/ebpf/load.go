@@ -23,6 +23,9 @@ import (
 // layoutVersion changes when the meaning of what is in the maps does. Their shapes are part of the layout anyway.
 const layoutVersion = 3
 
+// PROCESSORS and FLOW_ROWS of bpf/recent.h.
+const connectionRows, flowRows = 1024, 64
+
 const layoutPrefix = "layout_"
 
 func isLayout(name string) bool { return strings.HasPrefix(name, layoutPrefix) }
@@ -96,8 +99,10 @@ func (d *Dataplane) load() error {
 		delete(spec.Programs, name)
 	}
 	d.resets = canReset() && !d.cfg.withoutSockDestroy
-	if err := spec.Variables["resets"].Set(d.resets); err != nil {
-		return err
+	for name, yes := range map[string]bool{"resets": d.resets, "recalls": !d.cfg.withoutRecall} {
+		if err := spec.Variables[name].Set(yes); err != nil {
+			return err
+		}
 	}
 	c, err := d.loadAll(spec)
 	if err != nil {
@@ -139,16 +144,22 @@ func (d *Dataplane) loadAll(spec *ebpf.CollectionSpec) (*ebpf.Collection, error)
 }
 
 func (d *Dataplane) resize(spec *ebpf.CollectionSpec) {
+	processors, err := ebpf.PossibleCPU()
+	if err != nil {
+		processors = 1 // the others have no place for what was allowed lately, and look it up
+	}
 	for name, n := range map[string]int{
-		programsMapSubjects:    d.cfg.MaxSubjects,
-		programsMapSubjectInfo: d.cfg.MaxSubjects,
-		programsMapRows:        d.cfg.MaxRows,
-		programsMapRanges:      d.cfg.MaxRanges,
-		programsMapAddresses:   d.cfg.MaxAddresses,
-		programsMapPrefixes:    d.cfg.MaxPrefixes,
-		programsMapLearnt:      d.cfg.MaxNamed,
-		programsMapConnections: d.cfg.MaxConnections,
-		programsMapEvents:      d.cfg.EventBuffer,
+		programsMapRecentConnections: min(processors, connectionRows) * int(spec.Maps[programsMapRecentConnections].MaxEntries), // which is one row
+		programsMapRecentFlows:       min(processors, flowRows) * int(spec.Maps[programsMapRecentFlows].MaxEntries),
+		programsMapSubjects:          d.cfg.MaxSubjects,
+		programsMapSubjectInfo:       d.cfg.MaxSubjects,
+		programsMapRows:              d.cfg.MaxRows,
+		programsMapRanges:            d.cfg.MaxRanges,
+		programsMapAddresses:         d.cfg.MaxAddresses,
+		programsMapPrefixes:          d.cfg.MaxPrefixes,
+		programsMapLearnt:            d.cfg.MaxNamed,
+		programsMapConnections:       d.cfg.MaxConnections,
+		programsMapEvents:            d.cfg.EventBuffer,
 	} {
 		spec.Maps[name].MaxEntries = uint32(n)
 	}

@@ -81,6 +81,7 @@ type programsConnection struct {
 	ToldReceived        uint64
 	ToldPacketsSent     uint64
 	ToldPacketsReceived uint64
+	Rows                uint64
 }
 
 type programsConnectionKey struct {
@@ -385,6 +386,30 @@ type programsRangeKey struct {
 	Port     uint16
 }
 
+type programsRecentFlow struct {
+	_     structs.HostLayout
+	Turn  uint64
+	Until uint64
+	Key   programsConnectionKey
+	Seen  struct {
+		_               structs.HostLayout
+		Sent            uint64
+		Received        uint64
+		PacketsSent     uint64
+		PacketsReceived uint64
+	}
+	Told struct {
+		_               structs.HostLayout
+		Sent            uint64
+		Received        uint64
+		PacketsSent     uint64
+		PacketsReceived uint64
+	}
+	Out uint8
+	In  uint8
+	Pad [14]uint8
+}
+
 type programsRow struct {
 	_        structs.HostLayout
 	Rule     uint64
@@ -546,6 +571,9 @@ const (
 	programsMapProbes                 = "probes"
 	programsMapQuestions              = "questions"
 	programsMapRanges                 = "ranges"
+	programsMapRecentConnections      = "recent_connections"
+	programsMapRecentFlows            = "recent_flows"
+	programsMapRecentUsers            = "recent_users"
 	programsMapResolvers              = "resolvers"
 	programsMapRows                   = "rows"
 	programsMapRules                  = "rules"
@@ -580,6 +608,7 @@ const (
 	programsProgBulkheadUpdate        = "bulkhead_update"
 	programsProgBulkheadUplink        = "bulkhead_uplink"
 	programsVarOneSocket              = "one_socket"
+	programsVarRecalls                = "recalls"
 	programsVarResets                 = "resets"
 )
 
@@ -655,48 +684,51 @@ type programsProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type programsMapSpecs struct {
-	Active          *ebpf.MapSpec `ebpf:"active"`
-	Addresses       *ebpf.MapSpec `ebpf:"addresses"`
-	Alternatives    *ebpf.MapSpec `ebpf:"alternatives"`
-	Answers         *ebpf.MapSpec `ebpf:"answers"`
-	Attempts        *ebpf.MapSpec `ebpf:"attempts"`
-	Behind          *ebpf.MapSpec `ebpf:"behind"`
-	Cgroups         *ebpf.MapSpec `ebpf:"cgroups"`
-	Config          *ebpf.MapSpec `ebpf:"config"`
-	Connections     *ebpf.MapSpec `ebpf:"connections"`
-	Controllers     *ebpf.MapSpec `ebpf:"controllers"`
-	Counters        *ebpf.MapSpec `ebpf:"counters"`
-	Denials         *ebpf.MapSpec `ebpf:"denials"`
-	Domains         *ebpf.MapSpec `ebpf:"domains"`
-	Events          *ebpf.MapSpec `ebpf:"events"`
-	Executables     *ebpf.MapSpec `ebpf:"executables"`
-	Guards          *ebpf.MapSpec `ebpf:"guards"`
-	Handshakes      *ebpf.MapSpec `ebpf:"handshakes"`
-	Learnt          *ebpf.MapSpec `ebpf:"learnt"`
-	Listening       *ebpf.MapSpec `ebpf:"listening"`
-	LocalIdentities *ebpf.MapSpec `ebpf:"local_identities"`
-	LocalSets       *ebpf.MapSpec `ebpf:"local_sets"`
-	Memories        *ebpf.MapSpec `ebpf:"memories"`
-	Named           *ebpf.MapSpec `ebpf:"named"`
-	Own             *ebpf.MapSpec `ebpf:"own"`
-	Passages        *ebpf.MapSpec `ebpf:"passages"`
-	Patterns        *ebpf.MapSpec `ebpf:"patterns"`
-	Pieces          *ebpf.MapSpec `ebpf:"pieces"`
-	PolicySets      *ebpf.MapSpec `ebpf:"policy_sets"`
-	Ports           *ebpf.MapSpec `ebpf:"ports"`
-	Prefixes        *ebpf.MapSpec `ebpf:"prefixes"`
-	Probes          *ebpf.MapSpec `ebpf:"probes"`
-	Questions       *ebpf.MapSpec `ebpf:"questions"`
-	Ranges          *ebpf.MapSpec `ebpf:"ranges"`
-	Resolvers       *ebpf.MapSpec `ebpf:"resolvers"`
-	Rows            *ebpf.MapSpec `ebpf:"rows"`
-	Rules           *ebpf.MapSpec `ebpf:"rules"`
-	Sockets         *ebpf.MapSpec `ebpf:"sockets"`
-	Spellings       *ebpf.MapSpec `ebpf:"spellings"`
-	SubjectInfo     *ebpf.MapSpec `ebpf:"subject_info"`
-	Subjects        *ebpf.MapSpec `ebpf:"subjects"`
-	Units           *ebpf.MapSpec `ebpf:"units"`
-	Wakeups         *ebpf.MapSpec `ebpf:"wakeups"`
+	Active            *ebpf.MapSpec `ebpf:"active"`
+	Addresses         *ebpf.MapSpec `ebpf:"addresses"`
+	Alternatives      *ebpf.MapSpec `ebpf:"alternatives"`
+	Answers           *ebpf.MapSpec `ebpf:"answers"`
+	Attempts          *ebpf.MapSpec `ebpf:"attempts"`
+	Behind            *ebpf.MapSpec `ebpf:"behind"`
+	Cgroups           *ebpf.MapSpec `ebpf:"cgroups"`
+	Config            *ebpf.MapSpec `ebpf:"config"`
+	Connections       *ebpf.MapSpec `ebpf:"connections"`
+	Controllers       *ebpf.MapSpec `ebpf:"controllers"`
+	Counters          *ebpf.MapSpec `ebpf:"counters"`
+	Denials           *ebpf.MapSpec `ebpf:"denials"`
+	Domains           *ebpf.MapSpec `ebpf:"domains"`
+	Events            *ebpf.MapSpec `ebpf:"events"`
+	Executables       *ebpf.MapSpec `ebpf:"executables"`
+	Guards            *ebpf.MapSpec `ebpf:"guards"`
+	Handshakes        *ebpf.MapSpec `ebpf:"handshakes"`
+	Learnt            *ebpf.MapSpec `ebpf:"learnt"`
+	Listening         *ebpf.MapSpec `ebpf:"listening"`
+	LocalIdentities   *ebpf.MapSpec `ebpf:"local_identities"`
+	LocalSets         *ebpf.MapSpec `ebpf:"local_sets"`
+	Memories          *ebpf.MapSpec `ebpf:"memories"`
+	Named             *ebpf.MapSpec `ebpf:"named"`
+	Own               *ebpf.MapSpec `ebpf:"own"`
+	Passages          *ebpf.MapSpec `ebpf:"passages"`
+	Patterns          *ebpf.MapSpec `ebpf:"patterns"`
+	Pieces            *ebpf.MapSpec `ebpf:"pieces"`
+	PolicySets        *ebpf.MapSpec `ebpf:"policy_sets"`
+	Ports             *ebpf.MapSpec `ebpf:"ports"`
+	Prefixes          *ebpf.MapSpec `ebpf:"prefixes"`
+	Probes            *ebpf.MapSpec `ebpf:"probes"`
+	Questions         *ebpf.MapSpec `ebpf:"questions"`
+	Ranges            *ebpf.MapSpec `ebpf:"ranges"`
+	RecentConnections *ebpf.MapSpec `ebpf:"recent_connections"`
+	RecentFlows       *ebpf.MapSpec `ebpf:"recent_flows"`
+	RecentUsers       *ebpf.MapSpec `ebpf:"recent_users"`
+	Resolvers         *ebpf.MapSpec `ebpf:"resolvers"`
+	Rows              *ebpf.MapSpec `ebpf:"rows"`
+	Rules             *ebpf.MapSpec `ebpf:"rules"`
+	Sockets           *ebpf.MapSpec `ebpf:"sockets"`
+	Spellings         *ebpf.MapSpec `ebpf:"spellings"`
+	SubjectInfo       *ebpf.MapSpec `ebpf:"subject_info"`
+	Subjects          *ebpf.MapSpec `ebpf:"subjects"`
+	Units             *ebpf.MapSpec `ebpf:"units"`
+	Wakeups           *ebpf.MapSpec `ebpf:"wakeups"`
 }
 
 // programsVariableSpecs contains global variables before they are loaded into the kernel.
@@ -704,6 +736,7 @@ type programsMapSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type programsVariableSpecs struct {
 	OneSocket *ebpf.VariableSpec `ebpf:"one_socket"`
+	Recalls   *ebpf.VariableSpec `ebpf:"recalls"`
 	Resets    *ebpf.VariableSpec `ebpf:"resets"`
 }
 
@@ -727,48 +760,51 @@ func (o *programsObjects) Close() error {
 //
 // It can be passed to loadProgramsObjects or ebpf.CollectionSpec.LoadAndAssign.
 type programsMaps struct {
-	Active          *ebpf.Map `ebpf:"active"`
-	Addresses       *ebpf.Map `ebpf:"addresses"`
-	Alternatives    *ebpf.Map `ebpf:"alternatives"`
-	Answers         *ebpf.Map `ebpf:"answers"`
-	Attempts        *ebpf.Map `ebpf:"attempts"`
-	Behind          *ebpf.Map `ebpf:"behind"`
-	Cgroups         *ebpf.Map `ebpf:"cgroups"`
-	Config          *ebpf.Map `ebpf:"config"`
-	Connections     *ebpf.Map `ebpf:"connections"`
-	Controllers     *ebpf.Map `ebpf:"controllers"`
-	Counters        *ebpf.Map `ebpf:"counters"`
-	Denials         *ebpf.Map `ebpf:"denials"`
-	Domains         *ebpf.Map `ebpf:"domains"`
-	Events          *ebpf.Map `ebpf:"events"`
-	Executables     *ebpf.Map `ebpf:"executables"`
-	Guards          *ebpf.Map `ebpf:"guards"`
-	Handshakes      *ebpf.Map `ebpf:"handshakes"`
-	Learnt          *ebpf.Map `ebpf:"learnt"`
-	Listening       *ebpf.Map `ebpf:"listening"`
-	LocalIdentities *ebpf.Map `ebpf:"local_identities"`
-	LocalSets       *ebpf.Map `ebpf:"local_sets"`
-	Memories        *ebpf.Map `ebpf:"memories"`
-	Named           *ebpf.Map `ebpf:"named"`
-	Own             *ebpf.Map `ebpf:"own"`
-	Passages        *ebpf.Map `ebpf:"passages"`
-	Patterns        *ebpf.Map `ebpf:"patterns"`
-	Pieces          *ebpf.Map `ebpf:"pieces"`
-	PolicySets      *ebpf.Map `ebpf:"policy_sets"`
-	Ports           *ebpf.Map `ebpf:"ports"`
-	Prefixes        *ebpf.Map `ebpf:"prefixes"`
-	Probes          *ebpf.Map `ebpf:"probes"`
-	Questions       *ebpf.Map `ebpf:"questions"`
-	Ranges          *ebpf.Map `ebpf:"ranges"`
-	Resolvers       *ebpf.Map `ebpf:"resolvers"`
-	Rows            *ebpf.Map `ebpf:"rows"`
-	Rules           *ebpf.Map `ebpf:"rules"`
-	Sockets         *ebpf.Map `ebpf:"sockets"`
-	Spellings       *ebpf.Map `ebpf:"spellings"`
-	SubjectInfo     *ebpf.Map `ebpf:"subject_info"`
-	Subjects        *ebpf.Map `ebpf:"subjects"`
-	Units           *ebpf.Map `ebpf:"units"`
-	Wakeups         *ebpf.Map `ebpf:"wakeups"`
+	Active            *ebpf.Map `ebpf:"active"`
+	Addresses         *ebpf.Map `ebpf:"addresses"`
+	Alternatives      *ebpf.Map `ebpf:"alternatives"`
+	Answers           *ebpf.Map `ebpf:"answers"`
+	Attempts          *ebpf.Map `ebpf:"attempts"`
+	Behind            *ebpf.Map `ebpf:"behind"`
+	Cgroups           *ebpf.Map `ebpf:"cgroups"`
+	Config            *ebpf.Map `ebpf:"config"`
+	Connections       *ebpf.Map `ebpf:"connections"`
+	Controllers       *ebpf.Map `ebpf:"controllers"`
+	Counters          *ebpf.Map `ebpf:"counters"`
+	Denials           *ebpf.Map `ebpf:"denials"`
+	Domains           *ebpf.Map `ebpf:"domains"`
+	Events            *ebpf.Map `ebpf:"events"`
+	Executables       *ebpf.Map `ebpf:"executables"`
+	Guards            *ebpf.Map `ebpf:"guards"`
+	Handshakes        *ebpf.Map `ebpf:"handshakes"`
+	Learnt            *ebpf.Map `ebpf:"learnt"`
+	Listening         *ebpf.Map `ebpf:"listening"`
+	LocalIdentities   *ebpf.Map `ebpf:"local_identities"`
+	LocalSets         *ebpf.Map `ebpf:"local_sets"`
+	Memories          *ebpf.Map `ebpf:"memories"`
+	Named             *ebpf.Map `ebpf:"named"`
+	Own               *ebpf.Map `ebpf:"own"`
+	Passages          *ebpf.Map `ebpf:"passages"`
+	Patterns          *ebpf.Map `ebpf:"patterns"`
+	Pieces            *ebpf.Map `ebpf:"pieces"`
+	PolicySets        *ebpf.Map `ebpf:"policy_sets"`
+	Ports             *ebpf.Map `ebpf:"ports"`
+	Prefixes          *ebpf.Map `ebpf:"prefixes"`
+	Probes            *ebpf.Map `ebpf:"probes"`
+	Questions         *ebpf.Map `ebpf:"questions"`
+	Ranges            *ebpf.Map `ebpf:"ranges"`
+	RecentConnections *ebpf.Map `ebpf:"recent_connections"`
+	RecentFlows       *ebpf.Map `ebpf:"recent_flows"`
+	RecentUsers       *ebpf.Map `ebpf:"recent_users"`
+	Resolvers         *ebpf.Map `ebpf:"resolvers"`
+	Rows              *ebpf.Map `ebpf:"rows"`
+	Rules             *ebpf.Map `ebpf:"rules"`
+	Sockets           *ebpf.Map `ebpf:"sockets"`
+	Spellings         *ebpf.Map `ebpf:"spellings"`
+	SubjectInfo       *ebpf.Map `ebpf:"subject_info"`
+	Subjects          *ebpf.Map `ebpf:"subjects"`
+	Units             *ebpf.Map `ebpf:"units"`
+	Wakeups           *ebpf.Map `ebpf:"wakeups"`
 }
 
 func (m *programsMaps) Close() error {
@@ -806,6 +842,9 @@ func (m *programsMaps) Close() error {
 		m.Probes,
 		m.Questions,
 		m.Ranges,
+		m.RecentConnections,
+		m.RecentFlows,
+		m.RecentUsers,
 		m.Resolvers,
 		m.Rows,
 		m.Rules,
@@ -823,6 +862,7 @@ func (m *programsMaps) Close() error {
 // It can be passed to loadProgramsObjects or ebpf.CollectionSpec.LoadAndAssign.
 type programsVariables struct {
 	OneSocket *ebpf.Variable `ebpf:"one_socket"`
+	Recalls   *ebpf.Variable `ebpf:"recalls"`
 	Resets    *ebpf.Variable `ebpf:"resets"`
 }
 

@@ -31,19 +31,27 @@ static __always_inline int on_packet(struct __sk_buff *skb, bool egress)
 {
 	struct bpf_sock *sk = skb->sk;
 	struct socket_state *s;
-	__u64 word;
+	__u64 word, state;
+	__u32 gen;
 
 	if (!sk)
 		return 1;
 	if (egress && may_be_routed(skb) && !on_routed(skb))
 		return 0;
+	if (let_pass_lately(skb, sk, egress))
+		return 1;
 	/* A socket of datagrams without a peer is in this state, and is not looked up in vain. */
 	s = sk->state == TCP_CLOSE ? NULL : bpf_sk_storage_get(&sockets, sk, 0, 0);
 	if (s) {
+		gen = generation();
 		word = READ_ONCE(s->word);
+		state = state_of(word_subject(word));
 		/* Only words of connections are judged; that of a listener may still be of one. */
-		if ((word & FLOW_JUDGED) && (word & FLOW_VERDICT) != DENY && resolved(word) && sk->state != TCP_LISTEN)
+		if ((word & FLOW_JUDGED) && (word & FLOW_VERDICT) != DENY && resolved_by(word, state) && sk->state != TCP_LISTEN) {
+			if (can_recall() && sk->state == TCP_ESTABLISHED && !((__u32)state & SUBJECT_EXCEPTIONS))
+				recall_connection(skb, gen);
 			return 1;
+		}
 	}
 	return on_other_packet(skb, egress) ? 1 : 0;
 }
@@ -135,9 +143,14 @@ static __noinline int on_connect(struct bpf_sock_addr *ctx, struct flow *f)
 	if (!s)
 		return 1;
 	refresh(s);
-	if (ctx->protocol != IPPROTO_TCP)
+	if (ctx->protocol != IPPROTO_TCP) {
+		if (can_recall())
+			uses_still(ctx->sk);
 		return 1;
+	}
 	old = READ_ONCE(s->word);
+	if (can_recall() && (old & FLOW_JUDGED))
+		forget_connection(ctx->sk);
 	s->sent = 0;
 	s->received = 0;
 	if (resolved(old) && !processes_matter()) {
@@ -235,7 +248,7 @@ static __always_inline int on_sendmsg(struct bpf_sock_addr *ctx)
 {
 	struct socket_state *s;
 
-	if (!ctx->sk)
+	if (!ctx->sk || (can_recall() && uses_still(ctx->sk)))
 		return 1;
 	s = bpf_sk_storage_get(&sockets, ctx->sk, 0, 0);
 	if (s)
@@ -265,8 +278,10 @@ int bulkhead_flush(struct flush *ctx)
 	struct visit v = {.settings = get_config(), .now = bpf_ktime_get_ns(), .updates = ctx->updates};
 
 	bpf_for_each_map_elem(&denials, flush_denial, NULL, 0);
-	if (v.settings)
+	if (v.settings) {
+		bpf_for_each_map_elem(&recent_flows, gather_place, NULL, 0);
 		bpf_for_each_map_elem(&connections, visit_connection, &v, 0);
+	}
 	if (v.settings && v.updates)
 		forget_names(NAME_KEPT);
 	return 0;

@@ -8,7 +8,7 @@
 #define BULKHEAD_CONNECTIONS_H
 
 #include "learnt.h"
-#include "socket.h"
+#include "recent.h"
 
 static const struct connection no_connection;
 
@@ -58,9 +58,12 @@ static __noinline bool end_connection(const struct connection_key *key, struct c
 {
 	__u64 word = READ_ONCE(c->word);
 	struct event *e = word & FLOW_OPENED ? new_event(EVENT_CLOSE, word) : NULL;
+	struct connection_key copy; /* a map's key is no memory to a function that is checked by itself */
 
 	if (!e)
 		return bpf_map_delete_elem(&connections, key) == 0;
+	copy = *key;
+	gather_all(&copy, c);
 	describe_connection(e, key, c);
 	e->sent = READ_ONCE(c->sent) - READ_ONCE(c->told_sent);
 	e->received = READ_ONCE(c->received) - READ_ONCE(c->told_received);
@@ -454,6 +457,8 @@ static __noinline bool on_datagram(struct __sk_buff *skb, struct bpf_sock *sk, b
 			if (((__u32)state & SUBJECT_LOCAL_SETS) && !egress && !(word & FLOW_OUT) &&
 			    !same_addr(c->laddr, p.flow.laddr))
 				return on_other_address(skb, sk, &p, c, now);
+			if (can_recall() && sk->protocol == IPPROTO_UDP && sk->type != SOCK_RAW)
+				remember_flow(&p.key, c, state);
 			return pass(skb, c, &p.details, egress, now);
 		}
 		p.flow.dir = word & FLOW_OUT ? OUT : IN;

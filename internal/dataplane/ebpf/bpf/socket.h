@@ -9,12 +9,16 @@
 #define LOOPBACK_IFINDEX 1
 #define KERNEL_CGROUP 1 /* id of the root cgroup, which the kernel's own sockets are in */
 
+/* resolved_by reports whether the word holds by its subject's state, and policy decides about it. */
+static __always_inline bool resolved_by(__u64 word, __u64 state)
+{
+	return word_gen(word) && word_gen(word) == state_gen(state) && !exception(state);
+}
+
 /* resolved reports whether the subject in the word is still the one the socket belongs to, and policy decides about it. */
 static __always_inline bool resolved(__u64 word)
 {
-	__u64 state = state_of(word_subject(word));
-
-	return word_gen(word) && word_gen(word) == state_gen(state) && !exception(state);
+	return resolved_by(word, state_of(word_subject(word)));
 }
 
 /* subject_of_cgroup returns subject + 1 of the unit whose topmost cgroup this is, or 0. */

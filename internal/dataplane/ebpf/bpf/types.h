@@ -330,6 +330,7 @@ struct connection {
 	__u8 pad[3];
 	__u64 sent, received, packets_sent, packets_received;
 	__u64 told_sent, told_received, told_packets_sent, told_packets_received;
+	__u64 rows; /* in which it has had a place, see recent.h: a bit each */
 };
 
 /*
