@@ -15,6 +15,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"runtime/debug"
 	"strconv"
 	"strings"
 	"time"
@@ -347,10 +348,16 @@ func resident() uint64 {
 // MaxProcs bounds the threads that run the agent's code: it must not take a big machine's cores.
 const MaxProcs = 4
 
-// LimitProcs applies MaxProcs to this process.
-func LimitProcs() {
+// gcPercent is GOGC if the environment does not say: the agent makes little garbage, and the memory is its host's.
+const gcPercent = 50
+
+// LimitResources bounds what this process takes of its host: MaxProcs threads, and memory for garbage.
+func LimitResources() {
 	if runtime.GOMAXPROCS(0) > MaxProcs {
 		runtime.GOMAXPROCS(MaxProcs)
+	}
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(gcPercent)
 	}
 }
 

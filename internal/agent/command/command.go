@@ -12,6 +12,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"strings"
 	"time"
 
@@ -303,7 +304,7 @@ func runFlags(o *options, set *flag.FlagSet) {
 
 // run opens the dataplane and runs the agent on it.
 func run(ctx context.Context, cfg agent.Config, stderr io.Writer) (err error) {
-	agent.LimitProcs()
+	agent.LimitResources()
 	log := slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: cfg.LogLevel}))
 	if err := complete(&cfg); err != nil {
 		return err
@@ -313,6 +314,7 @@ func run(ctx context.Context, cfg agent.Config, stderr io.Writer) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, dp.Close()) }()
+	debug.FreeOSMemory() // to load the programs takes more than all that follows
 	return agent.New(cfg, agent.Deps{Dataplane: dp, Log: log}).Run(ctx)
 }
 

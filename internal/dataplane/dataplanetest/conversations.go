@@ -15,6 +15,8 @@ func testConversations(t *testing.T, open Open, f family) {
 	t.Run("counted by peer", func(t *testing.T) { whole.with(t).countedPeers(f) })
 	t.Run("cut", func(t *testing.T) { whole.with(t).cutConversation(f) })
 	t.Run("answered late", func(t *testing.T) { whole.with(t).answeredLate(f) })
+	t.Run("denied for long", func(t *testing.T) { whole.with(t).deniedForLong(f) })
+	t.Run("answered after denials", func(t *testing.T) { whole.with(t).answeredAfterDenials(f) })
 	t.Run("fallen silent", func(t *testing.T) { whole.with(t).fallenSilent(f) })
 }
 
@@ -106,9 +108,7 @@ func (h *host) cutConversation(f family) {
 			h.t.Errorf("out: %q", err)
 		}
 		before, _ := here.Seen()
-		if err := in.exchange("x", "", brief); err != "timeout" {
-			h.t.Errorf("in: %q", err)
-		}
+		h.inVain(in, "", 20)
 		if now, _ := here.Seen(); now != before {
 			h.t.Errorf("%d datagrams came in", now-before)
 		}
@@ -144,6 +144,73 @@ func (h *host) answeredLate(f family) {
 		if data, err := here.Read(patience); data != "answer" {
 			h.t.Fatalf("it reads %q, %q", data, err)
 		}
+	}
+}
+
+// inVain sends n datagrams that nobody answers, and waits a while for an answer to the last one.
+func (h *host) inVain(s *Socket, to string, n int) {
+	h.t.Helper()
+	for i := range n {
+		wait := brief
+		if i < n-1 {
+			wait = 1
+		}
+		if err := s.exchange("x", to, wait); err != "timeout" {
+			h.t.Fatalf("datagram %d: %q", i, err)
+		}
+	}
+}
+
+// deniedForLong wants every datagram of a flood counted, that is told or not, in both directions.
+func (h *host) deniedForLong(f family) {
+	const n = 300
+	h.apply(policy{})
+	here := h.one.Listen(f.udp, at(f.near, 0))
+	defer here.Close()
+	there := h.farP.Listen(f.udp, at(f.far, 0))
+	defer there.Close()
+	in, out := h.farP.MustDial(f.udp, here.Addr), h.one.MustDial(f.udp, there.Addr)
+	defer in.Close()
+	defer out.Close()
+	before, err := h.d.Counters()
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	h.inVain(in, "", n)
+	for range n {
+		if err := out.exchange("x", "", brief); err != h.forbids(f.udp, there.Addr) {
+			h.t.Fatalf("out: %q", err)
+		}
+	}
+	if seen, _ := here.Seen(); seen != 0 {
+		h.t.Errorf("%d datagrams came in", seen)
+	}
+	for d, p := range map[model.Direction]uint16{model.Ingress: here.Port(), model.Egress: there.Port()} {
+		m := all(kind(dataplane.EventDeny), workload("near/one"), dir(d), port(p))
+		h.events.wait("all attempts", func() bool { _, attempts := h.events.count(m); return attempts >= n })
+		if events, attempts := h.events.count(m); attempts != n {
+			h.t.Errorf("%s: %d attempts of %d are told, in %d events", d, attempts, n, events)
+		}
+	}
+	after, err := h.d.Counters()
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	if denied := after.Denied - before.Denied; denied < 2*n {
+		h.t.Errorf("%d of %d are counted", denied, 2*n)
+	}
+}
+
+// answeredAfterDenials has a socket talk to those whose datagrams to it were denied until a moment ago: now they answer.
+func (h *host) answeredAfterDenials(f family) {
+	h.apply(policy{one: []Rule{rule(model.Egress, farID, "udp", model.Allow)}})
+	here := h.one.Bind(f.udp, at(f.near, 0))
+	defer here.Close()
+	for range 10 {
+		there := h.farP.Listen(f.udp, at(f.far, 0))
+		h.inVain(there, here.Addr, 20)
+		h.talk(here, there.Addr, 2)
+		there.Close()
 	}
 }
 

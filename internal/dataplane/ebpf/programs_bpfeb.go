@@ -405,9 +405,12 @@ type programsRecentFlow struct {
 		PacketsSent     uint64
 		PacketsReceived uint64
 	}
-	Out uint8
-	In  uint8
-	Pad [14]uint8
+	Out      uint8
+	In       uint8
+	Subject  uint16
+	Gen      uint32
+	Tgid     uint32
+	Openings uint32
 }
 
 type programsRow struct {
@@ -573,6 +576,7 @@ const (
 	programsMapRanges                 = "ranges"
 	programsMapRecentConnections      = "recent_connections"
 	programsMapRecentFlows            = "recent_flows"
+	programsMapRecentOpenings         = "recent_openings"
 	programsMapRecentUsers            = "recent_users"
 	programsMapResolvers              = "resolvers"
 	programsMapRows                   = "rows"
@@ -719,6 +723,7 @@ type programsMapSpecs struct {
 	Ranges            *ebpf.MapSpec `ebpf:"ranges"`
 	RecentConnections *ebpf.MapSpec `ebpf:"recent_connections"`
 	RecentFlows       *ebpf.MapSpec `ebpf:"recent_flows"`
+	RecentOpenings    *ebpf.MapSpec `ebpf:"recent_openings"`
 	RecentUsers       *ebpf.MapSpec `ebpf:"recent_users"`
 	Resolvers         *ebpf.MapSpec `ebpf:"resolvers"`
 	Rows              *ebpf.MapSpec `ebpf:"rows"`
@@ -795,6 +800,7 @@ type programsMaps struct {
 	Ranges            *ebpf.Map `ebpf:"ranges"`
 	RecentConnections *ebpf.Map `ebpf:"recent_connections"`
 	RecentFlows       *ebpf.Map `ebpf:"recent_flows"`
+	RecentOpenings    *ebpf.Map `ebpf:"recent_openings"`
 	RecentUsers       *ebpf.Map `ebpf:"recent_users"`
 	Resolvers         *ebpf.Map `ebpf:"resolvers"`
 	Rows              *ebpf.Map `ebpf:"rows"`
@@ -844,6 +850,7 @@ func (m *programsMaps) Close() error {
 		m.Ranges,
 		m.RecentConnections,
 		m.RecentFlows,
+		m.RecentOpenings,
 		m.RecentUsers,
 		m.Resolvers,
 		m.Rows,

@@ -32,14 +32,16 @@ static __always_inline int on_packet(struct __sk_buff *skb, bool egress)
 	struct bpf_sock *sk = skb->sk;
 	struct socket_state *s;
 	__u64 word, state;
+	int becomes;
 	__u32 gen;
 
 	if (!sk)
 		return 1;
 	if (egress && may_be_routed(skb) && !on_routed(skb))
 		return 0;
-	if (let_pass_lately(skb, sk, egress))
-		return 1;
+	becomes = lately(skb, sk, egress);
+	if (becomes != UNHEARD)
+		return becomes == MAY_PASS;
 	/* A socket of datagrams without a peer is in this state, and is not looked up in vain. */
 	s = sk->state == TCP_CLOSE ? NULL : bpf_sk_storage_get(&sockets, sk, 0, 0);
 	if (s) {
@@ -277,11 +279,10 @@ int bulkhead_flush(struct flush *ctx)
 {
 	struct visit v = {.settings = get_config(), .now = bpf_ktime_get_ns(), .updates = ctx->updates};
 
+	bpf_for_each_map_elem(&recent_flows, gather_place, NULL, 0);
 	bpf_for_each_map_elem(&denials, flush_denial, NULL, 0);
-	if (v.settings) {
-		bpf_for_each_map_elem(&recent_flows, gather_place, NULL, 0);
+	if (v.settings)
 		bpf_for_each_map_elem(&connections, visit_connection, &v, 0);
-	}
 	if (v.settings && v.updates)
 		forget_names(NAME_KEPT);
 	return 0;

@@ -196,6 +196,7 @@ struct datagram {
 	struct connection_key key;
 	bool egress;
 	bool guessed; /* who opened the flow */
+	__u32 openings; /* of the socket, before it was known that the packet belongs to none of its flows */
 };
 
 /* new_connection makes an entry for a flow that may go on. */
@@ -205,6 +206,8 @@ static __noinline struct connection *new_connection(struct datagram *p, struct s
 
 	bpf_map_update_elem(&connections, &p->key, &no_connection, BPF_NOEXIST);
 	c = bpf_map_lookup_elem(&connections, &p->key);
+	if (can_recall())
+		count_opening(p->key.cookie);
 	if (!c || READ_ONCE(c->word))
 		return c;
 	/* Two processors may both come here with the same packet's siblings, and write the same. */
@@ -238,6 +241,7 @@ static __noinline bool depends_on_kind(struct __sk_buff *skb, struct bpf_sock *s
 static __noinline bool denied_before(struct __sk_buff *skb, struct bpf_sock *sk, struct socket_state *s, struct datagram *p,
 				   __u64 now)
 {
+	__u32 gen = generation(); /* before what is true in it */
 	__u64 word = s ? READ_ONCE(s->word) : 0, state = state_of(word_subject(word));
 	struct denial_key key = {.gen = word_gen(word)};
 	struct denial *v;
@@ -253,6 +257,8 @@ static __noinline bool denied_before(struct __sk_buff *skb, struct bpf_sock *sk,
 	else
 		fold(v, &p->flow, &v->decision, &s->process, key.subject);
 	count(COUNT_DROPPED);
+	if (can_recall() && sk->protocol == IPPROTO_UDP && !((__u32)state & SUBJECT_EXCEPTIONS))
+		remember_denied(&p->key, &key, gen, p->openings);
 	return true;
 }
 
@@ -352,6 +358,7 @@ static __always_inline bool on_new_datagram(struct __sk_buff *skb, struct bpf_so
 			count(COUNT_ERRORS);
 	}
 	if (!c) {
+		p->openings = can_recall() ? openings_of(p->key.cookie) : 0;
 		p->guessed = p->egress && s && seems_served(s->word, &p->flow, now);
 		p->flow.dir = (p->egress && !p->guessed) || (!p->egress && answers_asked(sk, p, s)) ? OUT : IN;
 		if (p->flow.proto == IPPROTO_UDP || p->flow.proto == IPPROTO_UDPLITE || p->flow.proto == IPPROTO_SCTP)

@@ -480,12 +480,14 @@ static __always_inline __u32 epoch_at(__u32 gen)
 	return c ? READ_ONCE(c->epochs[gen & 1]) : 0;
 }
 
-static __always_inline void count(__u32 which)
+static __always_inline void add_count(__u32 which, __u64 by)
 {
 	__u64 *n = bpf_map_lookup_elem(&counters, &which);
 
 	if (n)
-		__sync_fetch_and_add(n, 1);
+		__sync_fetch_and_add(n, by);
 }
+
+static __always_inline void count(__u32 which) { add_count(which, 1); }
 
 #endif

@@ -14,6 +14,7 @@
 #define PROCESSORS 1024	      /* that have places for connections */
 #define FLOWS_EACH 128
 #define USERS 4096 /* of all processors */
+#define OPENINGS 1024
 #define FLOW_ROWS 64	      /* of places for flows; processors with the same number modulo this share one */
 #define FLOW_HOLDS (SECOND / 2)
 #define FLOW_PACKETS 8 /* that a flow has had before it is worth a place */
@@ -38,8 +39,18 @@ struct recent_flow {
 	struct connection_key key;
 	struct traffic seen;
 	struct traffic told; /* to the flow's entry in connections */
-	__u8 out, in;	     /* whether packets that leave, and that come, may pass */
-	__u8 pad[14];
+	__u8 out, in;	     /* what becomes of packets that leave, and that come: enum lately */
+	__u16 subject;	     /* of a kind of datagrams that is denied, like these: */
+	__u32 gen;	     /* of the subject; 0: this is a flow */
+	__u32 tgid;
+	__u32 openings; /* of the socket when the place was given */
+};
+
+/* What has become of packets like this one lately. */
+enum lately {
+	UNHEARD,
+	MAY_PASS,
+	MAY_NOT,
 };
 
 /* Connections: tags. */
@@ -67,6 +78,18 @@ struct {
 	__type(value, __u64);
 	PINNED;
 } recent_users SEC(".maps");
+
+/*
+ * Sockets of datagrams, by cookie -> how many flows they have begun. What was denied may be an answer to what the socket has sent
+ * meanwhile.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, OPENINGS);
+	__type(key, __u32);
+	__type(value, __u32);
+	PINNED;
+} recent_openings SEC(".maps");
 
 /* can_recall reports whether known_socket may be called. */
 static __always_inline bool can_recall(void)
@@ -160,6 +183,29 @@ static __always_inline __u32 flow_row(void)
 	return bpf_get_smp_processor_id() & (FLOW_ROWS - 1);
 }
 
+static __always_inline __u32 *place_of_openings(__u64 cookie)
+{
+	__u32 at = cookie & (OPENINGS - 1);
+
+	return bpf_map_lookup_elem(&recent_openings, &at);
+}
+
+static __always_inline __u32 openings_of(__u64 cookie)
+{
+	__u32 *n = place_of_openings(cookie);
+
+	return n ? READ_ONCE(*n) : 0;
+}
+
+/* count_opening must be called when a flow has got its entry. */
+static __always_inline void count_opening(__u64 cookie)
+{
+	__u32 *n = place_of_openings(cookie);
+
+	if (n)
+		__sync_fetch_and_add(n, 1);
+}
+
 /* read_turn reads the place's turn before anything else of the place: an atomic operation with a result is ordered. */
 static __always_inline __u64 read_turn(struct recent_flow *r)
 {
@@ -172,10 +218,10 @@ static __always_inline bool holds(__u64 turn, __u32 gen)
 }
 
 /*
- * on_recent_flow counts a datagram of a flow that has a place, and reports whether it has one. Only headers that are all in
- * one piece, and of the plain kind, are read.
+ * on_recent_flow counts a datagram of a flow that has a place, and says what becomes of it. Only headers that are all in one
+ * piece, and of the plain kind, are read.
  */
-static __noinline bool on_recent_flow(struct __sk_buff *skb, __u64 cookie, bool egress)
+static __noinline int on_recent_flow(struct __sk_buff *skb, __u64 cookie, bool egress)
 {
 	const __u8 *h = (const __u8 *)(long)skb->data, *end = (const __u8 *)(long)skb->data_end;
 	struct bpf_sock *sk = skb->sk;
@@ -184,20 +230,21 @@ static __noinline bool on_recent_flow(struct __sk_buff *skb, __u64 cookie, bool 
 	const __u16 *ports;
 	__u16 lport, rport;
 	__u32 head, size;
+	enum lately becomes;
 	bool v4;
 
 	if (!sk || h + 28 > end)
-		return false;
+		return UNHEARD;
 	v4 = skb->protocol == bpf_htons(ETH_P_IP);
 	if (v4) {
 		if (h[0] != 0x45 || h[9] != IPPROTO_UDP || ((h[6] & 0x3f) | h[7]))
-			return false;
+			return UNHEARD;
 		raddr = (const __u32 *)(h + (egress ? 16 : 12));
 		ports = (const __u16 *)(h + 20);
 		head = 28;
 	} else {
 		if (h + 48 > end || h[0] >> 4 != 6 || h[6] != IPPROTO_UDP)
-			return false;
+			return UNHEARD;
 		raddr = (const __u32 *)(h + (egress ? 24 : 8));
 		ports = (const __u16 *)(h + 40);
 		head = 48;
@@ -206,13 +253,16 @@ static __noinline bool on_recent_flow(struct __sk_buff *skb, __u64 cookie, bool 
 	lport = egress ? sk->src_port : bpf_ntohs(ports[1]); /* what leaves may have been given another already */
 	r = flow_in_row(flow_row(), cookie, raddr[v4 ? 0 : 3], rport);
 	if (!r || !holds(read_turn(r), generation()) || r->key.cookie != cookie || r->key.rport != rport || r->key.lport != lport ||
-	    !(egress ? r->out : r->in) || bpf_ktime_get_coarse_ns() > r->until)
-		return false;
+	    bpf_ktime_get_coarse_ns() > r->until)
+		return UNHEARD;
+	becomes = egress ? r->out : r->in;
+	if (becomes == UNHEARD || (becomes == MAY_NOT && openings_of(cookie) != r->openings))
+		return UNHEARD;
 	if (v4) {
 		if (r->key.raddr[3] != raddr[0] || !is_v4(r->key.raddr))
-			return false;
+			return UNHEARD;
 	} else if (!same_addr(r->key.raddr, raddr)) {
-		return false;
+		return UNHEARD;
 	}
 	size = skb->len - head;
 	if (egress) {
@@ -222,7 +272,7 @@ static __noinline bool on_recent_flow(struct __sk_buff *skb, __u64 cookie, bool 
 		__sync_fetch_and_add(&r->seen.received, size);
 		__sync_fetch_and_add(&r->seen.packets_received, 1);
 	}
-	return true;
+	return becomes;
 }
 
 /*
@@ -263,6 +313,34 @@ static __always_inline bool same_key(const struct connection_key *a, const struc
 	       same_addr(a->raddr, b->raddr);
 }
 
+/* gather_denied has the denials that a place has seen told. */
+GLOBAL int gather_denied(struct recent_flow *r, __u64 turn)
+{
+	struct denial_key key = {};
+	struct denial *v;
+	__u64 n;
+
+	if (!r)
+		return 0;
+	key.gen = r->gen;
+	key.subject = r->subject;
+	key.tgid = r->tgid;
+	copy_addr(key.raddr, r->key.raddr);
+	key.proto = r->key.proto;
+	key.dir = r->out == MAY_NOT ? OUT : IN;
+	key.port = r->out == MAY_NOT ? r->key.rport : r->key.lport;
+	n = take_of(r, turn, &r->told.packets_sent, &r->seen.packets_sent) +
+	    take_of(r, turn, &r->told.packets_received, &r->seen.packets_received);
+	if (!n)
+		return 0;
+	add_count(COUNT_DENIED, n);
+	add_count(COUNT_DROPPED, n);
+	v = bpf_map_lookup_elem(&denials, &key);
+	if (!v || !add_pending(v, n))
+		add_count(COUNT_LOST, n);
+	return 0;
+}
+
 /* gather_all gathers what all places have seen of a flow. */
 GLOBAL int gather_all(const struct connection_key *key, struct connection *c)
 {
@@ -278,7 +356,7 @@ GLOBAL int gather_all(const struct connection_key *key, struct connection *c)
 		if (!r)
 			continue;
 		turn = read_turn(r);
-		if (!(turn & 1) && same_key(&r->key, key))
+		if (!(turn & 1) && !r->gen && same_key(&r->key, key))
 			gather(r, turn, c, now);
 	}
 	return 0;
@@ -294,68 +372,122 @@ static long gather_place(struct bpf_map *map, __u32 *at, struct recent_flow *r, 
 	if (r->seen.packets_sent == r->told.packets_sent && r->seen.packets_received == r->told.packets_received)
 		return 0;
 	turn = read_turn(r);
+	if (turn & 1)
+		return 0;
+	if (r->gen)
+		return gather_denied(r, turn);
 	key = r->key;
-	c = turn & 1 ? NULL : bpf_map_lookup_elem(&connections, &key);
+	c = bpf_map_lookup_elem(&connections, &key);
 	if (c)
 		gather(r, turn, c, bpf_ktime_get_ns());
 	return 0;
 }
 
 /*
- * remember_flow gives a flow that has been allowed by this state of its subject a place, if there is one: nobody has to go
- * before his time. Where more than flow and generation counts there is none.
+ * claim_place returns the place of a flow and its turn, if it is to be had: nobody has to go before his time, but who asks may
+ * have another one. What the place has seen is gathered. free_place must follow.
  */
-static __noinline int remember_flow(const struct connection_key *key, struct connection *c, __u64 state)
+static __always_inline struct recent_flow *claim_place(const struct connection_key *key, __u32 gen, __u8 out, __u8 in, __u64 now,
+						       __u64 *claimed)
 {
-	__u64 word = READ_ONCE(c->word), now = bpf_ktime_get_coarse_ns(), turn, silence;
-	struct settings *cfg = get_config();
-	__u32 gen = generation(), row = flow_row();
-	bool out = c->replied || (word & FLOW_OUT), in = c->replied || !(word & FLOW_OUT), ours;
+	struct recent_flow *r = flow_in_row(flow_row(), key->cookie, key->raddr[3], key->rport);
 	struct connection *before;
-	struct recent_flow *r;
+	__u64 turn;
 
-	if (!cfg || c->packets_sent + c->packets_received < FLOW_PACKETS || cfg->processes || (word & FLOW_LOOP) ||
-	    ((__u32)state & (SUBJECT_EXCEPTIONS | SUBJECT_LOCAL_SETS)) || state_at(word_subject(word), gen) != state)
-		return 0;
-	r = flow_in_row(row, key->cookie, key->raddr[3], key->rport);
 	if (!r)
-		return 0;
+		return NULL;
 	turn = read_turn(r);
-	ours = same_key(&r->key, key);
-	if ((turn & 1) || (holds(turn, gen) && now <= r->until && !(ours && (out != r->out || in != r->in))) ||
+	if ((turn & 1) || (holds(turn, gen) && now <= r->until && !(same_key(&r->key, key) && (out != r->out || in != r->in))) ||
 	    !set_word(&r->turn, turn, turn | 1))
-		return 0;
-	before = ours ? c : bpf_map_lookup_elem(&connections, &r->key);
-	if (before)
+		return NULL;
+	before = r->gen ? NULL : bpf_map_lookup_elem(&connections, &r->key);
+	if (r->gen)
+		gather_denied(r, turn | 1);
+	else if (before)
 		gather(r, turn | 1, before, now);
 	r->told = r->seen; /* of one that has ended nobody needs to know */
 	r->key = *key;
 	r->out = out;
 	r->in = in;
+	*claimed = turn;
+	return r;
+}
+
+/* free_place lets everybody read the place from now on. */
+static __always_inline void free_place(struct recent_flow *r, __u64 turn, __u32 gen)
+{
+	__sync_lock_test_and_set(&r->turn, (__u64)gen << 32 | (__u32)(turn + 2));
+}
+
+/*
+ * remember_flow gives a flow that has been allowed by this state of its subject a place. Where more than flow and generation
+ * counts there is none.
+ */
+static __noinline int remember_flow(const struct connection_key *key, struct connection *c, __u64 state)
+{
+	__u64 word = READ_ONCE(c->word), now = bpf_ktime_get_coarse_ns(), turn, silence;
+	struct settings *cfg = get_config();
+	__u32 gen = generation();
+	struct recent_flow *r;
+
+	if (!cfg || c->packets_sent + c->packets_received < FLOW_PACKETS || cfg->processes || (word & FLOW_LOOP) ||
+	    ((__u32)state & (SUBJECT_EXCEPTIONS | SUBJECT_LOCAL_SETS)) || state_at(word_subject(word), gen) != state)
+		return 0;
+	r = claim_place(key, gen, c->replied || (word & FLOW_OUT) ? MAY_PASS : UNHEARD,
+			c->replied || !(word & FLOW_OUT) ? MAY_PASS : UNHEARD, now, &turn);
+	if (!r)
+		return 0;
+	r->gen = 0;
 	silence = cfg->unreplied / 8;
 	r->until = now + (silence < FLOW_HOLDS ? silence : FLOW_HOLDS);
-	__sync_fetch_and_or(&c->rows, 1ull << row);
-	__sync_lock_test_and_set(&r->turn, (__u64)gen << 32 | (__u32)(turn + 2));
+	__sync_fetch_and_or(&c->rows, 1ull << flow_row());
+	free_place(r, turn, gen);
 	return 0;
 }
 
 /*
- * let_pass_lately lets a packet pass that has been allowed a moment ago. A socket in one of these two states is a whole one;
- * one that listens, or begins or ends a connection, is in another.
+ * remember_denied gives datagrams of one sender, of a kind that is denied, a place: a flood of them must cost no more than one that
+ * may pass. All that the verdict depends on in this generation of the subject is in the kind, see depends_on_kind; but once the
+ * socket has begun another flow, which is seen by its entry or by the number of its openings, it may be an answer.
  */
-static __always_inline bool let_pass_lately(struct __sk_buff *skb, struct bpf_sock *sk, bool egress)
+GLOBAL int remember_denied(const struct connection_key *key, const struct denial_key *kind, __u32 gen, __u32 openings)
+{
+	__u64 now = bpf_ktime_get_coarse_ns(), turn;
+	struct recent_flow *r;
+
+	if (!key || !kind)
+		return 0;
+	r = claim_place(key, gen, kind->dir == OUT ? MAY_NOT : UNHEARD, kind->dir == IN ? MAY_NOT : UNHEARD, now, &turn);
+	if (!r)
+		return 0;
+	if (bpf_map_lookup_elem(&connections, key))
+		r->out = r->in = UNHEARD;
+	r->gen = kind->gen;
+	r->subject = kind->subject;
+	r->tgid = kind->tgid;
+	r->openings = openings;
+	r->until = now + FLOW_HOLDS;
+	free_place(r, turn, gen);
+	return 0;
+}
+
+/*
+ * lately says what becomes of a packet by what has become of others a moment ago. A socket in one of these two states is a
+ * whole one; one that listens, or begins or ends a connection, is in another.
+ */
+static __always_inline int lately(struct __sk_buff *skb, struct bpf_sock *sk, bool egress)
 {
 	__u32 state = sk->state;
 	struct sock *k;
 	__u64 cookie;
 
 	if (!can_recall() || (state != TCP_ESTABLISHED && state != TCP_CLOSE))
-		return false;
+		return UNHEARD;
 	k = known_socket(sk);
 	cookie = k->__sk_common.skc_cookie.counter;
 	if (k->sk_protocol == IPPROTO_TCP)
-		return state == TCP_ESTABLISHED && is_recent_connection(cookie);
-	return k->sk_protocol == IPPROTO_UDP && on_recent_flow(skb, cookie, egress);
+		return state == TCP_ESTABLISHED && is_recent_connection(cookie) ? MAY_PASS : UNHEARD;
+	return k->sk_protocol == IPPROTO_UDP ? on_recent_flow(skb, cookie, egress) : UNHEARD;
 }
 
 #endif
