@@ -89,17 +89,29 @@ func (h *host) countedPeers(f family) {
 	}
 }
 
+// conversation is a socket at either end that answers, and one at the other end that asks it.
+type conversation struct{ there, here, out, in *Socket }
+
+func (h *host) bothWays(f family) *conversation {
+	h.t.Helper()
+	c := &conversation{there: h.farP.Listen(f.udp, at(f.far, 0)), here: h.one.Listen(f.udp, at(f.near, 0))}
+	c.out, c.in = h.one.MustDial(f.udp, c.there.Addr), h.farP.MustDial(f.udp, c.here.Addr)
+	return c
+}
+
+func (c *conversation) close() {
+	for _, s := range []*Socket{c.out, c.in, c.there, c.here} {
+		s.Close()
+	}
+}
+
 // cutConversation denies one in either direction in the middle, and allows it again.
 func (h *host) cutConversation(f family) {
 	allow, deny := policy{one: everything(model.Allow)}, policy{}
 	h.apply(allow)
-	there := h.farP.Listen(f.udp, at(f.far, 0))
-	defer there.Close()
-	here := h.one.Listen(f.udp, at(f.near, 0))
-	defer here.Close()
-	out, in := h.one.MustDial(f.udp, there.Addr), h.farP.MustDial(f.udp, here.Addr)
-	defer out.Close()
-	defer in.Close()
+	c := h.bothWays(f)
+	defer c.close()
+	there, here, out, in := c.there, c.here, c.out, c.in
 	for range 3 {
 		h.talk(out, "", 20)
 		h.talk(in, "", 20)
@@ -165,13 +177,9 @@ func (h *host) inVain(s *Socket, to string, n int) {
 func (h *host) deniedForLong(f family) {
 	const n = 300
 	h.apply(policy{})
-	here := h.one.Listen(f.udp, at(f.near, 0))
-	defer here.Close()
-	there := h.farP.Listen(f.udp, at(f.far, 0))
-	defer there.Close()
-	in, out := h.farP.MustDial(f.udp, here.Addr), h.one.MustDial(f.udp, there.Addr)
-	defer in.Close()
-	defer out.Close()
+	c := h.bothWays(f)
+	defer c.close()
+	there, here, out, in := c.there, c.here, c.out, c.in
 	before, err := h.d.Counters()
 	if err != nil {
 		h.t.Fatal(err)

@@ -26,7 +26,7 @@ static __always_inline int on_other_packet(struct __sk_buff *skb, bool egress)
 	return on_connection(skb, sk, egress) ? 1 : 0;
 }
 
-/* on_packet lets packets of connections that are judged and allowed pass: most of all packets there are. */
+/* on_packet decides on packets like which others have been judged before: most of all packets there are. */
 static __always_inline int on_packet(struct __sk_buff *skb, bool egress)
 {
 	struct bpf_sock *sk = skb->sk;
@@ -51,7 +51,7 @@ static __always_inline int on_packet(struct __sk_buff *skb, bool egress)
 		/* Only words of connections are judged; that of a listener may still be of one. */
 		if ((word & FLOW_JUDGED) && (word & FLOW_VERDICT) != DENY && resolved_by(word, state) && sk->state != TCP_LISTEN) {
 			if (can_recall() && sk->state == TCP_ESTABLISHED && !((__u32)state & SUBJECT_EXCEPTIONS))
-				recall_connection(skb, gen);
+				remember_connection(skb, gen);
 			return 1;
 		}
 	}

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * What has been allowed lately, by processor. After a system call each page of memory that a packet needs costs more than all
- * the instructions of these programs, so most packets are let pass by what is said here in one place: a connection by its
- * socket's cookie, a datagram by its flow, in which it is counted too. What is said holds in one generation of policy, and of
- * a datagram's flow for half a second. Whatever is not said here is judged as if there were no such place.
+ * What has been allowed or denied lately, by processor. After a system call each page of memory that a packet needs costs more than
+ * all the instructions of these programs, so of most packets it is said here, in one place, what becomes of them: of a connection by
+ * its socket's cookie, of a datagram by its flow, in which it is counted too. What is said holds in one generation of policy, and of
+ * datagrams for half a second. Whatever is not said here is judged as if there were no such place.
  */
 #ifndef BULKHEAD_RECENT_H
 #define BULKHEAD_RECENT_H
@@ -124,10 +124,10 @@ static __always_inline bool is_recent_connection(__u64 cookie)
 }
 
 /*
- * recall_connection says that the connection has been allowed in a generation that was in force before that was looked up:
+ * remember_connection says that the connection has been allowed in a generation that was in force before that was looked up:
  * if another one is now, what is said here is void.
  */
-static __noinline int recall_connection(struct __sk_buff *skb, __u32 gen)
+static __noinline int remember_connection(struct __sk_buff *skb, __u32 gen)
 {
 	__u64 cookie = bpf_get_socket_cookie(skb), *place = cookie ? place_of_connection(cookie) : NULL;
 
@@ -385,7 +385,7 @@ static long gather_place(struct bpf_map *map, __u32 *at, struct recent_flow *r, 
 
 /*
  * claim_place returns the place of a flow and its turn, if it is to be had: nobody has to go before his time, but who asks may
- * have another one. What the place has seen is gathered. free_place must follow.
+ * have another one. What the place has seen is gathered. open_place must follow.
  */
 static __always_inline struct recent_flow *claim_place(const struct connection_key *key, __u32 gen, __u8 out, __u8 in, __u64 now,
 						       __u64 *claimed)
@@ -413,8 +413,8 @@ static __always_inline struct recent_flow *claim_place(const struct connection_k
 	return r;
 }
 
-/* free_place lets everybody read the place from now on. */
-static __always_inline void free_place(struct recent_flow *r, __u64 turn, __u32 gen)
+/* open_place lets everybody read the place from now on. */
+static __always_inline void open_place(struct recent_flow *r, __u64 turn, __u32 gen)
 {
 	__sync_lock_test_and_set(&r->turn, (__u64)gen << 32 | (__u32)(turn + 2));
 }
@@ -441,7 +441,7 @@ static __noinline int remember_flow(const struct connection_key *key, struct con
 	silence = cfg->unreplied / 8;
 	r->until = now + (silence < FLOW_HOLDS ? silence : FLOW_HOLDS);
 	__sync_fetch_and_or(&c->rows, 1ull << flow_row());
-	free_place(r, turn, gen);
+	open_place(r, turn, gen);
 	return 0;
 }
 
@@ -467,7 +467,7 @@ GLOBAL int remember_denied(const struct connection_key *key, const struct denial
 	r->tgid = kind->tgid;
 	r->openings = openings;
 	r->until = now + FLOW_HOLDS;
-	free_place(r, turn, gen);
+	open_place(r, turn, gen);
 	return 0;
 }
 
